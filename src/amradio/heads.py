@@ -1,0 +1,218 @@
+"""Heads: from the student's features into one teacher's space. `HEADS` lists them; a new one is a class and an entry there."""
+
+from functools import partial
+from typing import ClassVar, Literal
+
+import pydantic
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from .config import Settings
+from .errors import UserError
+from .features import KINDS, Features, Kind
+
+
+class HeadSettings(Settings):
+    """What is common to all heads; each kind adds its own keys and `build`."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = KINDS
+    """What the head can predict."""
+
+    def build(self, in_dim: int, out_dim: int) -> nn.Module:
+        """A freshly initialised head: [..., in_dim] -> [..., out_dim], on [B, D] and on [B, H, W, D]."""
+        raise NotImplementedError
+
+
+class MlpHeadSettings(HeadSettings):
+    """A two-layer MLP with optional residual layers between: RADIO's published head (MLP v2)."""
+
+    type: Literal["mlp"] = "mlp"
+    hidden_dim: int | None = pydantic.Field(default=None, ge=1)
+    """Hidden channels; null takes the larger of the student's and this teacher's. (AM-RADIO: the largest teacher's, for all heads.)"""
+    num_inner: int = pydantic.Field(default=0, ge=0)
+    """Residual layers between the two."""
+    upsample_factor: int = pydantic.Field(default=1, ge=1)
+    """Each cell of the map becomes this many squared; for spatial heads only."""
+
+    def build(self, in_dim: int, out_dim: int) -> "MlpHead":
+        """See `MlpHead`."""
+        return MlpHead(in_dim, self.hidden_dim or max(in_dim, out_dim), out_dim, self.num_inner, self.upsample_factor)
+
+
+class AttentionHeadSettings(HeadSettings):
+    """Transformer blocks over the map, then an MLP: for spatial features only (the attention head of RADIO's checkpoints)."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("spatial",)
+    type: Literal["attention"] = "attention"
+    depth: int = pydantic.Field(default=2, ge=1)
+    """Blocks."""
+    num_heads: int = pydantic.Field(default=16, ge=1)
+    """Attention heads; divides the student's channels."""
+    hidden_dim: int | None = pydantic.Field(default=None, ge=1)
+    """Hidden channels of the MLP; null takes the larger of the student's and the teacher's."""
+    upsample_factor: int = pydantic.Field(default=1, ge=1)
+    """Each cell of the map becomes this many squared."""
+
+    def build(self, in_dim: int, out_dim: int) -> "AttentionHead":
+        """See `AttentionHead`; UserError where the number of attention heads does not divide the student's channels."""
+        if in_dim % self.num_heads:
+            raise UserError(f"num_heads {self.num_heads} does not divide the student's {in_dim} channels; set num_heads to a divisor")
+        mlp = MlpHead(in_dim, self.hidden_dim or max(in_dim, out_dim), out_dim, upsample_factor=self.upsample_factor)
+        return AttentionHead(in_dim, self.depth, self.num_heads, mlp)
+
+
+class LinearHeadSettings(HeadSettings):
+    """One linear layer."""
+
+    type: Literal["linear"] = "linear"
+
+    def build(self, in_dim: int, out_dim: int) -> "LinearHead":
+        """See `LinearHead`."""
+        return LinearHead(in_dim, out_dim)
+
+
+class MlpHead(nn.Module):
+    """[..., in_dim] -> [..., out_dim]: Linear, residual (LN, GELU, Linear), then LN, GELU, Linear; LayerNorm eps 1e-5, GELU with erf.
+
+    With `upsample_factor` u: [B, H, W, in_dim] -> [B, uH, uW, out_dim]; the last layer's channels are ordered (row, column, channel).
+    Parameter names and order are those of the published checkpoints (`mlp_version` v2). The last bias begins at zero.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_inner: int = 0, upsample_factor: int = 1):
+        super().__init__()
+        self.upsample_factor = upsample_factor
+        self.fc1 = nn.Linear(in_dim, hidden_dim)
+        self.blocks = nn.ModuleList(_norm_gelu_linear(hidden_dim, hidden_dim) for _ in range(num_inner))
+        self.final = _norm_gelu_linear(hidden_dim, out_dim * upsample_factor**2)
+        nn.init.zeros_(final_linear(self).bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """UserError for a summary [B, D] when the head upsamples."""
+        hidden = self.fc1(inputs)
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        output = self.final(hidden)
+        return output if self.upsample_factor == 1 else _pixel_shuffle(output, self.upsample_factor)
+
+
+class AttentionHead(nn.Module):
+    """[B, H, W, in_dim] -> [B, H, W, out_dim]: pre-norm blocks over all cells, then an `MlpHead`.
+
+    The blocks have no qkv bias, LayerScale from 1e-5 and LayerNorm eps 1e-6; names as in the published checkpoints.
+    """
+
+    def __init__(self, in_dim: int, depth: int, num_heads: int, mlp: MlpHead):
+        super().__init__()
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        blocks = [Block(in_dim, num_heads, qkv_bias=False, init_values=1e-5, norm_layer=norm) for _ in range(depth)]  # pyright: ignore[reportArgumentType]
+        self.blocks = nn.ModuleList(blocks)
+        self.mlp = mlp
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """UserError for anything but a map [B, H, W, in_dim]."""
+        if inputs.ndim != 4:
+            raise UserError(
+                f"attention head: found shape {tuple(inputs.shape)}; it reads a map [B, H, W, D], take an 'mlp' head for summaries"
+            )
+        tokens = inputs.flatten(1, 2)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.mlp(tokens.unflatten(1, inputs.shape[1:3]))
+
+
+class LinearHead(nn.Module):
+    """[..., in_dim] -> [..., out_dim]: one linear layer whose bias begins at zero."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.final = nn.Linear(in_dim, out_dim)
+        nn.init.zeros_(self.final.bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """See the class."""
+        return self.final(inputs)
+
+
+HEADS: tuple[type[HeadSettings], ...] = (MlpHeadSettings, AttentionHeadSettings, LinearHeadSettings)
+
+
+class Head(nn.Module):
+    """One teacher's head: the student's features in, a prediction in that teacher's target space out."""
+
+    def __init__(self, summary: nn.Module | None, spatial: nn.Module | None, slot: int, summary_dim: int):
+        """slot: which of the student's summaries is read; summary_dim: channels of one of them. A kind that is None is not predicted."""
+        super().__init__()
+        self.summary = summary
+        self.spatial = spatial
+        self.slot = slot
+        self.summary_dim = summary_dim
+
+    def forward(self, features: Features) -> Features:
+        """Student's summary [B, n * summary_dim] and spatial [B, H, W, D] -> summary [B, out], spatial [B, uH, uW, out]."""
+        summary = spatial = None
+        if self.summary is not None:
+            assert features.summary is not None
+            start = self.slot * self.summary_dim
+            assert features.summary.shape[1] >= start + self.summary_dim, "the student has no summary for this slot"
+            summary = self.summary(features.summary[:, start : start + self.summary_dim])
+        if self.spatial is not None:
+            assert features.spatial is not None
+            spatial = self.spatial(features.spatial)
+        return Features(summary, spatial)
+
+
+def final_linear(module: nn.Module) -> nn.Linear:
+    """The last linear layer of a built-in head, or of any module whose `final` is one or ends in one."""
+    if isinstance(module, AttentionHead):
+        module = module.mlp
+    final = module.final
+    if isinstance(final, nn.Sequential):
+        final = final[-1]
+    assert isinstance(final, nn.Linear)
+    return final
+
+
+@torch.no_grad()
+def fold_affine(module: nn.Module, scale: Tensor, shift: Tensor) -> None:
+    """Rewrites the last linear layer, in place and in float64, so that the output y becomes `scale * y + shift`.
+
+    scale: [out], or a matrix [out, out] that multiplies y as a column (`scale @ y`; PHI-S: the inverse of eq. 5); shift: [out].
+    An upsampling head is rewritten for each of its cells alike. `fold_affine(m, *invert_affine(scale, shift))` undoes it.
+    """
+    linear = final_linear(module)
+    out_dim = shift.shape[0]
+    assert linear.out_features % out_dim == 0
+    assert scale.shape in ((out_dim,), (out_dim, out_dim))
+    device = linear.weight.device
+    matrix = _as_matrix(scale).to(device, torch.float64)
+    weight = linear.weight.double().unflatten(0, (-1, out_dim))
+    bias = linear.bias.double().unflatten(0, (-1, out_dim))
+    linear.weight.copy_((matrix @ weight).flatten(0, 1))
+    linear.bias.copy_((bias @ matrix.T + shift.to(device, torch.float64)).flatten())
+
+
+def invert_affine(scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale and shift, float64, that undo `scale * y + shift`; shapes as of `fold_affine`."""
+    if scale.ndim == 1:
+        return 1 / scale.double(), -shift.double() / scale.double()
+    inverse = torch.linalg.inv(scale.double())
+    return inverse, -inverse @ shift.double()
+
+
+def _as_matrix(scale: Tensor) -> Tensor:
+    return torch.diag(scale) if scale.ndim == 1 else scale
+
+
+def _norm_gelu_linear(in_dim: int, out_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(in_dim), nn.GELU(), nn.Linear(in_dim, out_dim))
+
+
+def _pixel_shuffle(output: Tensor, factor: int) -> Tensor:
+    """[B, H, W, u*u*C] -> [B, uH, uW, C], channels ordered (row, column, channel)."""
+    if output.ndim != 4:
+        raise UserError(
+            f"upsample_factor {factor}: found shape {tuple(output.shape)}; only a spatial head upsamples, set it to 1 for summaries"
+        )
+    B, H, W, _ = output.shape
+    return output.reshape(B, H, W, factor, factor, -1).permute(0, 1, 3, 2, 4, 5).reshape(B, H * factor, W * factor, -1)

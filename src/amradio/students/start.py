@@ -1,0 +1,220 @@
+"""Starts a ViT student from other weights: a timm model, a safetensors file, or a model folder; never a pickle."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers.patch_embed import resample_patch_embed
+from torch import Tensor, nn
+
+from ..errors import UserError, nearest
+from .base import CLIP_MEAN, CLIP_STD, StartReport
+
+EMBEDDER = "patch_generator.embedder.weight"
+TABLE = "patch_generator.pos_embed"
+TOKENS = "patch_generator.cls_token.token"
+
+
+class Source(NamedTuple):
+    """Weights as they were found."""
+
+    name: str
+    tensors: dict[str, Tensor]
+    config: Mapping[str, Any]
+    """Of timm: the pretrained configuration with `mean` and `std`; of a model folder: its config.json."""
+
+
+class Weights(NamedTuple):
+    """Weights in the student's own names, before they are fitted to its shapes."""
+
+    tensors: dict[str, Tensor]
+    num_summaries: int
+    """Of the rows of the prefix tokens, how many at the front are summaries."""
+    unused: tuple[str, ...]
+
+
+def start_from(student: nn.Module, source: str) -> StartReport:
+    """Fills the student's parameters, in place, as far as `source` has them.
+
+    source: a timm model name (fetched through the hub unless it is cached), a .safetensors file in timm's or the published RADIO layout,
+    or a folder with config.json and model.safetensors. Position tables and patches of another size are resampled; timm's bias of the
+    patches and its normalisation of the images are folded into the patches and the position table, exactly where positions are not
+    dropped.
+    Raises UserError where nothing is there, nothing fits, or the weights cannot be fetched.
+    """
+    found = _read(source)
+    weights = _from_timm(found) if "patch_embed.proj.weight" in found.tensors else _from_radio(found)
+    own = dict(student.named_parameters())
+    num_summaries = int(student.num_summaries)  # pyright: ignore[reportArgumentType]
+    fitted = _fit(weights, own, num_summaries)
+    taken = {name for name, tensor in fitted.items() if name in own and tensor.shape == own[name].shape}
+    if not any(name.startswith("blocks.") for name in taken):
+        width = weights.tensors[TABLE].shape[-1] if TABLE in weights.tensors else "unknown"
+        raise UserError(
+            f"start_from {source}: its width is {width}, the student's {own[TABLE].shape[-1]}; no block fits, set size to match"
+        )
+    with torch.no_grad():
+        for name in taken:
+            own[name].copy_(fitted[name])
+    untouched = {name for name in taken if fitted[name] is weights.tensors.get(name)}
+    return StartReport(
+        found.name,
+        matched=tuple(name for name in own if name in untouched),
+        changed=tuple(name for name in own if name in taken - untouched),
+        left=tuple(name for name in own if name not in taken),
+        unused=(*weights.unused, *(name for name in weights.tensors if name not in own and not name.endswith(".gamma"))),
+    )
+
+
+def _read(source: str) -> Source:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return Source(source, _tensors(path / "model.safetensors"), _config(path / "config.json"))
+    if path.suffix == ".safetensors":
+        beside = path.with_name("config.json")
+        return Source(source, _tensors(path), _config(beside) if beside.is_file() else {})
+    if "/" in source and not source.startswith(("hf-hub:", "hf_hub:")):
+        raise UserError(
+            f"start_from {source}: there is no such file or folder; give a .safetensors file, a model folder or a timm model name"
+        )
+    return _from_hub(source)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(
+            f"start_from {path}: there is no such file; give a .safetensors file or a folder with config.json and model.safetensors"
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"start_from {path}: not a readable safetensors file ({error}); copy or export it again") from None
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UserError(f"start_from {path}: there is no such file; a model folder holds config.json and model.safetensors")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"start_from {path}: not valid JSON ({error}); copy or export it again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"start_from {path}: found {type(config).__name__}; a model folder's config.json is an object")
+    return config.get("pretrained_cfg", config)
+
+
+def _from_hub(name: str) -> Source:
+    if ":" not in name and not timm.is_model(name.split(".")[0]):
+        raise UserError(f"start_from {name}: timm has no such model; {nearest(name.split('.')[0], timm.list_models('*vit*'))}")
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # the hub, the network, the disk: many kinds, all for the user to mend
+        way_out = "give a downloaded .safetensors file in its place, or allow the network"
+        raise UserError(f"start_from {name}: its weights cannot be fetched ({type(error).__name__}: {error}); {way_out}") from None
+    return Source(name, dict(model.state_dict()), dict(model.pretrained_cfg))  # pyright: ignore[reportArgumentType,reportCallIssue]
+
+
+def _from_radio(found: Source) -> Weights:
+    """The layout of our folders (`student.*`) and of the published RADIO files, whatever stands before `patch_generator`."""
+    prefix = next((name.removesuffix(TABLE) for name in found.tensors if name.endswith(TABLE)), None)
+    if prefix is None:
+        raise UserError(f"start_from {found.name}: neither a timm ViT nor a RADIO ViT (no '{TABLE}' inside); give the weights of a ViT")
+    renamed = {n.removeprefix(prefix).replace(".grandma", ".gamma"): t for n, t in found.tensors.items() if n.startswith(prefix)}
+    num_prefix = len(renamed[TOKENS]) if TOKENS in renamed else 0
+    stated = found.config.get("num_summaries")
+    others = tuple(name for name in found.tensors if not name.startswith(prefix))
+    return Weights(renamed, stated if isinstance(stated, int) else num_prefix, others)
+
+
+def _from_timm(found: Source) -> Weights:
+    """timm's `VisionTransformer`: a convolution with bias, positions that may cover the prefix, a final norm (unused)."""
+    tensors = found.tensors
+    ours = {name: t for name, t in tensors.items() if name.startswith("blocks.")}
+    weight = tensors["patch_embed.proj.weight"].double()
+    # (x - m') / s' of timm in terms of (x - m) / s of the student
+    mean, std = (torch.tensor(values, dtype=torch.double) for values in (CLIP_MEAN, CLIP_STD))
+    its_mean, its_std = (torch.tensor(found.config.get(k, own), dtype=torch.double) for k, own in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
+    bias = torch.einsum("dcyx,c->d", weight, (mean - its_mean) / its_std)
+    bias += tensors.get("patch_embed.proj.bias", torch.zeros(len(weight))).double()
+    ours[EMBEDDER] = (weight * (std / its_std)[:, None, None]).flatten(1).float()
+    prefix = [tensors[name][0] for name in ("cls_token", "reg_token") if name in tensors]
+    tokens = torch.cat(prefix) if prefix else torch.zeros(0, len(weight))
+    if "pos_embed" in tensors:
+        positions = tensors["pos_embed"][0]
+        counts = (0, len(tensors["cls_token"][0]) if "cls_token" in tensors else 0, len(tokens))
+        covered = next((n for n in counts if math.isqrt(len(positions) - n) ** 2 == len(positions) - n), None)
+        if covered is None:
+            raise UserError(f"start_from {found.name}: its position table of {len(positions)} is not square; take a model of square images")
+        tokens = torch.cat([tokens[:covered] + positions[:covered], tokens[covered:]])
+        ours[TABLE] = (positions[covered:].double() + bias).float()[None]
+    if len(tokens):
+        ours[TOKENS] = tokens
+    used = {"patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "reg_token", "pos_embed", *ours}
+    return Weights(ours, int("cls_token" in tensors), tuple(name for name in tensors if name not in used))
+
+
+def _fit(weights: Weights, own: Mapping[str, Tensor], num_summaries: int) -> dict[str, Tensor]:
+    """The weights brought to the student's patch size, table, tokens and use of LayerScale; what needs no change is the same tensor."""
+    fitted = dict(weights.tensors)
+    if EMBEDDER in fitted and len(fitted[EMBEDDER]) == len(own[EMBEDDER]):
+        fitted[EMBEDDER] = _fit_patches(fitted[EMBEDDER], own[EMBEDDER])
+    if TABLE in fitted:
+        fitted[TABLE] = _fit_table(fitted[TABLE], own[TABLE])
+    if TOKENS in fitted and fitted[TOKENS].shape[1] == own[TOKENS].shape[1]:
+        fitted[TOKENS] = _fit_tokens(fitted[TOKENS], weights.num_summaries, own[TOKENS], num_summaries)
+    for name in own:
+        if (
+            name.endswith(".gamma")
+            and name not in fitted
+            and name.replace("ls1.gamma", "norm1.weight").replace("ls2.gamma", "norm2.weight") in fitted
+        ):
+            fitted[name] = torch.ones_like(own[name])
+    for name, gamma in weights.tensors.items():
+        if name.endswith(".gamma") and name not in own:
+            _fold_layer_scale(fitted, name, gamma)
+    return fitted
+
+
+def _fold_layer_scale(fitted: dict[str, Tensor], name: str, gamma: Tensor) -> None:
+    layer = name.replace("ls1.gamma", "attn.proj").replace("ls2.gamma", "mlp.fc2")
+    if f"{layer}.weight" in fitted:
+        fitted[f"{layer}.weight"] = fitted[f"{layer}.weight"] * gamma[:, None]
+        fitted[f"{layer}.bias"] = fitted[f"{layer}.bias"] * gamma
+
+
+def _fit_patches(patches: Tensor, own: Tensor) -> Tensor:
+    """[D, 3*p*p] -> the student's patch size, so that a resized image gives nearly the same tokens (FlexiViT)."""
+    if patches.shape == own.shape:
+        return patches
+    side, own_side = (math.isqrt(t.shape[1] // 3) for t in (patches, own))
+    return resample_patch_embed(patches.reshape(-1, 3, side, side), [own_side, own_side]).flatten(1)
+
+
+def _fit_table(table: Tensor, own: Tensor) -> Tensor:
+    """[1, r*r, D] -> the student's side, bicubic: it passes through the old positions, which bilinear would flatten."""
+    side, own_side = math.isqrt(table.shape[1]), math.isqrt(own.shape[1])
+    if side == own_side:
+        return table
+    grid = table.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    return F.interpolate(grid, (own_side, own_side), mode="bicubic").flatten(2).transpose(1, 2)
+
+
+def _fit_tokens(tokens: Tensor, its_summaries: int, own: Tensor, num_summaries: int) -> Tensor:
+    """Summaries to summaries, registers to registers; a lone summary starts all of the student's; the rest stays random."""
+    if tokens.shape == own.shape and its_summaries in (num_summaries, len(tokens)):
+        return tokens
+    fitted = own.detach().clone()
+    summaries, registers = tokens[:its_summaries], tokens[its_summaries:]
+    if its_summaries == 1:
+        summaries = summaries.expand(num_summaries, -1)
+    n, r = min(len(summaries), num_summaries), min(len(registers), len(own) - num_summaries)
+    fitted[:n] = summaries[:n]
+    fitted[num_summaries : num_summaries + r] = registers[:r]
+    return fitted
