@@ -1,13 +1,14 @@
 """What every teacher is: a frozen model that owns its preprocessing and speaks `Features`."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Settings
+from ..errors import UserError
 from ..features import Features
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -29,15 +30,16 @@ class TeacherSettings(Settings):
 
 
 class Teacher(nn.Module):
-    """A frozen foundation model.
+    """A frozen foundation model. One of the user's own subclasses this, calls `super().__init__` and writes `encode`.
 
-    Attributes: `patch_size` px of one token; `summary_dim` and `spatial_dim` channels, None where there is no such output;
+    Attributes: `patch_size` px of one cell of the map; `summary_dim` and `spatial_dim` channels, None where there is no such output;
     `input_size` px of the only legal (square) input, None where any multiple of the patch is legal; `licence` of the weights;
-    `source` says where they come from.
+    `source` says where they come from; `compute_dtype` in which `encode` gets its images.
     """
 
     mean: Tensor
     std: Tensor
+    compute_dtype: torch.dtype = torch.float32
 
     def __init__(
         self,
@@ -52,13 +54,21 @@ class Teacher(nn.Module):
     ):
         """mean, std: of RGB in [0, 1]; dims: channels of (summary, spatial)."""
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.patch_size = patch_size
         self.summary_dim, self.spatial_dim = dims
         self.input_size = input_size
         self.licence = licence
         self.source = source
+
+    def freeze(self) -> Self:
+        """Evaluation mode, no gradients."""
+        return self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002 - nn.Module's signature
+        """Stays in evaluation mode whatever `mode` says: a frozen model has no other."""
+        return super().train(False)
 
     def size_for(self, height: int, width: int) -> tuple[int, int]:
         """The legal size to which a training view of height x width px is resized (the whole view stays in)."""
@@ -68,22 +78,50 @@ class Teacher(nn.Module):
         return max(step, round(height / step) * step), max(step, round(width / step) * step)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """The original library's own preprocessing, less the normalisation: [B, 3, H, W] in [0, 1] of any size to a legal size."""
-        raise NotImplementedError
+        """The original library's own preprocessing, less the normalisation: [B, 3, H, W] in [0, 1] of any size to a legal size.
+
+        Here: the whole image is resized to the nearest legal size, bicubic.
+        """
+        return resize(images, self.size_for(*images.shape[-2:]))
 
     def encode(self, images: Tensor) -> Features:
-        """Features of normalised images [B, 3, H, W] of a legal size."""
+        """Features of normalised images [B, 3, H, W] of a legal size, in `compute_dtype`."""
         raise NotImplementedError
 
-    @torch.inference_mode()
     def forward(self, images: Tensor) -> Features:
-        """RGB [B, 3, H, W] in [0, 1] of a legal size -> float32 Features."""
-        summary, spatial = self.encode((images - self.mean) / self.std)
-        return Features(None if summary is None else summary.float(), None if spatial is None else spatial.float())
+        """RGB [B, 3, H, W] in [0, 1] of a legal size -> float32 Features, without gradients.
+
+        The tensors are ordinary ones (a loss may save them for its backward pass). Raises UserError at an illegal size.
+        """
+        self._check_size(*images.shape[-2:])
+        with torch.inference_mode():
+            summary, spatial = self.encode(((images.float() - self.mean) / self.std).to(self.compute_dtype))
+        return Features(_ordinary(summary), _ordinary(spatial))
+
+    def _check_size(self, height: int, width: int) -> None:
+        legal = self.size_for(height, width)
+        if (height, width) != legal:
+            rule = f"multiples of {self.patch_size} px" if self.input_size is None else f"{self.input_size} x {self.input_size} px only"
+            raise UserError(
+                f"teacher '{self.source}': images of {height} x {width} px; it takes {rule}; resize to {legal[0]} x {legal[1]} px "
+                "(Teacher.size_for), or use Teacher.prepare"
+            )
+
+
+def _ordinary(features: Tensor | None) -> Tensor | None:
+    """A float32 copy made outside inference mode: autograd refuses to save inference tensors."""
+    return None if features is None else features.to(torch.float32, copy=True)
+
+
+def to_grid(tokens: Tensor, images: Tensor, patch_size: int) -> Tensor:
+    """Patch tokens [B, N, D], row-major, of images [B, 3, H, W] -> [B, H // patch_size, W // patch_size, D]."""
+    return tokens.unflatten(1, (images.shape[-2] // patch_size, images.shape[-1] // patch_size))
 
 
 def resize(images: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
-    """Antialiased resize of [B, 3, H, W] in [0, 1] to [B, 3, *size], clamped to [0, 1]."""
+    """Antialiased resize of [B, 3, H, W] in [0, 1] to [B, 3, *size], clamped to [0, 1]; mode: bicubic, bilinear or nearest."""
     if tuple(images.shape[-2:]) == size:
         return images
+    if mode == "nearest":
+        return F.interpolate(images, size, mode="nearest-exact")
     return F.interpolate(images, size, mode=mode, antialias=True, align_corners=False).clamp(0, 1)

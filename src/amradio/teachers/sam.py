@@ -1,0 +1,102 @@
+"""Segment Anything as in transformers (`SamModel`): the encoder as a teacher, its mask decoder for evaluation."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import SamImageProcessor, SamModel
+
+from ..features import Features, resize_grid
+from .adapter import Adapter, Origin
+from .base import Precision, TeacherSettings
+from .catalogue import licence_of
+from .loading import Source, load_processor, load_transformers
+from .precision import cast
+from .preprocess import Preprocess, of_processor
+
+
+class SamSettings(TeacherSettings):
+    """SAM. No summary; map: the encoder's features before the neck. The input size is fixed: the encoder refuses any other."""
+
+    type: Literal["sam"] = "sam"
+    model: str
+    """Hub name (facebook/sam-vit-large) or local folder in the format of transformers."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+
+    def build(self) -> "SamTeacher":
+        """Loads the model; see `TeacherSettings.build`."""
+        model, folder = load_transformers(Source(self.type, self.model, self.revision), {"sam": SamModel})
+        size = model.config.vision_config.image_size
+        published = {"size": {"longest_edge": size}, "pad_size": {"height": size, "width": size}}
+        preprocess = of_processor(load_processor(folder, SamImageProcessor, **published))
+        return SamTeacher(model, preprocess, Origin(self.model, licence_of(self.model, folder)), self.precision)
+
+
+class SamTeacher(Adapter):
+    """spatial [B, H, W, hidden_size], before the neck (as AM-RADIO's teachers); no summary.
+
+    `neck` and `model` (prompt encoder and mask decoder) stay in float32 for `masks`, which reads the teacher's own map or a student's.
+    """
+
+    def __init__(self, model: SamModel, preprocess: Preprocess, origin: Origin, precision: Precision):
+        """model: its neck is taken out of the encoder and kept beside it."""
+        vision = model.config.vision_config
+        neck, model.vision_encoder.neck = model.vision_encoder.neck, nn.Identity()
+        super().__init__(
+            model,
+            preprocess,
+            patch_size=vision.patch_size,
+            dims=(None, vision.hidden_size),
+            input_size=vision.image_size,
+            origin=origin,
+            precision="float32",
+        )
+        self.compute_dtype = cast(model.vision_encoder, precision)
+        self.neck = neck
+        self.freeze()
+
+    def encode(self, images: Tensor) -> Features:
+        """See `Teacher.encode`."""
+        return Features(None, self.model.vision_encoder(images).last_hidden_state)
+
+    @torch.no_grad()
+    def masks(
+        self,
+        spatial: Tensor,
+        *,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        multimask: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Masks for prompts, from features before the neck.
+
+        spatial: [B, H, W, hidden_size], from `forward` or from a student's head on any grid (resized to this model's own).
+        points: [B, P, N, 2], N clicks (x, y) for each of P masks, px of the square input (see `scale_prompts`).
+        labels: [B, P, N], 1 on the object, 0 off it; 1 by default. boxes: [B, P, 4] (x0, y0, x1, y1). Points, boxes or both.
+        Returns logits [B, P, M, h, w] (an object where > 0; h = w = a quarter of the input px) and predicted IoU [B, P, M], float32;
+        M is 3 with `multimask`, else 1. Asserts that there is a prompt.
+        """
+        assert points is not None or boxes is not None, "masks need points or boxes"
+        side = self.model.config.vision_config.image_size // self.patch_size
+        embeddings = self.neck(resize_grid(spatial.float(), (side, side)))
+        found = self.model(
+            image_embeddings=embeddings, input_points=points, input_labels=labels, input_boxes=boxes, multimask_output=multimask
+        )
+        return found.pred_masks, found.iou_scores
+
+    def scale_prompts(self, coordinates: Tensor, height: int, width: int) -> Tensor:
+        """Points [..., 2] or boxes [..., 4] in px of an image of height x width -> px of the input that `prepare` makes of it."""
+        new_height, new_width = self.preprocess.resized(height, width)
+        pair = coordinates.new_tensor([new_width / width, new_height / height])
+        return coordinates * pair.repeat(coordinates.shape[-1] // 2)
+
+    def to_image(self, logits: Tensor, height: int, width: int) -> Tensor:
+        """Logits [B, P, M, h, w] of a prepared image -> [B, P, M, height, width], on the image before `prepare`."""
+        side = self.model.config.vision_config.image_size
+        new_height, new_width = self.preprocess.resized(height, width)
+        full = F.interpolate(logits.flatten(0, 1), (side, side), mode="bilinear", align_corners=False)
+        valid = full[..., :new_height, :new_width]
+        return F.interpolate(valid, (height, width), mode="bilinear", align_corners=False).unflatten(0, logits.shape[:2])

@@ -1,0 +1,90 @@
+"""Builders of tiny random models with processors, saved in the original formats; every builder returns the folder."""
+
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+
+from amradio.teachers.loading import quiet
+
+
+def photo(height: int = 100, width: int = 75, batch: int = 2, seed: int = 0) -> Tensor:
+    """uint8 [batch, 3, height, width]: smooth colour fields with edges and some grain, as a photograph has."""
+    draws = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(batch, 3, 5, 4, generator=draws)
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
+    edges = torch.nn.functional.interpolate(torch.rand(batch, 1, 7, 6, generator=draws).round(), (height, width)) - 0.5
+    grain = 0.05 * torch.randn(batch, 3, height, width, generator=draws)
+    return ((smooth + 0.3 * edges + grain).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Weights that make every layer and every position matter: libraries initialise some tables at zero or at 1e-10."""
+    draws = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=draws)
+        is_scale = parameter.dim() == 1 and name.endswith(("weight", "lambda1", "gamma"))
+        fan_in = parameter[0].numel() if parameter.dim() > 1 and "embed" not in name and "token" not in name else 4
+        parameter.data = 1 + 0.1 * noise if is_scale else noise / fan_in**0.5
+    return model.eval()
+
+
+def _save(model: transformers.PreTrainedModel, processor: transformers.BaseImageProcessor | None, folder: Path | str) -> Path:
+    with quiet():
+        randomise(model).save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
+    return Path(folder)
+
+
+def tiny_clip(folder: Path | str, image_size: int = 32, patch_size: int = 8) -> Path:
+    """A CLIPModel: hidden 32, projection 24."""
+    common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "projection_dim": 24}
+    config = transformers.CLIPConfig(
+        text_config={**common, "vocab_size": 99, "max_position_embeddings": 16, "bos_token_id": 97, "eos_token_id": 98},
+        vision_config={**common, "image_size": image_size, "patch_size": patch_size},
+        projection_dim=24,
+    )
+    square = {"height": image_size, "width": image_size}
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": image_size}, crop_size=square)
+    return _save(transformers.CLIPModel(config), processor, folder)
+
+
+def tiny_dinov2(folder: Path | str, registers: int = 4, image_size: int = 56, patch_size: int = 14) -> Path:
+    """A Dinov2WithRegistersModel (a Dinov2Model with `registers=0`): hidden 32; published crop 28 of 32 px."""
+    common = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": image_size, "patch_size": patch_size}
+    if registers:
+        config = transformers.Dinov2WithRegistersConfig(**common, num_register_tokens=registers)
+        model = transformers.Dinov2WithRegistersModel(config)
+    else:
+        model = transformers.Dinov2Model(transformers.Dinov2Config(**common))
+    crop = 2 * patch_size
+    processor = transformers.BitImageProcessor(
+        size={"shortest_edge": crop + 4},
+        crop_size={"height": crop, "width": crop},
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    )
+    return _save(model, processor, folder)
+
+
+def tiny_sam(folder: Path | str, image_size: int = 64, patch_size: int = 8) -> Path:
+    """A SamModel: hidden 32 before the neck, 16 after; one windowed and one global layer."""
+    vision = {
+        "hidden_size": 32,
+        "output_channels": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "window_size": 3,
+        "global_attn_indexes": [1],
+        "num_pos_feats": 8,
+        "mlp_dim": 64,
+    }
+    prompt = {"hidden_size": 16, "image_size": image_size, "patch_size": patch_size, "mask_input_channels": 8}
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+    config = transformers.SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
+    processor = transformers.SamImageProcessor(size={"longest_edge": image_size}, pad_size={"height": image_size, "width": image_size})
+    return _save(transformers.SamModel(config), processor, folder)
