@@ -1,0 +1,88 @@
+"""Images in, batches out; this room knows no model."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Self
+
+import pydantic
+
+from ..config import AsTuple, Settings, one_of
+from .batch import Batch
+from .loader import Crop, Feed, train_loader, val_loader
+from .source import Source, SourceSettings
+from .sources import SINGLE_SOURCES
+
+SOURCES: tuple[type[SourceSettings], ...] = (*SINGLE_SOURCES,)
+
+if TYPE_CHECKING:
+    AnySource = SourceSettings
+else:
+    AnySource = one_of(SOURCES)
+
+__all__ = [
+    "SOURCES",
+    "AnySource",
+    "Batch",
+    "DataSettings",
+    "Feed",
+    "Source",
+    "SourceSettings",
+    "check",
+    "describe",
+    "train_batches",
+    "val_batches",
+]
+
+
+class DataSettings(Settings):
+    """Where images come from and how views are cut out of them."""
+
+    train: AnySource
+    """The source of every partition that names none of its own."""
+    val: AnySource | None = None
+    """Held-out images, for validation."""
+    crop_scale: Annotated[tuple[float, float], AsTuple] = (0.4, 1.0)
+    """Part of the image's area that a view shows, drawn uniformly between the two."""
+    crop_ratio: Annotated[tuple[float, float], AsTuple] = (3 / 4, 4 / 3)
+    """Width to height of the part that becomes a (square) view, drawn log-uniformly between the two."""
+    flip: float = pydantic.Field(0.5, ge=0, le=1)
+    """How often a view is mirrored left to right."""
+    num_workers: int | None = pydantic.Field(None, ge=0)
+    """Loading processes for each process of the run; null: the cores that are there, less one; 0: none."""
+
+    @pydantic.model_validator(mode="after")
+    def _in_range(self) -> Self:
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale: two numbers in (0, 1], the smaller first, found {list(self.crop_scale)}")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio: two numbers above 0, the smaller first, found {list(self.crop_ratio)}")
+        return self
+
+
+def train_batches(settings: DataSettings, source: SourceSettings, feed: Feed, start_step: int = 0) -> Iterator[Batch]:
+    """Batches of the steps start_step, start_step + 1, ... without end; closing the iterator ends its workers.
+
+    Images are uint8 [feed.batch_size / feed.world_size, 3, feed.image_size, feed.image_size]. Step k of one seed is the same
+    on any number of processes and workers and after any resume. UnreadableError images are replaced and named in `skipped`.
+    Raises UserError where the source is missing or gives out.
+    """
+    crop = Crop(settings.crop_scale, settings.crop_ratio, settings.flip)
+    return train_loader(source.build(), feed, crop, start_step, settings.num_workers)
+
+
+def val_batches(settings: DataSettings, source: SourceSettings, feed: Feed, limit: int | None = None) -> Iterator[Batch]:
+    """The first `limit` images (None: all), each once and in a fixed order: short side resized, central square.
+
+    The last batch may be smaller, none is empty; unreadable images are left out and named in `skipped`. Each process gets
+    its share of every batch. Raises UserError where not one image can be read.
+    """
+    return val_loader(source.build(), feed, limit, settings.num_workers)
+
+
+def describe(source: SourceSettings) -> str:
+    """`3,490 images in /path`; raises UserError where the source is missing."""
+    return source.build().describe()
+
+
+def check(source: SourceSettings) -> None:
+    """Raises UserError where the source is missing, empty, or holds not a single readable image."""
+    source.build().check()

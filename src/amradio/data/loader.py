@@ -1,0 +1,225 @@
+"""Batches: what a step sees is a function of (recipe, seed, step), whoever loads it and wherever the run was resumed."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import UserError
+from . import chance
+from .batch import Batch
+from .decode import Box, UnreadableError, centre_box, crop_and_resize, random_box
+from .source import Order, Place, Source
+
+MAX_ATTEMPTS = 1000
+"""UnreadableError pictures in a row, for one position, after which a run stops."""
+NUM_DRAWS = 8
+_DRAWS, _CROPS = 0, 1  # streams of random numbers
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What is asked of a loader, and which share of it this process takes.
+
+    `batch_size` is that of the whole step; process `rank` of `world_size` gets the contiguous share number `rank`, so the
+    shares put together are the batch of a run on one process. Raises UserError where the batch cannot be shared out.
+    """
+
+    image_size: int
+    batch_size: int
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1 or self.batch_size < 1 or self.seed < 0 or not 0 <= self.rank < self.world_size:
+            raise UserError(f"{self}: sizes start at 1, seeds at 0, and rank is below world_size")
+        if self.batch_size % self.world_size:
+            legal = [n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0]
+            raise UserError(
+                f"batch_size {self.batch_size} cannot be shared out to {self.world_size} processes; "
+                f"take a multiple of {self.world_size}, or one of {', '.join(map(str, legal))} processes"
+            )
+
+    def share(self, total: int) -> range:
+        """The indices within a batch, of which the step has `total`, that fall to this process."""
+        size = self.batch_size // self.world_size
+        return range(min(self.rank * size, total), min((self.rank + 1) * size, total))
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How a training view is cut out."""
+
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    flip: float
+
+
+class _Failure(NamedTuple):
+    """A problem that a worker met: DataLoader would wrap an exception into a page of tracebacks."""
+
+    problem: str
+
+
+class TrainSteps(Dataset):
+    """Step number -> Batch: random crops of the source's endless shuffled order."""
+
+    def __init__(self, source: Source, feed: Feed, crop: Crop) -> None:
+        self.source, self.feed, self.crop = source, feed, crop
+        self.order = Order(feed.seed, feed.batch_size)
+
+    def __getitem__(self, step: int) -> Batch | _Failure:
+        share = self.feed.share(self.feed.batch_size)
+        numbers = chance.uniform(self.feed.seed, _CROPS, step, share.start, len(share), 24)
+        images = np.empty((len(share), 3, self.feed.image_size, self.feed.image_size), dtype=np.uint8)
+        keys, skipped = [], []
+        for row, index in enumerate(share):
+            try:
+                key, pixels = self._fill(step * self.feed.batch_size + index, numbers[row], skipped)
+            except UserError as error:
+                return _Failure(str(error))
+            images[row] = pixels.transpose(2, 0, 1)
+            keys.append(key)
+        return Batch(torch.from_numpy(images), tuple(keys), _draws(self.feed.seed, step, share), tuple(skipped))
+
+    def _fill(self, position: int, numbers: np.ndarray, skipped: list[str]) -> tuple[str, np.ndarray]:
+        """The key and the view at `position`, or those of the first readable stand-in."""
+
+        def choose(width: int, height: int) -> Box:
+            return random_box(numbers, self.crop.scale, self.crop.ratio, width, height)
+
+        for attempt in range(MAX_ATTEMPTS):
+            place = self.source.drawn(self.order, position, attempt)
+            found = _view(self.source, place, choose, self.feed.image_size)
+            if isinstance(found, np.ndarray):
+                return self.source.key(place), found[:, ::-1] if numbers[22] < self.crop.flip else found
+            skipped.append(f"{self.source.key(place)}: {found}")
+        raise UserError(
+            f"{self.source.describe()}: {MAX_ATTEMPTS} unreadable images in a row, the last {skipped[-1]}; "
+            "see whether the disk is still there, and take the broken images out"
+        )
+
+
+class ValSteps(Dataset):
+    """Step number -> Batch: central squares in the source's fixed order, each image once; unreadable ones are left out."""
+
+    def __init__(self, source: Source, feed: Feed, total: int) -> None:
+        self.source, self.feed, self.total = source, feed, total
+
+    def __getitem__(self, step: int) -> Batch:
+        first = step * self.feed.batch_size
+        share = self.feed.share(min(self.feed.batch_size, self.total - first))
+        images, keys, skipped, rows = [], [], [], []
+        for row, index in enumerate(share):
+            place = self.source.nth(first + index)
+            found = _view(self.source, place, centre_box, self.feed.image_size)
+            if isinstance(found, np.ndarray):
+                images.append(torch.from_numpy(found.copy()).permute(2, 0, 1))
+                keys.append(self.source.key(place))
+                rows.append(row)
+            else:
+                skipped.append(f"{self.source.key(place)}: {found}")
+        side = self.feed.image_size
+        stacked = torch.stack(images) if images else torch.empty(0, 3, side, side, dtype=torch.uint8)
+        return Batch(stacked.contiguous(), tuple(keys), _draws(self.feed.seed, step, share)[rows], tuple(skipped))
+
+
+def _view(source: Source, place: Place, choose: Callable[[int, int], Box], size: int) -> np.ndarray | str:
+    """uint8 [size, size, 3], or why there is none."""
+    try:
+        return crop_and_resize(source.read(place), choose, size)
+    except UnreadableError as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _draws(seed: int, step: int, share: range) -> torch.Tensor:
+    return torch.from_numpy(chance.uniform(seed, _DRAWS, step, share.start, len(share), NUM_DRAWS))
+
+
+def train_loader(source: Source, feed: Feed, crop: Crop, start_step: int, num_workers: int | None) -> Iterator[Batch]:
+    """Batches of the steps start_step, start_step + 1, ... without end. Raises UserError where the source gave out."""
+    yield from _load(TrainSteps(source, feed, crop), itertools.count(start_step), num_workers)
+
+
+def val_loader(source: Source, feed: Feed, limit: int | None, num_workers: int | None) -> Iterator[Batch]:
+    """Each of the first `limit` images once; the last batch may be small, none is empty. Raises UserError where none is readable."""
+    total = source.count(limit)
+    held: Batch | None = None
+    skipped: tuple[str, ...] = ()
+    for batch in _load(ValSteps(source, feed, total), range(-(-total // feed.batch_size)), num_workers):
+        skipped += batch.skipped
+        if not batch.keys:
+            continue
+        if held is not None:
+            yield held
+        held, skipped = batch._replace(skipped=skipped), ()
+    if held is not None:
+        yield held._replace(skipped=held.skipped + skipped)
+    elif skipped:
+        raise UserError(f"{source.describe()}: none of the {len(skipped)} images that were tried can be read; the first: {skipped[0]}")
+
+
+def _load(steps: Dataset, numbers: Iterable[int], num_workers: int | None) -> Iterator[Batch]:
+    workers = default_workers() if num_workers is None else num_workers
+    loader = DataLoader(
+        steps,
+        batch_size=None,
+        sampler=numbers,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        worker_init_fn=_begin_worker,
+        pin_memory=torch.cuda.is_available(),
+        # Without one of its own, a loader draws from the global generator, and a resumed run would differ.
+        generator=torch.Generator(),
+        # A process that runs threads (CUDA, gloo, OpenMP) cannot be forked safely.
+        multiprocessing_context="forkserver" if workers else None,
+    )
+    with _hidden_main():
+        batches = iter(loader)
+    for found in batches:
+        if isinstance(found, _Failure):
+            raise UserError(found.problem)
+        images, keys, draws, skipped = found
+        yield Batch(images, tuple(keys), draws, tuple(skipped))  # pinning turns tuples into lists
+
+
+def default_workers() -> int:
+    """The cores that each process of this machine may take, less the one that it computes with; at least 1, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Keeps workers from running the user's script anew: they need nothing of it, and it may lack a `__main__` guard."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _begin_worker(_: int) -> None:
+    # Ctrl-C and a cluster's SIGTERM go to the whole group; the main process decides, saves, and then lets the workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

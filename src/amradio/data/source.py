@@ -1,0 +1,76 @@
+"""What every source of images is: pictures by place, in a fixed order and in an endless shuffled one."""
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+from ..config import Settings
+from ..errors import UserError
+from . import chance
+from .decode import Encoded, UnreadableError, decode
+
+PHASES = 8
+"""Steps after which a source may return to the same shard; a multiple of the usual numbers of workers."""
+
+Place = Hashable
+"""Where a picture lies within its source: a number, or what the source chose."""
+
+
+class Order(NamedTuple):
+    """What an endless shuffled order depends on: nothing of how many processes or workers read it."""
+
+    seed: int
+    batch_size: int
+    """Of the whole step, all processes together."""
+
+    def place_in_epoch(self, position: int, count: int, attempt: int) -> int:
+        """The number at `position` of an order that goes through `range(count)` again and again, each time in another order."""
+        epoch, number = divmod(position + attempt * PHASES * self.batch_size, count)
+        return chance.permuted(number, count, chance.key_of(self.seed, epoch))
+
+
+class Source:
+    """Images for training (`drawn`) and for validation (`nth`); a source is sent to workers, so it holds no open files."""
+
+    def describe(self) -> str:
+        """`3,490 images in /path`, without reading a picture."""
+        raise NotImplementedError
+
+    def count(self, limit: int | None = None) -> int:
+        """How many images there are, counted no further than `limit`."""
+        raise NotImplementedError
+
+    def nth(self, number: int) -> Place:
+        """The place of image `number` < count() in the fixed order."""
+        return number
+
+    def drawn(self, order: Order, position: int, attempt: int = 0) -> Place:
+        """The place at `position` >= 0 of the endless shuffled order; attempt k > 0 is what stands in for k unreadable ones."""
+        return order.place_in_epoch(position, self.count(), attempt)
+
+    def key(self, place: Place) -> str:
+        """The name of a picture, unique within the source."""
+        raise NotImplementedError
+
+    def read(self, place: Place) -> Encoded:
+        """The picture, still encoded. Raises UnreadableError or OSError."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raises UserError where not one picture can be read."""
+        problems: list[str] = []
+        for number in range(self.count()):
+            place = self.nth(number)
+            try:
+                decode(self.read(place))
+                return
+            except (UnreadableError, OSError) as error:
+                problems.append(f"{self.key(place)}: {error}")
+        raise UserError(f"{self.describe()}: not one can be read; the first: {'; '.join(problems[:3])}")
+
+
+class SourceSettings(Settings):
+    """What is common to all sources; each kind adds `type`, its own keys and `build`."""
+
+    def build(self) -> Source:
+        """Opens the source; raises UserError where it is missing or holds no images."""
+        raise NotImplementedError
