@@ -1,7 +1,7 @@
 """Heads: from the student's features into one teacher's space. `HEADS` lists them; a new one is a class and an entry there."""
 
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import pydantic
 import torch
@@ -16,8 +16,10 @@ from .features import KINDS, Features, Kind
 class HeadSettings(Settings):
     """What is common to all heads; each kind adds its own keys and `build`."""
 
-    kinds: ClassVar[tuple[Kind, ...]] = KINDS
-    """What the head can predict."""
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What the head can predict; a recipe refuses it for the others."""
+        return KINDS
 
     def build(self, in_dim: int, out_dim: int) -> nn.Module:
         """A freshly initialised head: [..., in_dim] -> [..., out_dim], on [B, D] and on [B, H, W, D]."""
@@ -35,6 +37,11 @@ class MlpHeadSettings(HeadSettings):
     upsample_factor: int = pydantic.Field(default=1, ge=1)
     """Each cell of the map becomes this many squared; for spatial heads only."""
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Both, or the map alone where it upsamples."""
+        return KINDS if self.upsample_factor == 1 else ("spatial",)
+
     def build(self, in_dim: int, out_dim: int) -> "MlpHead":
         """See `MlpHead`."""
         return MlpHead(in_dim, self.hidden_dim or max(in_dim, out_dim), out_dim, self.num_inner, self.upsample_factor)
@@ -43,7 +50,6 @@ class MlpHeadSettings(HeadSettings):
 class AttentionHeadSettings(HeadSettings):
     """Transformer blocks over the map, then an MLP: for spatial features only (the attention head of RADIO's checkpoints)."""
 
-    kinds: ClassVar[tuple[Kind, ...]] = ("spatial",)
     type: Literal["attention"] = "attention"
     depth: int = pydantic.Field(default=2, ge=1)
     """Blocks."""
@@ -53,6 +59,11 @@ class AttentionHeadSettings(HeadSettings):
     """Hidden channels of the MLP; null takes the larger of the student's and the teacher's."""
     upsample_factor: int = pydantic.Field(default=1, ge=1)
     """Each cell of the map becomes this many squared."""
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The map alone."""
+        return ("spatial",)
 
     def build(self, in_dim: int, out_dim: int) -> "AttentionHead":
         """See `AttentionHead`; UserError where the number of attention heads does not divide the student's channels."""
