@@ -8,10 +8,11 @@ import pydantic
 from ..config import AsTuple, Settings, one_of
 from .batch import Batch
 from .loader import Crop, Feed, train_loader, val_loader
+from .mixture import MixtureSettings
 from .source import Source, SourceSettings
 from .sources import SINGLE_SOURCES
 
-SOURCES: tuple[type[SourceSettings], ...] = (*SINGLE_SOURCES,)
+SOURCES: tuple[type[SourceSettings], ...] = (*SINGLE_SOURCES, MixtureSettings)
 
 if TYPE_CHECKING:
     AnySource = SourceSettings

@@ -58,13 +58,15 @@ class Source:
     def check(self) -> None:
         """Raises UserError where not one picture can be read."""
         problems: list[str] = []
-        for number in range(self.count()):
-            place = self.nth(number)
+        while self.count(len(problems) + 1) > len(problems):
+            place = self.nth(len(problems))
             try:
                 decode(self.read(place))
                 return
             except (UnreadableError, OSError) as error:
                 problems.append(f"{self.key(place)}: {error}")
+        if not problems:
+            raise UserError(f"{self.describe()}: there is no image in it; name a source that holds images")
         raise UserError(f"{self.describe()}: not one can be read; the first: {'; '.join(problems[:3])}")
 
 

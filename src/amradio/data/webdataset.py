@@ -1,0 +1,245 @@
+"""Tar shards in the layout of webdataset and img2dataset.
+
+Every process must be able to say what a step holds, and a resumed run must not decode what was already seen. So shards are not
+streamed: the headers of a shard say where its images lie, and from there an image is read as from a folder. The order is made
+of `lanes`, whose number depends on the recipe alone:
+
+- in epoch e, lane l of L goes through the shards l, l + L, l + 2 L, ... of a permutation drawn from (seed, e);
+- a lane's sequence is cut into blocks of `shuffle_buffer` images, and each block is permuted;
+- a batch takes equal runs of images from a few lanes, and the next step takes other lanes (`PHASES` times, then round again).
+
+The process that builds a share of a step therefore opens few shards, and others than its neighbours do, as long as there are
+`PHASES` lanes for each process and the workers of a process divide `PHASES`. Otherwise the batches are the same, and more
+processes read the same headers. To resume, a lane needs the number of images of the shards behind it: img2dataset wrote it beside
+the shard (`00000_stats.json`, `successes`); without that file, the headers are read once.
+"""
+
+import bisect
+import glob
+import json
+import os
+import tarfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pydantic
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import base_plus_ext
+
+from ..errors import UserError
+from . import chance
+from .decode import UnreadableError
+from .source import PHASES, Order, Place, Source, SourceSettings
+
+EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+
+
+class WebDatasetSettings(SourceSettings):
+    """Tar shards on a local or mounted disk, each image a member `name.jpg` (or .png, .webp, ...)."""
+
+    type: Literal["webdataset"] = "webdataset"
+    path: str
+    """A folder of .tar files, or `/data/{00000..00099}.tar`, or `/data/*.tar`; several are parted by `::`."""
+    shuffle_buffer: int = pydantic.Field(5000, gt=0)
+    """Images of a lane that are shuffled among each other; 1 keeps the order within shards."""
+    lanes: int = pydantic.Field(64, gt=0)
+    """Shards that are read side by side, at most; best 8 for each process of the largest run."""
+
+    def build(self) -> "WebDataset":
+        """Lists the shards; raises UserError where there is none, or where one is missing."""
+        return WebDataset(self.path, self.shuffle_buffer, self.lanes)
+
+
+class _Sample(NamedTuple):
+    key: str
+    start: int
+    size: int
+
+
+class _Shard(NamedTuple):
+    """Where the images of a shard lie, and what is wrong with it (empty: nothing)."""
+
+    samples: tuple[_Sample, ...]
+    problem: str
+
+
+class _Walk:
+    """A sequence of shards, as far as it was walked: which shard holds the m-th image of the sequence."""
+
+    def __init__(self) -> None:
+        self.shards: list[int] = []
+        self.ends: list[int] = []
+
+    def total(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def add(self, shard: int, count: int) -> None:
+        self.shards.append(shard)
+        self.ends.append(self.total() + count)
+
+    def find(self, number: int) -> tuple[int, int]:
+        """The shard of image `number` < total(), and its place there."""
+        at = bisect.bisect_right(self.ends, number)
+        return self.shards[at], number - (self.ends[at - 1] if at else 0)
+
+
+class WebDataset(Source):
+    """Images of tar shards; a place is (shard, image in the shard)."""
+
+    def __init__(self, path: str, shuffle_buffer: int, lanes: int) -> None:
+        self.path, self.shuffle_buffer = path, shuffle_buffer
+        self.shards = _find_shards(path)
+        self.lanes = min(lanes, len(self.shards))
+        self.root = os.path.commonpath([os.path.dirname(shard) for shard in self.shards])
+        self.counts: dict[int, int] = {}
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._walks: dict[Any, _Walk] = {}
+        self._opened: OrderedDict[int, _Shard] = OrderedDict()
+
+    def describe(self) -> str:
+        """`100 tar shards in /path`."""
+        return f"{len(self.shards):,} tar shard{'s' * (len(self.shards) != 1)} in {self.root}"
+
+    def count(self, limit: int | None = None) -> int:
+        """How many images there are; reads headers until `limit` is reached."""
+        walk = self._fixed_walk(limit)
+        return walk.total() if limit is None else min(limit, walk.total())
+
+    def nth(self, number: int) -> Place:
+        """Image `number` of all shards one after another."""
+        return self._fixed_walk(number + 1).find(number)
+
+    def _fixed_walk(self, least: int | None) -> _Walk:
+        walk = self._walks.setdefault(None, _Walk())
+        while len(walk.shards) < len(self.shards) and (least is None or walk.total() < least):
+            shard = len(walk.shards)
+            walk.add(shard, self._count(shard))
+        return walk
+
+    def drawn(self, order: Order, position: int, attempt: int = 0) -> Place:
+        """The image at `position` of the lanes' order (see the head of this file)."""
+        lanes, run = self._layout(order.batch_size)
+        chunk, within = divmod(position + attempt * PHASES * order.batch_size, run)
+        turn, lane = divmod(chunk, lanes)
+        block, slot = divmod(turn * run + within, self.shuffle_buffer)
+        slot = chance.permuted(slot, self.shuffle_buffer, chance.key_of(order.seed, lane, block))
+        number = block * self.shuffle_buffer + slot
+        return self._lane_walk(order.seed, lanes, lane, number).find(number)
+
+    def _layout(self, batch_size: int) -> tuple[int, int]:
+        """The number of lanes, and how many images in a row are taken from one: `PHASES` batches are one round of all lanes."""
+        columns = max(1, self.lanes // PHASES)
+        columns = max(divisor for divisor in range(1, columns + 1) if batch_size % divisor == 0)
+        return min(self.lanes, PHASES * columns), batch_size // columns
+
+    def _lane_walk(self, seed: int, lanes: int, lane: int, number: int) -> _Walk:
+        """The walk along a lane, at least as far as image `number`."""
+        walk = self._walks.setdefault((seed, lanes, lane), _Walk())
+        an_epoch = len(range(lane, len(self.shards), lanes))
+        empty = 0
+        while walk.total() <= number:
+            epoch, turn = divmod(len(walk.shards), an_epoch)
+            shard = chance.permuted(lane + turn * lanes, len(self.shards), chance.key_of(seed, epoch))
+            walk.add(shard, self._count(shard))
+            empty = 0 if self._count(shard) else empty + 1
+            if empty > 100 * an_epoch:
+                raise UserError(f"{self.describe()}: there is no image in them; members must end with {', '.join(EXTENSIONS)}")
+        return walk
+
+    def _count(self, shard: int) -> int:
+        if shard not in self.counts:
+            self.counts[shard] = _stated_count(self.shards[shard])
+        if self.counts[shard] < 0:
+            opened = self._open(shard)
+            # What is wrong with a shard stands for one more image, so that it is counted and named like a broken one.
+            self.counts[shard] = len(opened.samples) + bool(opened.problem)
+        return self.counts[shard]
+
+    def _open(self, shard: int) -> _Shard:
+        if shard not in self._opened:
+            self._opened[shard] = _read_headers(self.shards[shard])
+            while len(self._opened) > 2 * self.lanes + PHASES:
+                self._opened.popitem(last=False)
+        self._opened.move_to_end(shard)
+        return self._opened[shard]
+
+    def key(self, place: Place) -> str:
+        """`shard/name`, the shard without `.tar` and relative to the folder that holds all of them."""
+        shard, number = self._place(place)
+        name = os.path.relpath(self.shards[shard], self.root).removesuffix(".tar")
+        samples = self._open(shard).samples
+        return f"{name}/{samples[number].key}" if number < len(samples) else f"{name}.tar"
+
+    def read(self, place: Place) -> bytes:
+        """The bytes of the image. Raises UnreadableError or OSError."""
+        shard, number = self._place(place)
+        opened = self._open(shard)
+        if number >= len(opened.samples):
+            fewer = f"{len(opened.samples)} images found, {self._count(shard)} stated beside the shard"
+            raise UnreadableError(opened.problem or fewer)
+        with open(self.shards[shard], "rb", buffering=0) as file:
+            file.seek(opened.samples[number].start)
+            data = file.read(opened.samples[number].size)
+        if len(data) < opened.samples[number].size:
+            raise UnreadableError("the shard ends within this image")
+        return data
+
+    def _place(self, place: Place) -> tuple[int, int]:
+        assert isinstance(place, tuple)
+        return place
+
+
+def _find_shards(path: str) -> list[str]:
+    """The files that `path` stands for, sorted; UserError where one is missing."""
+    found: list[str] = []
+    for pattern in expand_urls(path):
+        if "://" in pattern or pattern.startswith("pipe:"):
+            raise UserError(f"{pattern}: shards are read from a local or mounted disk; download or mount them and give the path")
+        pattern = os.path.abspath(os.path.expanduser(pattern))
+        if os.path.isdir(pattern):
+            pattern = os.path.join(glob.escape(pattern), "*.tar")
+        files = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
+        if not files:
+            raise UserError(f"{pattern}: there is no such tar shard; give a folder, '/data/{{00000..00099}}.tar' or '/data/*.tar'")
+        found.extend(files)
+    packed = [file for file in found if file.endswith((".gz", ".tgz", ".bz2", ".xz", ".zst"))]
+    if packed:
+        raise UserError(f"{packed[0]}: shards must not be compressed, the images in them already are; unpack it to a .tar file")
+    return sorted(set(found))
+
+
+def _stated_count(shard: str) -> int:
+    """The number of images as img2dataset stated it beside the shard; -1 where it did not."""
+    try:
+        stated = json.loads(Path(shard.removesuffix(".tar") + "_stats.json").read_text(encoding="utf-8"))
+        count = stated["successes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+    return count if isinstance(count, int) else -1
+
+
+def _read_headers(shard: str) -> _Shard:
+    """Where the images lie; of a name with several images (`a.jpg`, `a.png`) the first counts."""
+    samples: list[_Sample] = []
+    previous = None
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                key, extension = base_plus_ext(member.name)
+                if not member.isfile() or not key or (extension or "").lower() not in EXTENSIONS or key == previous:
+                    continue
+                previous = key
+                samples.append(_Sample(key.removeprefix("./"), member.offset_data, member.size))
+    except (tarfile.TarError, OSError, EOFError) as error:
+        return _Shard(tuple(samples), f"the shard is broken after {len(samples)} images ({error})")
+    return _Shard(tuple(samples), "")
