@@ -1,6 +1,6 @@
 """CLIP as in transformers (`CLIPModel`): OpenAI's checkpoints and all that were converted to this format."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel
@@ -41,7 +41,7 @@ class ClipTeacher(Adapter):
 
     def __init__(self, model: CLIPModel, preprocess: Preprocess, input_size: int, origin: Origin, precision: Precision):
         """input_size: px of the square input."""
-        vision = model.config.vision_config
+        vision: Any = model.config.vision_config
         super().__init__(
             model,
             preprocess,

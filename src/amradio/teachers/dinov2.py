@@ -1,6 +1,6 @@
 """DINOv2 as in transformers (`Dinov2Model`, `Dinov2WithRegistersModel`)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import BitImageProcessor, Dinov2Model, Dinov2WithRegistersModel
@@ -50,7 +50,7 @@ class Dinov2Teacher(Adapter):
         precision: Precision,
     ):
         """input_size: px of a fixed square input; None: any multiple of the patch (positions are interpolated by the model)."""
-        config = model.config
+        config: Any = model.config
         super().__init__(
             model,
             preprocess,

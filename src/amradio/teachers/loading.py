@@ -31,9 +31,10 @@ KIND_OF = {
 }
 """`model_type` of transformers -> our `type`."""
 
-_PATTERNS = ["*.json", "*.txt", "*.model", "README.md", "*.safetensors"]
-_PICKLED = "pytorch_model*.bin"
-"""Read with weights_only=True, so no code runs; only where a repository has no safetensors."""
+_BESIDE = ("*.json", "*.txt", "*.model", "README.md")
+_WEIGHTS = {"open_clip": ("open_clip*.safetensors", "open_clip*.bin")}
+_WEIGHTS_DEFAULT = ("model*.safetensors", "pytorch_model*.bin")
+"""(safetensors, pickled): the second is taken where a repository has no first, and read with weights_only=True, so no code runs."""
 
 
 class Source(NamedTuple):
@@ -68,7 +69,7 @@ def load_transformers(source: Source, classes: Mapping[str, Any]) -> tuple[Any, 
                 folder, local_files_only=True, output_loading_info=True, dtype="float32", trust_remote_code=False
             )
         except Exception as error:  # the library raises whatever its readers do
-            raise UserError(f"{source.where}: the weights in {folder} cannot be read: {_first_line(error)}") from None
+            raise UserError(f"{source.where}: the weights in {folder} cannot be read: {first_line(error)}") from None
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(f"{source.where}: the weights in {folder} lack {len(missing)} parameters of the model, first '{missing[0]}'")
@@ -91,11 +92,11 @@ def fetch(source: Source) -> Path:
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source.model) or source.model.startswith("."):
         raise UserError(f"{source.where}: there is no such folder, and it is no hub name (owner/name); give one of the two")
-    cached = cached_folder(source.model, source.revision)
+    cached = cached_folder(source.model, source.revision, source.kind)
     if cached is not None:
         return cached
     if not hub_answers():
-        raise UserError(_absent(source, f"{_host()} cannot be reached"))
+        raise UserError(absent(source, f"{_host()} cannot be reached"))
     with quiet():
         try:
             return _download(source)
@@ -105,33 +106,34 @@ def fetch(source: Source) -> Path:
                 "then `hf auth login` on this machine"
             ) from None
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-            raise UserError(f"{source.where}: {_first_line(error)}; check the name, or give a local folder") from None
+            raise UserError(f"{source.where}: {first_line(error)}; check the name, or give a local folder") from None
         except (OSError, errors.HfHubHTTPError) as error:
-            raise UserError(_absent(source, _first_line(error))) from None
+            raise UserError(absent(source, first_line(error))) from None
 
 
-def cached_folder(model: str, revision: str | None = None) -> Path | None:
+def cached_folder(model: str, revision: str | None = None, kind: str = "") -> Path | None:
     """The complete snapshot of a hub model in this machine's cache, None where there is none. No network."""
     try:
         folder = Path(huggingface_hub.snapshot_download(model, revision=revision, local_files_only=True))
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
-    return folder if _is_complete(folder) else None
+    return folder if _is_complete(folder, kind) else None
 
 
-def _is_complete(folder: Path) -> bool:
-    index = next(folder.glob("*.safetensors.index.json"), None)
+def _is_complete(folder: Path, kind: str) -> bool:
+    index = next(folder.glob("*.index.json"), None)
     if index is not None:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return all((folder / shard).is_file() for shard in shards)
-    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", _PICKLED))
+    return any(any(folder.glob(pattern)) for pattern in _WEIGHTS.get(kind, _WEIGHTS_DEFAULT))
 
 
 def _download(source: Source) -> Path:
-    options: dict[str, Any] = {"revision": source.revision, "ignore_patterns": ["*/*", "*.fp16.*"]}
-    folder = Path(huggingface_hub.snapshot_download(source.model, allow_patterns=_PATTERNS, **options))
-    if not _is_complete(folder):
-        huggingface_hub.snapshot_download(source.model, allow_patterns=[_PICKLED, "pytorch_model.bin.index.json"], **options)
+    safe, pickled = _WEIGHTS.get(source.kind, _WEIGHTS_DEFAULT)
+    options: dict[str, Any] = {"revision": source.revision, "ignore_patterns": ["*/*", "*.fp16*"]}
+    folder = Path(huggingface_hub.snapshot_download(source.model, allow_patterns=[*_BESIDE, safe], **options))
+    if not any(folder.glob(safe)):
+        huggingface_hub.snapshot_download(source.model, allow_patterns=[pickled], **options)
     return folder
 
 
@@ -152,7 +154,8 @@ def _host() -> str:
     return urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
 
 
-def _absent(source: Source, reason: str) -> str:
+def absent(source: Source, reason: str) -> str:
+    """The message for a model that is neither on this machine nor to be fetched."""
     revision = f" --revision {source.revision}" if source.revision else ""
     return (
         f"{source.where}: there is no folder '{source.model}', it is not in the cache {constants.HF_HUB_CACHE}, and {reason}; "
@@ -191,7 +194,8 @@ def licence_in(folder: Path) -> str | None:
     return found[1].strip() if found else None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What a library's error says first, for a message of one line."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

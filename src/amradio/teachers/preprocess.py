@@ -89,7 +89,13 @@ def of_processor(processor: Any) -> Preprocess:
     crop = _height_width(processor.crop_size) if processor.do_center_crop else None
     pad = _height_width(processor.pad_size) if processor.do_pad else None
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
-    return Preprocess(tuple(mean), tuple(std), rule, size, _MODES[int(processor.resample)], crop, pad)
+    return Preprocess(three(mean), three(std), rule, size, _MODES[int(processor.resample)], crop, pad)
+
+
+def three(values: Any) -> tuple[float, float, float]:
+    """Mean or std of red, green and blue, of whatever sequence holds them."""
+    red, green, blue = values
+    return red, green, blue
 
 
 def _size_of(size: Any) -> tuple[Rule, tuple[int, int]]:

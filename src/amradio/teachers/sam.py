@@ -1,6 +1,6 @@
 """Segment Anything as in transformers (`SamModel`): the encoder as a teacher, its mask decoder for evaluation."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,9 +40,9 @@ class SamTeacher(Adapter):
     `neck` and `model` (prompt encoder and mask decoder) stay in float32 for `masks`, which reads the teacher's own map or a student's.
     """
 
-    def __init__(self, model: SamModel, preprocess: Preprocess, origin: Origin, precision: Precision):
-        """model: its neck is taken out of the encoder and kept beside it."""
-        vision = model.config.vision_config
+    def __init__(self, model: Any, preprocess: Preprocess, origin: Origin, precision: Precision):
+        """model: a SamModel; its neck is taken out of the encoder and kept beside it."""
+        vision: Any = model.config.vision_config
         neck, model.vision_encoder.neck = model.vision_encoder.neck, nn.Identity()
         super().__init__(
             model,

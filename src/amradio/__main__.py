@@ -1,0 +1,74 @@
+"""The command line: `amradio <verb> ...`. Each verb is one public Python function, and this only calls it."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from .errors import UserError
+
+WORDS_HELP = "recipe files and key=value words, merged left to right"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    top = argparse.ArgumentParser(prog="amradio", description="Distil any set of vision foundation models into one student.")
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    quickstart = verbs.add_parser(
+        "quickstart", help="three small teachers into one student on generated scenes: offline, on a CPU, in minutes"
+    )
+    quickstart.add_argument("words", nargs="*", metavar="key=value", help="changes to the built-in recipe, e.g. out=DIR")
+
+    distill = verbs.add_parser("distill", help="run or resume a recipe")
+    distill.add_argument("words", nargs="+", metavar="RECIPE.yaml|key=value", help=WORDS_HELP)
+    distill.add_argument("--dry-run", action="store_true", help="check everything, print recipe, teachers and data, and train nothing")
+
+    verbs.add_parser("teachers", help="well-known teachers: dims, licences, what is on this machine")
+    verbs.add_parser("students", help="students and their sizes")
+    verbs.add_parser("doctor", help="what this machine can do, and what is missing")
+    return top
+
+
+def call(options: argparse.Namespace) -> None:
+    """Calls the verb's function; imports it only now, so that help is quick."""
+    if options.verb == "distill":
+        from .commands import distill
+        from .recipe import Recipe
+
+        recipe = Recipe.load(*options.words)
+        distill.dry_run(recipe) if options.dry_run else distill.distill(recipe)
+    elif options.verb == "quickstart":
+        from .commands.quickstart import quickstart
+
+        quickstart(*options.words)
+    elif options.verb == "doctor":
+        from .commands.doctor import doctor
+
+        doctor()
+    else:
+        from .commands import listings
+
+        listings.list_teachers() if options.verb == "teachers" else listings.list_students()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0, or 2 after printing what the user can put right."""
+    options = parser().parse_args(words)
+    try:
+        call(options)
+    except UserError as error:
+        if options.debug:
+            raise
+        if os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
+            print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the last checkpoint is whole, the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""`amradio distill`: runs or resumes a recipe."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ..config import to_yaml
+from ..engine.distributed import Processes, autocast_dtype, find_device
+from ..engine.log import Log
+from ..errors import UserError
+from ..recipe import Recipe
+from ..run import RunFolder
+from ..teachers.base import Teacher
+from ..training import Training, check_data, check_sizes, describe_data, load_teachers
+from .tables import print_table
+
+
+def distill(recipe: Recipe, teachers: Mapping[str, Teacher] | None = None) -> Path:
+    """Distils the teachers of a recipe into its student and returns the run folder.
+
+    The same call resumes a run that was stopped, exactly. teachers: objects of one's own, by the names that the recipe gives the type
+    `own`. Under `torchrun` the processes share out each step's images. Raises UserError with all problems at once, before anything is
+    written, where the recipe cannot be run here; and during the run where numbers stop being finite or the disk refuses.
+    """
+    own = dict(teachers or {})
+    if recipe.engine.threads:
+        torch.set_num_threads(recipe.engine.threads)
+    processes = Processes(find_device(recipe.engine.device))
+    try:
+        folder = RunFolder(recipe.out, recipe.engine.keep)
+        loaded = _load(recipe, own, folder)
+        training = Training(recipe, loaded, processes, Log(None))
+        processes.first_does(lambda: folder.begin(recipe))
+        training.log_to(Log(folder.path if processes.is_first else None, recipe.engine.track))
+        training.introduce()
+        training.run()
+    finally:
+        processes.close()
+    return folder.path
+
+
+def _load(recipe: Recipe, own: Mapping[str, Teacher], folder: RunFolder) -> dict[str, Teacher]:
+    """The teachers, after every check that can be made; raises UserError with all problems at once."""
+    problems = folder.check(recipe) + check_data(recipe)
+    problems += [
+        f"teachers: '{name}' was passed, but the recipe has no teacher of that name and the type 'own'"
+        for name in own
+        if name not in recipe.teachers or recipe.teachers[name].type != "own"
+    ]
+    loaded: dict[str, Teacher] = {}
+    try:
+        loaded = load_teachers(recipe, own)
+    except UserError as error:
+        problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    return loaded
+
+
+def dry_run(recipe: Recipe) -> None:
+    """Prints the resolved recipe, the teachers, the student and the data found; trains nothing and writes nothing."""
+    device = find_device(recipe.engine.device)
+    loaded = _load(recipe, {}, RunFolder(recipe.out))
+    config = recipe.network(loaded)
+    with torch.device("cpu"):
+        network = config.build()
+    problems = check_sizes(recipe, network, 1)
+    if problems:
+        raise UserError(*problems)
+    print(to_yaml(recipe))
+    rows = [
+        (
+            name,
+            recipe.teachers[name].type,
+            t.source,
+            _millions(t),
+            t.summary_dim or "-",
+            t.spatial_dim or "-",
+            _input(t),
+            t.patch_size,
+            t.licence,
+        )
+        for name, t in loaded.items()
+    ]
+    print_table("Teachers", ("name", "type", "source", "M", "summary", "spatial", "input px", "patch", "licence"), rows)
+    student = network.student
+    rows = [("student", _millions(student), student.patch_size, student.num_summaries, student.summary_dim)]
+    rows += [(f"head {name}", _millions(head), "-", "-", "-") for name, head in network.heads.items()]
+    print_table("Network", ("part", "M parameters", "patch", "summaries", "channels"), rows)
+    print_table("Data", ("key", "found"), list(describe_data(recipe).items()))
+    precision = autocast_dtype(recipe.engine.precision, device) or torch.float32
+    print(f"{recipe.num_steps} steps on {device} in {str(precision).removeprefix('torch.')} would be written to {recipe.out}")
+
+
+def _millions(module: torch.nn.Module) -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f}"
+
+
+def _input(teacher: Teacher) -> str:
+    return str(teacher.input_size) if teacher.input_size else f"any x{teacher.patch_size}"

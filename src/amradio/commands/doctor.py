@@ -1,0 +1,57 @@
+"""`amradio doctor`: what this machine can do, and what is missing."""
+
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+
+from ..engine.distributed import computes_bfloat16
+from ..run import LIBRARIES, processor
+from ..teachers import catalogue
+from .tables import print_table
+
+EXTRAS = {"datasets": "data", "tensorboard": "track"}
+
+
+def doctor() -> None:
+    """Prints devices, precision, libraries, extras, the hub cache and the teachers that are here."""
+    print_table("This machine", ("what", "found", "what follows"), list(_machine()))
+    print_table("Libraries", ("library", "version", "if missing"), list(_libraries()))
+    print_table("Teachers on this machine", ("type", "model"), [(k.kind, k.model) for k in catalogue() if k.is_here])
+
+
+def _machine() -> Iterator[tuple[str, str, str]]:
+    yield "CPU", f"{processor()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()}", "engine.threads sets another number"
+    cpu = computes_bfloat16(torch.device("cpu"))
+    yield (
+        "bfloat16 on the CPU",
+        "in hardware" if cpu else "no",
+        "engine.precision=auto uses it" if cpu else "runs are in float32 on the CPU",
+    )
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            fast = computes_bfloat16(torch.device("cuda", index))
+            memory = f"{properties.total_memory / 2**30:.0f} GiB"
+            yield f"cuda:{index}", f"{properties.name}, {memory}", "bfloat16" if fast else "float32; older than Ampere"
+    else:
+        yield "GPU", "none that torch can use", "everything runs on the CPU; real teachers will be slow"
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    yield "disk", f"{free:.0f} GiB free here", "a checkpoint takes about 12 bytes a parameter of student and heads"
+    cache = Path(constants.HF_HUB_CACHE)
+    offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
+    yield "hub cache", f"{cache}{'' if cache.is_dir() else ' (empty)'}{offline}", "teachers are kept here; HF_HOME moves it"
+    yield "processes", os.environ.get("WORLD_SIZE", "1"), "torchrun --nproc-per-node N -m amradio distill ... uses N"
+
+
+def _libraries() -> Iterator[tuple[str, str, str]]:
+    for name in (*LIBRARIES, *EXTRAS):
+        try:
+            yield name, importlib.metadata.version(name), ""
+        except importlib.metadata.PackageNotFoundError:
+            extra = EXTRAS.get(name)
+            yield name, "not installed", f"pip install amradio[{extra}]" if extra else "pip install amradio"

@@ -1,0 +1,26 @@
+"""Tables on the terminal."""
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Prints a table; columns whose cells are all numbers are set flush right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        numeric = all(_is_number(row[index]) for row in cells)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(160, console.width))
+    console.print(table)
+
+
+def _is_number(cell: str) -> bool:
+    return cell.strip() in ("", "-") or cell.replace(",", "").replace("%", "").replace(".", "", 1).strip().lstrip("-+").isdigit()

@@ -1,0 +1,120 @@
+"""Processes and devices: what `torchrun` started, and what one process does alone."""
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import UserError
+
+T = TypeVar("T")
+
+
+class Processes:
+    """The processes of a run. Started by `torchrun` there are several (gloo on the CPU, nccl on GPUs), else one."""
+
+    def __init__(self, device: torch.device):
+        """device: as `find_device` found it."""
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.device = device
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self._owns_group = self.world_size > 1 and not dist.is_initialized()
+        if self._owns_group:
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Sums a tensor over all processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+
+    def average(self, tensor: Tensor) -> Tensor:
+        """The mean over all processes, in place."""
+        self.add_up(tensor)
+        return tensor.div_(self.world_size)
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any process; all must call it."""
+        if self.world_size == 1:
+            return flag
+        found = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found.item())
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every process, in rank order, on all processes."""
+        if self.world_size == 1:
+            return [value]
+        found: list[T] = [value] * self.world_size
+        dist.all_gather_object(found, value)
+        return found
+
+    def first_does(self, work: Callable[[], T]) -> T:
+        """Process 0 does `work`; all get its result, or its UserError."""
+        result: list[object] = [None, None]
+        if self.is_first:
+            try:
+                result[0] = work()
+            except UserError as error:
+                result[1] = list(error.problems)
+        if self.world_size > 1:
+            dist.broadcast_object_list(result, src=0)
+        if result[1]:
+            raise UserError(*result[1])  # type: ignore[misc]
+        return result[0]  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Ends the process group where this object began it."""
+        if self._owns_group and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def find_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda`, `cuda:N`, `mps` -> a device of this machine; raises UserError where there is no such.
+
+    Under `torchrun`, `cuda` is the GPU of this process's number on its machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"engine.device: '{name}' is not a device; write auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                "engine.device: cuda was asked for, but this machine has no CUDA GPU that torch can use; write engine.device=cpu"
+            )
+        count = torch.cuda.device_count()
+        index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+        if index >= count:
+            raise UserError(
+                f"engine.device: cuda:{index} was asked for, but this machine has {count} GPUs; write cuda:0 to cuda:{count - 1}"
+            )
+        return torch.device("cuda", index)
+    if device.type not in ("cpu", "mps") or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise UserError(f"engine.device: '{name}' is not on this machine; write engine.device=cpu")
+    return device
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The autocast dtype for a precision of EngineSettings, None for float32."""
+    if precision == "float32" or (precision == "auto" and not computes_bfloat16(device)):
+        return None
+    return torch.bfloat16
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,28 @@
+"""A moving average of a module's weights."""
+
+import copy
+from typing import Generic, TypeVar
+
+import torch
+from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Ema(Generic[Module]):
+    """Keeps `average`, a copy of a module whose floating-point state follows it with a decay."""
+
+    def __init__(self, module: Module, decay: float):
+        """decay: of the average per step; 0.9996 in C-RADIOv4."""
+        self.decay = decay
+        self.average: Module = copy.deepcopy(module).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Moves the average towards the module's present weights; other state is copied."""
+        own, theirs = self.average.state_dict(), module.state_dict()
+        floats = [key for key, value in own.items() if value.is_floating_point()]
+        for key in floats:
+            own[key].lerp_(theirs[key], 1 - self.decay)
+        for key in own.keys() - floats:
+            own[key].copy_(theirs[key])

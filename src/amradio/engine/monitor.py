@@ -1,0 +1,112 @@
+"""Watches a run: gathers the numbers of each step on the device, and every interval checks, averages and reports them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .distributed import Processes
+from .log import Clock, Log, duration, memory_in_use
+
+HEADLINE = "/standardised_cosine"
+NAMED_SKIPS = 5
+"""Broken images that a log line names; the rest are counted."""
+
+
+class _Step(NamedTuple):
+    step: int
+    metrics: Mapping[str, Tensor]
+    keys: Sequence[tuple[str, ...]]
+
+
+class Monitor:
+    """Between two flushes nothing waits for the device."""
+
+    def __init__(self, processes: Processes, log: Log, clock: Clock):
+        self.processes = processes
+        self.log = log
+        self.clock = clock
+        self.num_skipped = 0
+        self._steps: list[_Step] = []
+        self._skipped: list[str] = []
+        self._num_images = 0
+
+    def begin(self) -> None:
+        """Starts the clock; called when a stage begins or goes on."""
+        self.clock.take()
+        self._steps = []
+        self._num_images = 0
+
+    def take(self, step: int, metrics: Mapping[str, Tensor], batches: Sequence[Any]) -> None:
+        """The numbers of the step that was just done, and its batches."""
+        self._steps.append(_Step(step, metrics, [batch.keys for batch in batches]))
+        self._num_images += sum(len(batch.keys) for batch in batches)
+        self._skipped += [reason for batch in batches for reason in batch.skipped]
+
+    def flush(self, step: int, num_steps: int, rate: float) -> None:
+        """Checks and reports what was taken in; raises UserError on every process where any number of any process is not finite."""
+        if not self._steps:
+            return
+        always = [name for name in self._steps[-1].metrics if all(name in each.metrics for each in self._steps)]
+        table = torch.stack([torch.stack([each.metrics[name].float() for name in always]) for each in self._steps])
+        average = self.processes.average(table.clone()).cpu()
+        if not torch.isfinite(average).all():
+            self._report_non_finite(always, table.cpu(), average)
+        numbers = dict(zip(always, average.mean(0).tolist(), strict=True))
+        measured = [name for name in self._steps[-1].metrics if name not in numbers]
+        if measured:
+            last = self.processes.average(torch.stack([self._steps[-1].metrics[name].float() for name in measured]))
+            numbers |= dict(zip(measured, last.tolist(), strict=True))
+        self._report_skipped()
+        self._report(step, num_steps, numbers | {"learning_rate": rate})
+        self._steps, self._num_images = [], 0
+
+    def _report(self, step: int, num_steps: int, numbers: dict[str, float]) -> None:
+        seconds, shares = self.clock.take()
+        speed = self._num_images * self.processes.world_size / seconds
+        memory = memory_in_use(self.processes.device)
+        eta = (num_steps - step) * seconds / len(self._steps)
+        timing = {f"{name}_share": share for name, share in shares.items()}
+        skipped = {"skipped_images": self.num_skipped}
+        self.log.record({"step": step} | numbers | {"images_per_second": speed, "memory_gib": memory} | timing | skipped)
+        share_text = " ".join(f"{name} {share:.0%}" for name, share in sorted(shares.items()))
+        self.log.say(
+            f"step {step:>{len(str(num_steps))}}/{num_steps}  loss {numbers['loss']:.4f}  {_headline(numbers)}  "
+            f"{speed:.0f} img/s  {share_text}  {memory:.1f} GiB  left {duration(eta)}"
+        )
+
+    def _report_skipped(self) -> None:
+        found = [reason for reasons in self.processes.gather(self._skipped) for reason in reasons]
+        self._skipped = []
+        if not found:
+            return
+        self.num_skipped += len(found)
+        named = "; ".join(dict.fromkeys(found[:NAMED_SKIPS]))
+        rest = f"; and {len(found) - NAMED_SKIPS} more" if len(found) > NAMED_SKIPS else ""
+        self.log.warn(f"{len(found)} unreadable images were skipped ({self.num_skipped} in all): {named}{rest}")
+
+    def _report_non_finite(self, names: Sequence[str], own: Tensor, average: Tensor) -> None:
+        first = int((~torch.isfinite(average)).any(1).nonzero()[0])
+        bad = [name for name, value in zip(names, average[first], strict=True) if not torch.isfinite(value)]
+        culprits = [name for name in bad if "/" in name] or bad
+        here = not torch.isfinite(own[first]).all()
+        keys = [key for each in self._steps[first].keys for key in each] if here else []
+        keys = list(dict.fromkeys(key for found in self.processes.gather(keys) for key in found))
+        step = self._steps[first].step
+        raise UserError(
+            f"step {step}: not a finite number: {', '.join(culprits)}; images of that step: {', '.join(keys[:16])}"
+            f"{f' and {len(keys) - 16} more' if len(keys) > 16 else ''}; the last checkpoint is from before it: "
+            "look at these images and this teacher, lower optimizer.learning_rate or set engine.precision=float32, and run it again"
+        )
+
+
+def _headline(numbers: Mapping[str, float]) -> str:
+    """`clip 0.81/0.72 sam -/0.70`: standardised cosine of summary / spatial per teacher, on the last step of the interval."""
+    teachers = dict.fromkeys(name.split("/")[0] for name in numbers if name.endswith(HEADLINE))
+    parts = []
+    for teacher in teachers:
+        found = [numbers.get(f"{teacher}/{kind}{HEADLINE}") for kind in ("summary", "spatial")]
+        parts.append(f"{teacher} " + "/".join("-" if value is None else f"{value:.3f}" for value in found))
+    return "  ".join(parts)

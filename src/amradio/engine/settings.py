@@ -1,0 +1,54 @@
+"""Settings of the engine: device, precision, optimizer, checkpoints, logs."""
+
+from typing import Annotated, Literal
+
+import pydantic
+
+from ..config import AsTuple, Settings
+
+Positive = Annotated[int, pydantic.Field(gt=0)]
+
+
+class OptimizerSettings(Settings):
+    """AdamW with warm-up and cosine, restarted in every stage."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate (AM-RADIO: 1e-3 at a batch of 1024)."""
+    final_learning_rate: float = 0.0
+    """Where the cosine ends."""
+    warmup_steps: int = 1000
+    """Steps of linear warm-up at the start of each stage, at most a tenth of the stage."""
+    weight_decay: float = 0.02
+    """Decay of matrices (AM-RADIO: 0.02); norms, biases, tokens and position tables are left alone."""
+    betas: Annotated[tuple[float, float], AsTuple] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    clip: float | None = 1.0
+    """Largest norm of the gradient; null for none."""
+
+
+class EngineSettings(Settings):
+    """How a run is carried out. Nothing here changes what is learnt but `precision`, `compile`, `accumulate` and `ema`."""
+
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:1, ..."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast precision; auto is bfloat16 where the device computes it in hardware (GPUs since Ampere, CPUs with AMX)."""
+    compile: bool = False
+    """torch.compile for student and teachers: slower to start, faster on a GPU."""
+    accumulate: Positive = 1
+    """Pieces into which a step's batch is cut to save memory; the gradients are added up."""
+    ema: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, which is then what is evaluated and handed over (C-RADIOv4: 0.9996)."""
+    threads: Positive | None = None
+    """CPU threads a process; null leaves torch's choice."""
+    log_every: Positive = 50
+    """Steps between log lines; losses are averages over the interval, cosines of its last step."""
+    checkpoint_every: Positive = 1000
+    keep: Positive = 2
+    """Checkpoints that are kept, the newest."""
+    track: bool = False
+    """Also write TensorBoard event files (needs `pip install amradio[track]`)."""
+
+
+WITHOUT_EFFECT = ("engine.device", "engine.log_every", "engine.checkpoint_every", "engine.keep", "engine.track", "engine.threads")
+"""Keys that may change when a run is resumed: they change nothing of what is learnt."""

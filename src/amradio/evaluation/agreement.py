@@ -1,0 +1,58 @@
+"""Agreement: how near each head is to its teacher on held-out images."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..task import Distillation, Partition, cosines, to_float
+from ..teachers.base import resize
+
+Agreement = dict[str, dict[str, float]]
+
+
+@torch.no_grad()
+def agreement(
+    task: Distillation, batches: Iterable[Any], partition: Partition, autocast: torch.dtype | None, add_up: Callable[[Tensor], None]
+) -> Agreement:
+    """`{"clip/summary": {"standardised_cosine": ..., "cosine": ..., "constant_cosine": ...}}`, means over images.
+
+    batches: of the data room, this process's share; add_up: sums a tensor over processes in place. Changes neither weights nor
+    statistics; all teachers of the partition are measured.
+    """
+    was_training = task.training
+    task.eval()
+    sums: dict[str, Tensor] = {}
+    count = torch.zeros((), dtype=torch.float64, device=_device(task))
+    for batch in batches:
+        for name, value in _measure(task, batch.images.to(_device(task)), partition, autocast).items():
+            sums[name] = sums.get(name, torch.zeros_like(count)) + value.double().sum()
+        count += batch.images.shape[0]
+    task.train(was_training)
+    names = list(sums)
+    if not names:
+        return {}
+    total = torch.stack([count, *(sums[name] for name in names)])
+    add_up(total)
+    means = (total[1:] / total[0]).tolist()
+    rows: Agreement = {}
+    for name, value in zip(names, means, strict=True):
+        feature, measure = name.rsplit("/", 1)
+        rows.setdefault(feature, {})[measure] = value
+    return rows
+
+
+def _measure(task: Distillation, images: Tensor, partition: Partition, autocast: torch.dtype | None) -> dict[str, Tensor]:
+    with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+        targets = task.targets(images, partition.teachers)
+        view = resize(to_float(images), (partition.image_size, partition.image_size))
+        predictions = task.network(view, None, partition.teachers)
+    found: dict[str, Tensor] = {}
+    for pair in task.pairs(predictions, targets):
+        found |= {f"{pair.name}/{name}": value for name, value in cosines(pair, task.normalizer(pair.teacher, pair.kind)).items()}
+    return found
+
+
+def _device(task: Distillation) -> torch.device:
+    return next(task.parameters()).device

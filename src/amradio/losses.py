@@ -1,0 +1,99 @@
+"""Losses: pure functions (prediction, target) -> one number a sample, float32 inside.
+
+Predictions and targets are [B, D] (summary) or [B, H, W, D] (spatial) in target space; every loss returns float32 [B].
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import Settings, one_of
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """1 - cosine similarity over channels, mean over positions (AM-RADIO, section 3.3: L_cos)."""
+    return _per_sample(1 - F.cosine_similarity(prediction.float(), target.float(), dim=-1))
+
+
+def mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Squared error, mean over channels and positions (PHI-S, section 3)."""
+    return _per_sample((prediction.float() - target.float()).square())
+
+
+def smooth_l1(prediction: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
+    """Huber-like error, quadratic below `beta`, mean over channels and positions."""
+    return _per_sample(F.smooth_l1_loss(prediction.float(), target.float(), beta=beta, reduction="none"))
+
+
+def _per_sample(values: Tensor) -> Tensor:
+    return values.flatten(1).mean(1) if values.ndim > 1 else values
+
+
+class CosineSettings(Settings):
+    """1 - cosine similarity: direction alone. AM-RADIO's choice for summaries."""
+
+    type: Literal["cosine"] = "cosine"
+
+    def build(self) -> Loss:
+        """The loss as a pure function."""
+        return cosine
+
+
+class MseSettings(Settings):
+    """Squared error. With standardised targets the choice of PHI-S for spatial features."""
+
+    type: Literal["mse"] = "mse"
+
+    def build(self) -> Loss:
+        """The loss as a pure function."""
+        return mse
+
+
+class SmoothL1Settings(Settings):
+    """Squared error below `beta`, absolute error above."""
+
+    type: Literal["smooth_l1"] = "smooth_l1"
+    beta: float = 1.0
+    """Where the loss turns from quadratic to linear; torch's default is 1, TAO's port uses 2."""
+
+    def build(self) -> Loss:
+        """The loss as a pure function."""
+        return lambda prediction, target: smooth_l1(prediction, target, self.beta)
+
+
+class MatchSettings(Settings):
+    """AM-RADIO's spatial loss: a mix of cosine and smooth L1, so that magnitudes are learnt too (section 3.3: L_match)."""
+
+    type: Literal["match"] = "match"
+    cosine: float = 0.9
+    """Weight of the cosine part (alpha of the paper)."""
+    smooth_l1: float = 0.1
+    """Weight of the smooth L1 part (beta of the paper)."""
+    beta: float = 1.0
+    """Where smooth L1 turns from quadratic to linear; not stated in the paper."""
+
+    def build(self) -> Loss:
+        """The loss as a pure function."""
+
+        def match(prediction: Tensor, target: Tensor) -> Tensor:
+            return self.cosine * cosine(prediction, target) + self.smooth_l1 * smooth_l1(prediction, target, self.beta)
+
+        return match
+
+
+LOSSES = (CosineSettings, MseSettings, SmoothL1Settings, MatchSettings)
+
+
+class LossSettings(Settings):
+    """Which loss for which kind of feature."""
+
+    summary: one_of(LOSSES) = CosineSettings()  # type: ignore[valid-type]
+    """Loss of the summaries; AM-RADIO found cosine better than L1, MSE and smooth L1."""
+    spatial: one_of(LOSSES) = MatchSettings()  # type: ignore[valid-type]
+    """Loss of the maps."""
+    grid: Literal["larger", "smaller"] = "larger"
+    """Where student and teacher maps differ in size: the grid on which they are compared (AM-RADIO: larger, RADIOv2.5: smaller)."""

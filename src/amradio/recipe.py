@@ -1,0 +1,187 @@
+"""The recipe: the whole run as one tree of settings, composed of each room's own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import pydantic
+
+from .balance import BALANCES, FixedSettings
+from .config import Settings, one_of, read_words, validate
+from .data import SOURCES, DataSettings
+from .engine.settings import EngineSettings, OptimizerSettings
+from .errors import UserError, nearest
+from .features import KINDS, Kind
+from .heads import HEADS, MlpHeadSettings
+from .losses import LossSettings
+from .network import HeadConfig, HeadPart, NetworkConfig
+from .normalize import NormalizeSettings
+from .students import STUDENTS
+from .teachers import TEACHERS
+from .teachers.base import Teacher
+
+Positive = Annotated[int, pydantic.Field(gt=0)]
+
+
+class PartitionSettings(Settings):
+    """A group of teachers that see the same images at the same student size and batch size."""
+
+    image_size: Positive = 224
+    """Pixels (square) at which the student sees the images. 224 is what most teachers were trained at."""
+    batch_size: Positive = 256
+    """Images a step, over all processes together."""
+    teachers: list[str] | None = None
+    """Names of the teachers; null for all."""
+    weight: float = 1.0
+    """Weight of this partition's loss in the step."""
+    view_size: Positive | None = None
+    """Pixels at which crops are read; null for the largest size that a model of the partition takes, so that none sees blown-up pixels."""
+    source: one_of(SOURCES) | None = None  # type: ignore[valid-type]
+    """Images of this partition; null for data.train."""
+
+
+class StageSettings(Settings):
+    """Some steps on one set of partitions."""
+
+    steps: Positive = 100_000
+    """Optimizer updates. The papers' stages are 300,000 at a batch of 1024."""
+    partitions: Annotated[list[PartitionSettings], pydantic.Field(min_length=1)] = [PartitionSettings()]
+
+
+class HeadPair(Settings):
+    """The layers of a head per kind."""
+
+    summary: one_of(HEADS) = MlpHeadSettings()  # type: ignore[valid-type]
+    """On one summary token."""
+    spatial: one_of(HEADS) = MlpHeadSettings()  # type: ignore[valid-type]
+    """On every cell of the map."""
+
+
+class HeadsSettings(HeadPair):
+    """The heads of all teachers, and those that differ."""
+
+    by_teacher: dict[str, HeadPair] = {}
+    """Heads of single teachers, by name."""
+
+
+class EvaluateSettings(Settings):
+    """Agreement with the teachers on held-out images (data.val) during the run."""
+
+    every: Positive | None = 1000
+    """Steps between evaluations, also at step 0 and at the end; null for none."""
+    batches: Positive = 8
+    """Held-out batches at most."""
+
+
+class Recipe(Settings):
+    """The whole run. Only data, teachers, student and out are required."""
+
+    data: DataSettings
+    teachers: Annotated[dict[str, one_of(TEACHERS)], pydantic.Field(min_length=1)]  # type: ignore[valid-type]
+    student: one_of(STUDENTS)  # type: ignore[valid-type]
+    out: str
+    """The run folder. The same command resumes what is there."""
+    heads: HeadsSettings = HeadsSettings()
+    loss: LossSettings = LossSettings()
+    normalize: NormalizeSettings = NormalizeSettings()
+    balance: one_of(BALANCES) = FixedSettings()  # type: ignore[valid-type]
+    stages: Annotated[list[StageSettings], pydantic.Field(min_length=1)] = [StageSettings()]
+    optimizer: OptimizerSettings = OptimizerSettings()
+    engine: EngineSettings = EngineSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    seed: int = 0
+    """Of weights, crops, order and every other draw."""
+
+    @classmethod
+    def load(cls, *words: str) -> "Recipe":
+        """Reads a recipe from words, each a YAML file or `key=value`, merged left to right.
+
+        Raises UserError with every problem at once, each with its key and the nearest name.
+        """
+        recipe = validate(cls, read_words(words))
+        problems = recipe.contradictions()
+        if problems:
+            raise UserError(*problems)
+        return recipe
+
+    def contradictions(self) -> list[str]:
+        """What the keys say against one another, one sentence each."""
+        problems = [
+            f"teachers.{name}: a teacher's name is a word of letters, digits and _, and not 'backbone'"
+            for name in self.teachers
+            if not name.isidentifier() or name == "backbone"
+        ]
+        for key, partition in self.partitions():
+            problems += [
+                f"{key}.teachers: there is no teacher '{name}'; {nearest(name, self.teachers)}"
+                for name in partition.teachers or ()
+                if name not in self.teachers
+            ]
+        problems += [
+            f"heads.by_teacher.{name}: there is no teacher '{name}'; {nearest(name, self.teachers)}"
+            for name in self.heads.by_teacher
+            if name not in self.teachers
+        ]
+        if all(t.summary_weight == 0 and t.spatial_weight == 0 for t in self.teachers.values()):
+            problems.append("teachers: every summary_weight and spatial_weight is 0; give one teacher a weight")
+        return problems
+
+    def partitions(self) -> list[tuple[str, PartitionSettings]]:
+        """Every partition of every stage, by key."""
+        return [(f"stages.{s}.partitions.{p}", found) for s, stage in enumerate(self.stages) for p, found in enumerate(stage.partitions)]
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer updates of the whole run."""
+        return sum(stage.steps for stage in self.stages)
+
+    def sources(self) -> dict[str, Any]:
+        """The settings of every data source that the run reads, by key."""
+        found = {"data.train": self.data.train} | ({"data.val": self.data.val} if self.data.val else {})
+        return found | {f"{key}.source": partition.source for key, partition in self.partitions() if partition.source}
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each loss, by its name (`clip/summary`)."""
+        return {f"{name}/{kind}": getattr(found, f"{kind}_weight") for name, found in self.teachers.items() for kind in KINDS}
+
+    def network(self, teachers: Mapping[str, Teacher]) -> NetworkConfig:
+        """The student with one head per teacher, for every kind that the teacher has and that has a weight."""
+        heads: dict[str, HeadConfig] = {}
+        slot = 0
+        for name, teacher in teachers.items():
+            parts = {kind: self._part(name, teacher, kind) for kind in KINDS}
+            heads[name] = HeadConfig(**parts, slot=slot if parts["summary"] else 0, teacher=_card(self.teachers[name], teacher))
+            slot += parts["summary"] is not None
+        image_size = self.stages[-1].partitions[0].image_size
+        return NetworkConfig(student=self.student, num_summaries=max(1, slot), heads=heads, image_size=image_size)
+
+    def _part(self, name: str, teacher: Teacher, kind: Kind) -> HeadPart | None:
+        dim = getattr(teacher, f"{kind}_dim")
+        if dim is None or getattr(self.teachers[name], f"{kind}_weight") == 0:
+            return None
+        pair = self.heads.by_teacher.get(name, self.heads)
+        return HeadPart(head=getattr(pair, kind), dim=dim)
+
+
+def _card(settings: Any, teacher: Teacher) -> dict[str, str | int | float | None]:
+    return {"type": settings.type, "source": teacher.source, "licence": teacher.licence}
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = ()) -> list[str]:
+    """`key: old -> new` for every leaf in which two dumped recipes differ, less the keys in `ignore`."""
+    a, b = _leaves(old), _leaves(new)
+    missing = object()
+    keys = [key for key in a | b if a.get(key, missing) != b.get(key, missing) and key not in ignore]
+    return [f"{key}: {a.get(key, 'nothing')} -> {b.get(key, 'nothing')}" for key in keys]
+
+
+def _leaves(tree: Any, key: str = "") -> dict[str, Any]:
+    if isinstance(tree, Mapping) and tree:
+        pairs = [(str(k), v) for k, v in tree.items()]
+    elif isinstance(tree, (list, tuple)) and tree:
+        pairs = [(str(k), v) for k, v in enumerate(tree)]
+    else:
+        return {key: tree}
+    found: dict[str, Any] = {}
+    for k, v in pairs:
+        found |= _leaves(v, f"{key}.{k}" if key else k)
+    return found

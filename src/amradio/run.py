@@ -1,0 +1,117 @@
+"""The run folder: what is in it, who may write into it, and what it remembers."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import parse_yaml, to_yaml
+from .engine.checkpoint import Checkpoints, disk_errors
+from .engine.settings import WITHOUT_EFFECT
+from .errors import UserError
+from .recipe import Recipe, changed_keys
+
+FREE_KEYS = (*WITHOUT_EFFECT, "data.num_workers", "out")
+"""Keys that may differ when a run is resumed."""
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "open_clip_torch", "safetensors", "webdataset", "pydantic", "numpy", "Pillow")
+
+
+class RunFolder:
+    """`config.yaml`, `environment.json`, `checkpoints/`, `calibration/`, `evaluations/`, `images/`, `model/` of one run."""
+
+    def __init__(self, path: str | Path, keep: int = 2):
+        self.path = Path(path)
+        self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
+
+    @property
+    def model(self) -> Path:
+        """The model folder."""
+        return self.path / "model"
+
+    def check(self, recipe: Recipe) -> list[str]:
+        """What stands against writing this recipe's run here: a folder in use, another recipe, no permission."""
+        if self.path.exists() and not self.path.is_dir():
+            return [f"out: {self.path} is a file; give another folder"]
+        if not self.path.exists():
+            parent = next(p for p in self.path.absolute().parents if p.exists())
+            return [] if os.access(parent, os.W_OK) else [f"out: {parent} cannot be written to; give another folder"]
+        if not any(self.path.iterdir()):
+            return []
+        config = self.path / "config.yaml"
+        if not config.is_file():
+            return [f"out: {self.path} is not empty and not a run folder; nothing in it was touched; give another folder"]
+        old = parse_yaml(config.read_text(encoding="utf-8"), str(config))
+        changed = changed_keys(old, recipe.model_dump(mode="json"), FREE_KEYS)
+        if not changed:
+            return []
+        return [
+            f"out: {self.path} holds a run of another recipe; changed: {'; '.join(changed)}; "
+            "take these back to resume it, or give another out folder"
+        ]
+
+    def begin(self, recipe: Recipe) -> None:
+        """Creates the folder, or makes it ready to resume; what a run that never saved a checkpoint left is cleared."""
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.checkpoints.steps():
+                for name in ("metrics.jsonl", "train.log"):
+                    (self.path / name).unlink(missing_ok=True)
+                for name in ("calibration", "evaluations", "images"):
+                    shutil.rmtree(self.path / name, ignore_errors=True)
+            self.write("config.yaml", to_yaml(recipe))
+            self.write("environment.json", json.dumps(environment(), indent=1) + "\n")
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a text file below the folder, aside and then renamed."""
+        path = self.path / name
+        with disk_errors(self.path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_name(f".{path.name}.part")
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """What the run is made with: versions, machine, command, time."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "gpus": gpus,
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "libraries": versions,
+    }
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def find_recipe(path: Path) -> Recipe:
+    """The recipe of a run folder."""
+    config = path / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"{path}: not a run folder (there is no config.yaml)")
+    return Recipe.load(str(config))

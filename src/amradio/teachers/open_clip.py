@@ -1,0 +1,175 @@
+"""Any model of OpenCLIP: LAION's, DFN, MetaCLIP, EVA, SigLIP and others; ViT, ResNet and timm towers."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import huggingface_hub
+import open_clip
+from open_clip.pretrained import download_pretrained
+from open_clip.timm_model import TimmModel
+from open_clip.transform import PreprocessCfg
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..errors import UserError, nearest
+from ..features import Features
+from .adapter import Adapter, Origin
+from .base import Precision, TeacherSettings, to_grid
+from .catalogue import licence_of
+from .loading import Source, absent, check_override, fetch, first_line, hub_answers, quiet
+from .preprocess import Preprocess, Rule, three
+
+
+class OpenClipSettings(TeacherSettings):
+    """OpenCLIP. Summary: the image embedding of text space; map: the patch tokens that the library gives (`output_tokens`)."""
+
+    type: Literal["open_clip"] = "open_clip"
+    model: str
+    """Name in OpenCLIP (ViT-H-14), name on the hub (hf-hub:owner/name) or local folder with open_clip_config.json (local-dir:path)."""
+    pretrained: str | None = None
+    """Tag of the weights (laion2b_s32b_b79k) or path of a checkpoint, for a name in OpenCLIP; hub names and folders have their own."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    input_size: int | None = None
+    """px of the square input; the model's own by default, else the position embedding is resampled."""
+
+    def build(self) -> "OpenClipTeacher":
+        """Loads the model; see `TeacherSettings.build`."""
+        source = Source(self.type, self.model, self.revision)
+        name, options = _resolve(source, self.pretrained)
+        with quiet():
+            try:
+                model: Any = open_clip.create_model(name, require_pretrained=True, force_image_size=self.input_size, **options)
+            except Exception as error:  # the library raises whatever its readers do
+                raise UserError(f"{source.where}: the model cannot be built: {first_line(error)}") from None
+        written = f"{self.model} {self.pretrained}" if self.pretrained else self.model
+        licence = licence_of(written, Path(name.removeprefix("local-dir:")))
+        teacher = OpenClipTeacher(model, preprocess_of(model), Origin(written, licence), self.precision)
+        check_override(source, self.input_size, teacher.patch_size)
+        return teacher
+
+
+class OpenClipTeacher(Adapter):
+    """summary [B, embed_dim], not normalised; spatial [B, H, W, width of the tower]."""
+
+    def __init__(self, model: Any, preprocess: Preprocess, origin: Origin, precision: Precision):
+        """model: a CLIP or CustomTextCLIP of the library."""
+        patch_size, width, self_normed = _tower(model.visual, origin)
+        super().__init__(
+            model,
+            preprocess,
+            patch_size=patch_size,
+            dims=(_embed_dim(model), width),
+            input_size=_square(model.visual.image_size),
+            origin=origin,
+            precision=precision,
+        )
+        self.gives_tokens = self_normed
+
+    def encode(self, images: Tensor) -> Features:
+        """See `Teacher.encode`."""
+        if self.gives_tokens:
+            summary, tokens = self.model.visual(images)
+            return Features(summary, to_grid(tokens, images, self.patch_size))
+        found = self.model.visual.forward_intermediates(images, indices=1, normalize_intermediates=True)
+        return Features(found["image_features"], found["image_intermediates"][-1].permute(0, 2, 3, 1))
+
+
+def _tower(visual: Any, origin: Origin) -> tuple[int, int, bool]:
+    """(px of a patch, channels of the map, whether the tower itself gives tokens beside the embedding)."""
+    if isinstance(visual, TimmModel):
+        trunk: Any = visual.trunk
+        return trunk.feature_info[-1]["reduction"], trunk.feature_info[-1]["num_chs"], False
+    if isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type != "none":
+        visual.output_tokens = True
+        return visual.conv1.kernel_size[0], visual.conv1.out_channels, True
+    raise UserError(
+        f"teacher '{origin.source}': a tower of {type(visual).__name__} with its pooling gives no patch tokens; "
+        "take a model with a plain ViT or a timm tower"
+    )
+
+
+def _embed_dim(model: Any) -> int:
+    if isinstance(model.visual, TimmModel):
+        linears = [module for module in model.visual.head.modules() if isinstance(module, nn.Linear)]
+        trunk = model.visual.trunk
+        return linears[-1].out_features if linears else trunk.num_classes or trunk.num_features
+    return model.visual.proj.shape[1]
+
+
+def _square(size: int | tuple[int, int]) -> int:
+    return size if isinstance(size, int) else size[0]
+
+
+def preprocess_of(model: Any) -> Preprocess:
+    """OpenCLIP's evaluation transform of a model."""
+    config = asdict(PreprocessCfg(**model.visual.preprocess_cfg))
+    size = _square(config["size"])
+    rules: dict[str, Rule] = {"shortest": "shortest", "squash": "exact", "longest": "longest"}
+    rule = rules[config["resize_mode"]]
+    mode = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
+    crop = None if rule == "exact" else (size, size)
+    return Preprocess(three(config["mean"]), three(config["std"]), rule, (size, size), mode, crop)
+
+
+def _resolve(source: Source, pretrained: str | None) -> tuple[str, dict[str, Any]]:
+    """(name, options) for `create_model`, such that nothing is left to download."""
+    name = source.model.removeprefix("hf-hub:").removeprefix("local-dir:")
+    if name != source.model or Path(name).expanduser().is_dir() or "/" in name:
+        if pretrained is not None:
+            raise UserError(f"{source.where}: a folder or hub name has its own weights, found pretrained '{pretrained}'; leave it out")
+        folder = fetch(source._replace(model=name))
+        _check_folder(source, folder)
+        return f"local-dir:{folder}", {}
+    if name not in open_clip.list_models():
+        raise UserError(f"{source.where}: OpenCLIP has no such model; {nearest(name, open_clip.list_models())}")
+    if pretrained is None:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise UserError(
+            f"{source.where}: 'pretrained' is missing, a tag or the path of a checkpoint; there is: {', '.join(tags) or 'no tag'}"
+        )
+    if Path(pretrained).expanduser().is_file():
+        return name, {"pretrained": str(Path(pretrained).expanduser())}
+    return name, _tagged(source, name, pretrained)
+
+
+def _tagged(source: Source, name: str, tag: str) -> dict[str, Any]:
+    config = open_clip.get_pretrained_cfg(name, tag)
+    if not config:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise UserError(f"{source.where}: pretrained '{tag}' is no file, and no tag of this model; {nearest(tag, tags)}")
+    return {
+        "pretrained": _weights(source, config),
+        "force_quick_gelu": config.get("quick_gelu", False),  # a checkpoint by path does not carry what its tag says
+        "force_preprocess_cfg": {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config},
+    }
+
+
+def _weights(source: Source, config: dict[str, Any]) -> str:
+    """The checkpoint of a tag: from the cache, else downloaded by the library."""
+    repository, _, filename = config.get("hf_hub", "").rpartition("/")
+    if repository:
+        names = [filename] if filename else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+        names = [name.replace(".bin", ".safetensors") for name in names] + names
+        cached = [huggingface_hub.try_to_load_from_cache(repository, name) for name in names]
+        found = next((path for path in cached if isinstance(path, str)), None)
+        if found:
+            return found
+    if not hub_answers():
+        raise UserError(absent(source._replace(model=repository or source.model), "the hub cannot be reached"))
+    with quiet():
+        try:
+            return download_pretrained(config)
+        except Exception as error:  # the library raises whatever its clients do
+            raise UserError(absent(source._replace(model=repository or source.model), first_line(error))) from None
+
+
+def _check_folder(source: Source, folder: Path) -> None:
+    file = folder / "open_clip_config.json"
+    if not file.is_file():
+        other = folder / "config.json"
+        kind = json.loads(other.read_text(encoding="utf-8")).get("model_type") if other.is_file() else None
+        found = f"its config.json says '{kind}'; use that type" if kind else "it is not a folder of OpenCLIP"
+        raise UserError(f"{source.where}: {folder} has no open_clip_config.json; {found}")

@@ -1,0 +1,80 @@
+"""RADIO as in transformers (`RadioModel`): an agglomerative student as a teacher."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import CLIPImageProcessor, RadioModel
+
+from ..features import Features
+from .adapter import Adapter, Origin
+from .base import Precision, TeacherSettings, to_grid
+from .catalogue import licence_of
+from .loading import Source, check_override, load_processor, load_transformers
+from .preprocess import Preprocess, of_processor
+
+
+class RadioSettings(TeacherSettings):
+    """RADIO's backbone. Summary: its summary tokens, one after another; map: the patch tokens; there is no final norm."""
+
+    type: Literal["radio"] = "radio"
+    model: str
+    """Hub name or local folder whose config.json says model_type radio."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    input_size: int | None = None
+    """px of a fixed square input; by default any multiple of the patch is legal."""
+
+    def build(self) -> "RadioTeacher":
+        """Loads the model; see `TeacherSettings.build`."""
+        source = Source(self.type, self.model, self.revision)
+        model, folder = load_transformers(source, {"radio": RadioModel})
+        load_layer_scales(model, folder)
+        check_override(source, self.input_size, model.config.patch_size)
+        processor = load_processor(folder, CLIPImageProcessor, do_resize=False, do_center_crop=False)
+        origin = Origin(self.model, licence_of(self.model, folder))
+        return RadioTeacher(model, of_processor(processor), self.input_size, origin, self.precision)
+
+
+class RadioTeacher(Adapter):
+    """summary [B, len(summary_idxs) * hidden_size]; spatial [B, H, W, hidden_size]."""
+
+    def __init__(self, model: RadioModel, preprocess: Preprocess, input_size: int | None, origin: Origin, precision: Precision):
+        """model: its input conditioner is taken out; mean and std of this teacher are the conditioner's, in float32."""
+        config: Any = model.config
+        conditioner: Any = model.make_preprocessor_external()
+        super().__init__(
+            model,
+            preprocess,
+            patch_size=config.patch_size,
+            dims=(len(config.summary_idxs) * config.hidden_size, config.hidden_size),
+            input_size=input_size,
+            origin=origin,
+            precision=precision,
+        )
+        self.mean.copy_(conditioner.norm_mean)
+        self.std.copy_(conditioner.norm_std)
+
+    def encode(self, images: Tensor) -> Features:
+        """See `Teacher.encode`."""
+        seen = self.model(images)
+        return Features(seen.summary, to_grid(seen.features, images, self.patch_size))
+
+
+def load_layer_scales(model: RadioModel, folder: Path) -> None:
+    """Fills in the LayerScale weights of checkpoints with the published names, which transformers passes over in silence.
+
+    Seen with transformers 5.23: `blocks.N.ls1.grandma` (and `.gamma`) is not renamed to `layer_scale1.lambda1`, and the missing key is
+    on the ignore list, so every scale stays 1.
+    """
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118 - no dict
+                found = re.search(r"blocks\.(\d+)\.ls([12])\.(?:gamma|grandma)$", key)
+                if found:
+                    scale = model.get_parameter(f"encoder.layer.{found[1]}.layer_scale{found[2]}.lambda1")
+                    with torch.no_grad():
+                        scale.copy_(weights.get_tensor(key))

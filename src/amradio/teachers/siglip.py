@@ -1,0 +1,106 @@
+"""SigLIP and SigLIP 2 as in transformers: `SiglipModel` (fixed square input) and `Siglip2Model` (NaFlex: any grid of patches)."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import Siglip2ImageProcessor, Siglip2Model, SiglipImageProcessor, SiglipModel
+from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
+
+from ..features import Features
+from .adapter import Adapter, Origin
+from .base import Precision, Teacher, TeacherSettings, resize, to_grid
+from .catalogue import licence_of
+from .loading import Source, check_override, load_processor, load_transformers
+from .preprocess import Preprocess, of_processor, three
+
+
+class SiglipSettings(TeacherSettings):
+    """SigLIP, SigLIP 2 and SigLIP 2 NaFlex. Summary: the attention-pooled embedding of text space; map: the tokens after the final norm."""
+
+    type: Literal["siglip"] = "siglip"
+    model: str
+    """Hub name (google/siglip2-so400m-patch16-384) or local folder in the format of transformers."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    input_size: int | None = None
+    """px of the square input; by default the model's own, for NaFlex any multiple of the patch; positions are interpolated."""
+
+    def build(self) -> Teacher:
+        """Loads the model; see `TeacherSettings.build`."""
+        source = Source(self.type, self.model, self.revision)
+        model, folder = load_transformers(source, {"siglip": SiglipModel, "siglip2": Siglip2Model})
+        vision = model.config.vision_config
+        origin = Origin(self.model, licence_of(self.model, folder))
+        if isinstance(model, Siglip2Model):
+            check_override(source, self.input_size, vision.patch_size)
+            processor = load_processor(folder, Siglip2ImageProcessor, patch_size=vision.patch_size)
+            return NaflexTeacher(model, processor, self.input_size, origin, self.precision)
+        check_override(source, self.input_size, vision.patch_size, vision.image_size)
+        published = {"size": {"height": vision.image_size, "width": vision.image_size}}
+        preprocess = of_processor(load_processor(folder, SiglipImageProcessor, **published))
+        return SiglipTeacher(model, preprocess, self.input_size or vision.image_size, origin, self.precision)
+
+
+class SiglipTeacher(Adapter):
+    """summary [B, hidden_size], not normalised; spatial [B, H, W, hidden_size]."""
+
+    def __init__(self, model: SiglipModel, preprocess: Preprocess, input_size: int, origin: Origin, precision: Precision):
+        """input_size: px of the square input (what is left over beyond whole patches is not seen: 384 px make 27 patches of 14)."""
+        vision: Any = model.config.vision_config
+        super().__init__(
+            model,
+            preprocess,
+            patch_size=vision.patch_size,
+            dims=(vision.hidden_size, vision.hidden_size),
+            input_size=input_size,
+            origin=origin,
+            precision=precision,
+        )
+        self.interpolates = input_size != vision.image_size
+
+    def encode(self, images: Tensor) -> Features:
+        """See `Teacher.encode`."""
+        seen = self.model.vision_model(pixel_values=images, interpolate_pos_encoding=self.interpolates)
+        return Features(seen.pooler_output, to_grid(seen.last_hidden_state, images, self.patch_size))
+
+
+class NaflexTeacher(Adapter):
+    """SigLIP 2 NaFlex: summary [B, hidden_size], not normalised; spatial [B, H, W, hidden_size] of any grid.
+
+    A batch has one size, so nothing is padded and no token is masked.
+    """
+
+    def __init__(self, model: Siglip2Model, processor: Any, input_size: int | None, origin: Origin, precision: Precision):
+        """processor: transformers' own; its `max_num_patches` rules the size that `prepare` gives. input_size: px of a fixed square."""
+        vision: Any = model.config.vision_config
+        mean, std = three(processor.image_mean), three(processor.image_std)
+        super().__init__(
+            model,
+            Preprocess(mean, std, "none", (0, 0), mode="bilinear"),
+            patch_size=vision.patch_size,
+            dims=(vision.hidden_size, vision.hidden_size),
+            input_size=input_size,
+            origin=origin,
+            precision=precision,
+        )
+        self.max_num_patches = processor.max_num_patches
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] in [0, 1] -> the largest size of nearly the same aspect with at most `max_num_patches` patches."""
+        if self.input_size is not None:
+            return resize(images, (self.input_size, self.input_size), "bilinear")
+        height, width = images.shape[-2:]
+        size = get_image_size_for_max_num_patches(height, width, self.patch_size, self.max_num_patches)
+        return resize(images, size, "bilinear")
+
+    def encode(self, images: Tensor) -> Features:
+        """See `Teacher.encode`."""
+        step, (height, width) = self.patch_size, images.shape[-2:]
+        patches = images.unflatten(3, (-1, step)).unflatten(2, (-1, step)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        seen = self.model.vision_model(
+            pixel_values=patches,
+            pixel_attention_mask=torch.ones(patches.shape[:2], dtype=torch.int32, device=images.device),
+            spatial_shapes=torch.tensor([[height // step, width // step]] * len(images)),
+        )
+        return Features(seen.pooler_output, to_grid(seen.last_hidden_state, images, step))

@@ -1,0 +1,109 @@
+"""Any backbone of timm."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+from timm.data.config import resolve_model_data_config
+from torch import Tensor
+
+from ..errors import UserError, nearest
+from ..features import Features
+from .adapter import Adapter, Origin
+from .base import Precision, TeacherSettings
+from .catalogue import licence_of
+from .loading import Source, check_override, fetch, first_line, quiet
+from .preprocess import Preprocess, Rule, three
+
+
+class TimmSettings(TeacherSettings):
+    """A backbone of timm. Summary: the pooled features before the classifier; map: the last stage (ViT: patch tokens after the norm)."""
+
+    type: Literal["timm"] = "timm"
+    model: str
+    """Name in timm (vit_base_patch16_224.augreg_in21k), name on the hub (timm/...) or local folder in timm's hub format."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    input_size: int | None = None
+    """px of the square input; by default the model's own where it has a fixed one, else any multiple of the stride is legal."""
+
+    def build(self) -> "TimmTeacher":
+        """Loads the model; see `TeacherSettings.build`. A name that timm does not have is answered with the nearest ones."""
+        source = Source(self.type, self.model, self.revision)
+        folder = fetch(source._replace(model=_on_hub(source)))
+        config = _config_in(source, folder)
+        fixed = config["pretrained_cfg"].get("fixed_input_size", False)
+        options: dict[str, Any] = {"img_size": self.input_size} if fixed and self.input_size else {}
+        with quiet():
+            try:
+                model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0, **options)
+            except Exception as error:  # the library raises whatever its readers do
+                raise UserError(f"{source.where}: {folder} cannot be read: {first_line(error)}") from None
+        preprocess, native = preprocess_of(model)
+        input_size = self.input_size or (native if fixed else None)
+        stride = model.feature_info[-1]["reduction"]
+        check_override(source, self.input_size, stride, native)
+        return TimmTeacher(model, preprocess, input_size, Origin(self.model, licence_of(self.model, folder)), self.precision)
+
+
+class TimmTeacher(Adapter):
+    """summary [B, head_hidden_size]; spatial [B, H, W, channels of the last stage]."""
+
+    def __init__(self, model: Any, preprocess: Preprocess, input_size: int | None, origin: Origin, precision: Precision):
+        """model: any of timm's with `forward_intermediates`; input_size: px of a fixed square; None: any multiple of the stride."""
+        if not hasattr(model, "forward_intermediates"):  # a property of timm's class, not of data
+            raise UserError(f"teacher '{origin.source}': this architecture of timm gives no maps; choose another")
+        last = model.feature_info[-1]
+        super().__init__(
+            model,
+            preprocess,
+            patch_size=last["reduction"],
+            dims=(model.head_hidden_size, last["num_chs"]),
+            input_size=input_size,
+            origin=origin,
+            precision=precision,
+        )
+
+    def encode(self, images: Tensor) -> Features:
+        """See `Teacher.encode`."""
+        final, maps = self.model.forward_intermediates(images, indices=1, norm=True)
+        return Features(self.model.forward_head(final, pre_logits=True), maps[-1].permute(0, 2, 3, 1))
+
+
+def preprocess_of(model: Any) -> tuple[Preprocess, int]:
+    """timm's evaluation transform of a model, and the px of its input."""
+    data = resolve_model_data_config(model)
+    native = data["input_size"][-1]
+    scaled = int(native / data["crop_pct"])
+    rules: dict[str, Rule] = {"center": "shortest", "squash": "exact", "border": "longest"}
+    mode = data["interpolation"] if data["interpolation"] in ("bilinear", "nearest") else "bicubic"
+    preprocess = Preprocess(
+        three(data["mean"]), three(data["std"]), rules[data["crop_mode"]], (scaled, scaled), mode, crop=(native, native)
+    )
+    return preprocess, native
+
+
+def _on_hub(source: Source) -> str:
+    """The hub name of a model's weights; a folder or a hub name as it is."""
+    name = source.model.removeprefix("hf-hub:").removeprefix("local-dir:")
+    if Path(name).expanduser().is_dir() or "/" in name:
+        return name
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        raise UserError(f"{source.where}: timm has no such architecture; {nearest(architecture, timm.list_models())}")
+    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    if config is None or not config.hf_hub_id:
+        tags = timm.list_pretrained(f"{architecture}.*")
+        raise UserError(f"{source.where}: timm has no weights of this name; {nearest(name, tags) if tags else 'it has none for it at all'}")
+    return config.hf_hub_id
+
+
+def _config_in(source: Source, folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if "architecture" not in config:
+        raise UserError(f"{source.where}: {folder} has no config.json of timm (a key 'architecture'); use the type of its own library")
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(f"{source.where}: {folder} has no model.safetensors; pickled weights are not read")
+    return {"pretrained_cfg": {}, **config}

@@ -1,0 +1,331 @@
+"""A recipe becomes a job: everything is checked first, then loaded, then the loop runs it in its run folder."""
+
+import copy
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .data import Batch, Feed, SourceSettings, check, describe, train_batches, val_batches
+from .engine.checkpoint import disk_errors
+from .engine.distributed import Processes, autocast_dtype
+from .engine.ema import Ema
+from .engine.log import Clock, Log
+from .engine.loop import Job, Stage, train
+from .engine.monitor import Monitor
+from .engine.optimizer import build_optimizer
+from .errors import UserError
+from .evaluation.agreement import Agreement, agreement
+from .features import KINDS, Kind
+from .formats.folder import write_folder
+from .losses import Loss
+from .network import Network, NetworkConfig
+from .pictures import contact_sheet
+from .recipe import PartitionSettings, Recipe
+from .run import RunFolder
+from .task import Distillation, Objective, Partition, calibrate, fold_normalizers
+from .teachers.base import Teacher
+
+Teachers = Mapping[str, Teacher]
+
+
+class Group(NamedTuple):
+    """A partition as the loop carries it around: what the task needs, and where its images come from."""
+
+    settings: PartitionSettings
+    partition: Partition
+    view_size: int
+    source: SourceSettings
+    seed: int
+
+
+def load_teachers(recipe: Recipe, own: Teachers) -> dict[str, Teacher]:
+    """The frozen teachers on the CPU, one's own objects in their places; raises UserError with what all of them lack."""
+    teachers, problems = {}, []
+    for name, settings in recipe.teachers.items():
+        try:
+            teachers[name] = own[name] if name in own else settings.build()
+        except UserError as error:
+            problems += [f"teachers.{name}: {problem}" for problem in error.problems]
+            continue
+        lacks_all = all(getattr(teachers[name], f"{kind}_dim") is None or not getattr(settings, f"{kind}_weight") for kind in KINDS)
+        if lacks_all:
+            problems.append(
+                f"teachers.{name}: nothing to learn: it has no feature with a weight; set summary_weight or spatial_weight, or drop it"
+            )
+        teachers[name].requires_grad_(False).eval()
+    if problems:
+        raise UserError(*problems)
+    return teachers
+
+
+def check_data(recipe: Recipe) -> list[str]:
+    """What is wrong with the data sources, one sentence each."""
+    problems = []
+    for key, source in recipe.sources().items():
+        try:
+            check(source)
+        except UserError as error:
+            problems += [f"{key}: {problem}" for problem in error.problems]
+    return problems
+
+
+def describe_data(recipe: Recipe) -> dict[str, str]:
+    """`{"data.train": "3,490 images in /path"}`."""
+    return {key: describe(source) for key, source in recipe.sources().items()}
+
+
+def check_sizes(recipe: Recipe, network: Network, world_size: int) -> list[str]:
+    """Image sizes that the student cannot take and batches that cannot be shared out, one sentence each."""
+    problems = []
+    for key, settings in recipe.partitions():
+        size = settings.image_size
+        legal = network.student.nearest_size(size, size)
+        if legal != (size, size):
+            problems.append(f"{key}.image_size: the student cannot take {size} px; the nearest legal size is {legal[0]}")
+        try:
+            Feed(size, settings.batch_size, 0, 0, world_size)
+        except UserError as error:
+            problems.append(f"{key}.batch_size: {error}")
+        share = settings.batch_size // world_size
+        if share % recipe.engine.accumulate:
+            problems.append(f"engine.accumulate: {recipe.engine.accumulate} does not divide the {share} images a process of {key}")
+    return problems
+
+
+class Training:
+    """One run of a recipe on this machine: what is loaded, and the steps from the run folder's state to the end."""
+
+    def __init__(self, recipe: Recipe, teachers: Teachers, processes: Processes, log: Log):
+        """teachers: loaded, on the CPU. Raises UserError where sizes do not fit."""
+        self.recipe, self.processes, self.log = recipe, processes, log
+        self.folder = RunFolder(recipe.out, recipe.engine.keep)
+        torch.manual_seed(recipe.seed)
+        self.config: NetworkConfig = recipe.network(teachers)
+        network = self.config.build()
+        problems = check_sizes(recipe, network, processes.world_size)
+        if problems:
+            raise UserError(*problems)
+        self.clock = Clock(processes.device)
+        self.monitor = Monitor(processes, log, self.clock)
+        losses: dict[Kind, Loss] = {kind: getattr(recipe.loss, kind).build() for kind in KINDS}
+        objective = Objective(losses, recipe.balance.build(recipe.weights()), recipe.loss.grid)
+        moved = {name: teacher.to(processes.device) for name, teacher in teachers.items()}
+        self.task = Distillation(network, moved, objective, self.clock.part).to(processes.device)
+        self.ema = Ema(network, recipe.engine.ema) if recipe.engine.ema else None
+        self.stages = list(self._stages())
+        self.autocast = autocast_dtype(recipe.engine.precision, processes.device)
+        self.agreement: Agreement = {}
+        spared = {f"network.student.{name}" for name in network.student.no_decay()}
+        self.optimizer = build_optimizer(self.task, recipe.optimizer, spared)
+
+    def _stages(self) -> Iterator[Stage]:
+        start = 0
+        for index, stage in enumerate(self.recipe.stages):
+            groups = [self._group(index, number, settings) for number, settings in enumerate(stage.partitions)]
+            yield Stage(index, start, start + stage.steps, groups)
+            start += stage.steps
+
+    def _group(self, stage: int, number: int, settings: PartitionSettings) -> Group:
+        names = tuple(settings.teachers or self.recipe.teachers)
+        size = settings.image_size
+        sizes = [size, *(side for name in names for side in self.task.teachers[name].size_for(size, size))]
+        partition = Partition(f"{stage}.{number}", names, size, settings.weight)
+        source = settings.source or self.recipe.data.train
+        return Group(settings, partition, settings.view_size or max(sizes), source, self.recipe.seed + 7919 * number)
+
+    def log_to(self, log: Log) -> None:
+        """Sends what is said from now on to `log`."""
+        self.log = self.monitor.log = log
+
+    def introduce(self) -> None:
+        """Says what is about to be run."""
+        network, device = self.task.network, self.processes.device
+        precision = str(self.autocast or torch.float32).removeprefix("torch.")
+        heads = sum(p.numel() for p in network.heads.parameters()) / 1e6
+        self.log.say(
+            f"student {self.config.student.type}: {sum(p.numel() for p in network.student.parameters()) / 1e6:.2f} M parameters, "
+            f"heads {heads:.2f} M; {self.processes.world_size} x {device}, {torch.get_num_threads()} threads, {precision}"
+        )
+        for name, teacher in self.task.teachers.items():
+            million = sum(p.numel() for p in teacher.parameters()) / 1e6
+            self.log.say(f"teacher {name}: {teacher.source}, {million:.2f} M parameters, licence {teacher.licence}")
+        unread = network.student.num_summaries - sum(head.summary is not None for head in network.heads.values())  # type: ignore[union-attr]
+        if unread:
+            self.log.warn(f"{unread} of the student's {network.student.num_summaries} summaries is read by no head")
+        started = getattr(network.student, "started_from", None)
+        if started is not None:
+            self.log.say(f"student begins with: {started}")
+        self.log.say(f"data: {self.data}")
+
+    def run(self) -> int:
+        """Trains from the last checkpoint, or from the start, to the end or a signal; returns the step reached."""
+        step = self.resume()
+        if self.recipe.engine.compile:
+            self.task.network.student.compile()
+            for teacher in self.task.teachers.values():
+                teacher.compile()
+        begun = time.perf_counter()
+        reached = train(self._job(), step)
+        minutes = (time.perf_counter() - begun) / 60
+        ended = "done" if reached == self.recipe.num_steps else "stopped by a signal; the same command goes on from here"
+        self.log.say(f"{ended}: step {reached} of {self.recipe.num_steps}, {minutes:.1f} minutes, model in {self.folder.model}")
+        return reached
+
+    def _job(self) -> Job:
+        model: nn.Module = self.task
+        if self.processes.world_size > 1:
+            device_ids = [self.processes.device.index] if self.processes.device.type == "cuda" else None
+            model = DistributedDataParallel(self.task, device_ids=device_ids, broadcast_buffers=False)
+        return Job(
+            task=model,
+            optimizer=self.optimizer,
+            stages=self.stages,
+            engine=self.recipe.engine,
+            schedule=self.recipe.optimizer,
+            processes=self.processes,
+            monitor=self.monitor,
+            clock=self.clock,
+            autocast=self.autocast,
+            open_batches=self._open_batches,
+            begin_stage=self._begin_stage,
+            evaluate=self.evaluate,
+            evaluate_due=self._evaluate_due,
+            save=self.save,
+            after_step=partial(self.ema.update, self.task.network) if self.ema else lambda: None,
+        )
+
+    def _feed(self, group: Group) -> Feed:
+        return Feed(group.view_size, group.settings.batch_size, group.seed, self.processes.rank, self.processes.world_size)
+
+    def _open_batches(self, stage: Stage, group: Group, step: int) -> Iterator[Batch]:  # noqa: ARG002 - the loop's signature
+        return train_batches(self.recipe.data, group.source, self._feed(group), step)
+
+    def _begin_stage(self, stage: Stage) -> None:
+        """Statistics of the teachers over the stage's first batches, and the picture of what every model sees."""
+        begun = time.perf_counter()
+        followers = [self.ema.average] if self.ema else []
+        images = self._calibration_images(stage)
+        calibrate(self.task, images, self.recipe.normalize, self.processes.add_up, self.autocast, followers)
+        self.log.say(
+            f"stage {stage.number + 1} of {len(self.stages)}: statistics of {len(self.task.teachers)} teachers over "
+            f"{self.recipe.normalize.batches} batches in {time.perf_counter() - begun:.1f} s"
+        )
+        self.processes.first_does(partial(self._write_calibration, stage))
+
+    def _calibration_images(self, stage: Stage) -> Iterator[tuple[torch.Tensor, Partition]]:
+        for group in stage.groups:
+            batches = self._open_batches(stage, group, stage.start)
+            for index in range(self.recipe.normalize.batches):
+                images = next(batches).images.to(self.processes.device)
+                if index == 0 and self.processes.is_first:
+                    self._draw_first_batch(stage, group, images)
+                yield images, group.partition
+
+    def _draw_first_batch(self, stage: Stage, group: Group, images: torch.Tensor) -> None:
+        name = "first_batch.png" if (stage.number, group.partition.name) == (0, "0.0") else f"first_batch_{group.partition.name}.png"
+        with disk_errors(self.folder.path):
+            contact_sheet(self.task.views(images[:8], group.partition), self.folder.path / "images" / name)
+
+    def _write_calibration(self, stage: Stage) -> None:
+        """`calibration/stage_0/clip_summary.safetensors` (mean, std, shift, scale) and a manifest of what they were measured on."""
+        folder = self.folder.path / "calibration" / f"stage_{stage.number}"
+        manifest: dict[str, Any] = {"batches": self.recipe.normalize.batches, "teachers": {}}
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, kinds in self.task.normalizers.items():
+                for kind, normalizer in kinds.items():  # type: ignore[union-attr]
+                    tensors = {key: value.cpu().contiguous() for key, value in normalizer.state_dict().items() if key != "calibrated"}
+                    save_file(tensors, folder / f"{name}_{kind}.safetensors")
+        for group in stage.groups:
+            for name in group.partition.teachers:
+                teacher = self.task.teachers[name]
+                sizes = manifest["teachers"].setdefault(name, {"source": teacher.source, "sizes": []})["sizes"]
+                sizes.append(list(teacher.size_for(group.view_size, group.view_size)))
+        self.folder.write(f"calibration/stage_{stage.number}/manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+    def _evaluate_due(self, step: int) -> bool:
+        every = self.recipe.evaluate.every
+        return self.recipe.data.val is not None and every is not None and (step % every == 0 or step == self.recipe.num_steps)
+
+    def evaluate(self, step: int) -> None:
+        """Held-out agreement with every teacher of the present stage, into evaluations/ and metrics.jsonl."""
+        stage = next(stage for stage in self.stages if step < stage.end or stage is self.stages[-1])
+        self.agreement = {}
+        with self._averaged_weights():
+            for group in stage.groups:
+                for name, row in self._agreement(group).items():
+                    self.agreement[name if name not in self.agreement else f"{name}@{group.partition.image_size}"] = row
+        flat = {f"val/{name}/{key}": value for name, row in self.agreement.items() for key, value in row.items()}
+        self.log.record({"step": step} | flat)
+        summary = "  ".join(f"{name} {row['standardised_cosine']:.3f}" for name, row in self.agreement.items())
+        self.log.say(f"held out at step {step}, standardised cosine: {summary}")
+        self.processes.first_does(
+            lambda: self.folder.write(f"evaluations/step_{step:09d}/agreement.json", json.dumps(self.agreement, indent=1) + "\n")
+        )
+        self.clock.take()
+
+    def _agreement(self, group: Group) -> Agreement:
+        assert self.recipe.data.val is not None
+        limit = self.recipe.evaluate.batches * group.settings.batch_size
+        batches = val_batches(self.recipe.data, self.recipe.data.val, self._feed(group), limit)
+        return agreement(self.task, batches, group.partition, self.autocast, self.processes.add_up)
+
+    def save(self, step: int) -> None:
+        """A checkpoint and the model folder; raises UserError where the disk refuses, on every process."""
+        self.processes.first_does(partial(self._save, step))
+
+    def _save(self, step: int) -> None:
+        tensors = {"task": self.task.state_dict()} | ({"ema": self.ema.average.state_dict()} if self.ema else {})
+        state = {"num_steps": self.recipe.num_steps, "agreement": self.agreement, "skipped_images": self.monitor.num_skipped}
+        self.folder.checkpoints.save(step, tensors, {"optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}, state)
+        notes = {"step": step, "num_steps": self.recipe.num_steps, "data": self.data, "agreement": self.agreement}
+        with disk_errors(self.folder.path):
+            write_folder(self.folder.model, self.config, self.folded_network(), notes)
+
+    def folded_network(self) -> Network:
+        """The network as it is handed over: averaged weights where there are any, heads that speak raw teacher space."""
+        network = self.ema.average if self.ema else self.task.network
+        handed_over = Network(network.student, dict(copy.deepcopy(network.heads)))  # type: ignore[arg-type]
+        fold_normalizers(self.task, handed_over)
+        return handed_over
+
+    @cached_property
+    def data(self) -> str:
+        """`3,490 images in /path`, of the training source."""
+        return describe(self.recipe.data.train)
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        if self.ema is None:
+            yield
+            return
+        own, self.task.network = self.task.network, self.ema.average
+        try:
+            yield
+        finally:
+            self.task.network = own
+
+    def resume(self) -> int:
+        """Fills everything from the last checkpoint; returns its step, 0 where there is none."""
+        found = self.folder.checkpoints.load()
+        if found is None:
+            return 0
+        tensors, other, state = found
+        self.task.load_state_dict(tensors["task"])
+        if self.ema:
+            self.ema.average.load_state_dict(tensors["ema"])
+        self.optimizer.load_state_dict(other["optimizer"])
+        torch.set_rng_state(other["rng"])
+        self.agreement = state["agreement"]
+        self.monitor.num_skipped = state["skipped_images"]
+        self.log.forget_after(state["step"])
+        self.log.say(f"resuming {self.folder.path} from step {state['step']} of {self.recipe.num_steps}")
+        return state["step"]
