@@ -65,6 +65,8 @@ def test_the_function_of_a_timm_model_is_kept(form: str, tmp_path: Path):
     assert student.started_from is not None
     assert student.started_from.left == ()
     assert not any(name.endswith("gamma") for name in student.started_from.unused)
+    adapted = {name for name in student.started_from.changed if name.startswith("patch_generator")}
+    assert adapted == {name for name, _ in student.named_parameters() if name.startswith("patch_generator")}
 
 
 @torch.no_grad()

@@ -188,7 +188,7 @@ def final_linear(module: nn.Module) -> nn.Linear:
 def fold_affine(module: nn.Module, scale: Tensor, shift: Tensor) -> None:
     """Rewrites the last linear layer, in place and in float64, so that the output y becomes `scale * y + shift`.
 
-    scale: [out], or a matrix [out, out] that multiplies y as a column (`scale @ y`; PHI-S: the inverse of eq. 5); shift: [out].
+    scale: [out], or a matrix [out, out] that multiplies y as a column (`scale @ y`; PHI-S, W = Θ W'); shift: [out].
     An upsampling head is rewritten for each of its cells alike. `fold_affine(m, *invert_affine(scale, shift))` undoes it.
     """
     linear = final_linear(module)

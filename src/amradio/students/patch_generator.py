@@ -59,7 +59,10 @@ class PatchGenerator(nn.Module):
         return torch.cat([prefix, patches], dim=1)
 
     def positions(self, grid: tuple[int, int], draws: Tensor | None) -> Tensor:
-        """Position embedding of a grid, [1, h*w, dim] or, with draws, [B, h*w, dim], in the dtype of the table."""
+        """Position embedding of a grid, [1, h*w, dim] or, with draws, [B, h*w, dim], in the dtype of the table.
+
+        In training a grid of the table's own size is read whole, as in the published rule.
+        """
         if draws is None:
             return self._whole_table(grid)
         if self.rule.viewport_scale is None or grid == (self.table_side, self.table_side):

@@ -38,6 +38,8 @@ class Weights(NamedTuple):
     num_summaries: int
     """Of the rows of the prefix tokens, how many at the front are summaries."""
     unused: tuple[str, ...]
+    adapted: frozenset[str] = frozenset()
+    """Names of tensors that are not the source's own any more."""
 
 
 def start_from(student: nn.Module, source: str) -> StartReport:
@@ -63,7 +65,7 @@ def start_from(student: nn.Module, source: str) -> StartReport:
     with torch.no_grad():
         for name in taken:
             own[name].copy_(fitted[name])
-    untouched = {name for name in taken if fitted[name] is weights.tensors.get(name)}
+    untouched = {name for name in taken - weights.adapted if fitted[name] is weights.tensors.get(name)}
     return StartReport(
         found.name,
         matched=tuple(name for name in own if name in untouched),
@@ -157,7 +159,8 @@ def _from_timm(found: Source) -> Weights:
     if len(tokens):
         ours[TOKENS] = tokens
     used = {"patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "reg_token", "pos_embed", *ours}
-    return Weights(ours, int("cls_token" in tensors), tuple(name for name in tensors if name not in used))
+    unused = tuple(name for name in tensors if name not in used)
+    return Weights(ours, int("cls_token" in tensors), unused, frozenset({EMBEDDER, TABLE, TOKENS}))
 
 
 def _fit(weights: Weights, own: Mapping[str, Tensor], num_summaries: int) -> dict[str, Tensor]:

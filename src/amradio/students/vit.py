@@ -67,7 +67,7 @@ class VitSettings(StudentSettings):
     position_dropout: float = pydantic.Field(default=0.1, ge=0, le=1)
     """Chance that a training sample sees no positions."""
     viewport: bool = True
-    """In training each sample reads a random rectangle of the position table; false reads it as in evaluation."""
+    """In training each sample reads a random rectangle of the position table (unless images fill it); false reads it as in evaluation."""
     viewport_scale: Annotated[tuple[float, float], AsTuple] = (math.sqrt(0.1), 1.0)
     """Least and greatest side of that rectangle, as a share of the table."""
     gradient_checkpointing: bool = False
