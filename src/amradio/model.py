@@ -81,10 +81,5 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Model:
 
     Raises UserError where there is no model, a file is damaged, or weights and config do not fit.
     """
-    folder = Path(path)
-    if not folder.exists():
-        raise UserError(f"{folder}: there is no such folder; give a model folder (RUN/model) or a run folder")
-    if (folder / "model" / "config.json").is_file():
-        folder = folder / "model"
-    config, network = read_folder(folder)
+    config, network = read_folder(path)
     return Model(config, network).to(device)

@@ -89,8 +89,15 @@ class Network(nn.Module):
 
 
 def read_folder(path: str | Path) -> tuple[NetworkConfig, Network]:
-    """Reads a model folder (config.json and model.safetensors) on the CPU; raises UserError where it is not one or does not fit."""
+    """Reads a model folder (config.json and model.safetensors), or that of a run folder, on the CPU.
+
+    Raises UserError where there is none, a file is damaged, or weights and config do not fit.
+    """
     folder = Path(path)
+    if not folder.exists():
+        raise UserError(f"{folder}: there is no such folder; give a model folder (RUN/model) or a run folder")
+    if not (folder / CONFIG_FILE).is_file() and (folder / "model" / CONFIG_FILE).is_file():
+        folder = folder / "model"
     config = read_config(folder)
     network = config.without_start().build()
     weights = read_weights(folder / WEIGHTS_FILE)
