@@ -8,6 +8,8 @@ import numpy as np
 SHAPES: tuple[str, ...] = ("disc", "square", "triangle", "star", "ring", "cross", "crescent", "heart")
 TEXTURES: tuple[str, ...] = ("plain", "striped", "checked", "dotted")
 
+PERIODS = {"striped": 0.48, "checked": 0.8, "dotted": 0.38}  # in radii of the object
+
 SQRT3 = np.float32(3**0.5)
 
 
@@ -24,14 +26,15 @@ def texture_mix(texture: str, u: np.ndarray, v: np.ndarray, radius: float, radiu
     """
     if texture == "plain":
         return np.zeros_like(u)
-    period = np.float32(max(0.44, 0.1 / radius))
+    # Each texture has a scale of its own: fine dots, broader stripes, large checks.
+    period = np.float32(max(PERIODS[texture], 0.1 / radius))
     soft = radius_px * period
     a, b = u / period + np.float32(phase[0]), v / period + np.float32(phase[1])
     if texture == "striped":
         return np.clip(0.5 + _triangle_wave(a) * soft, 0, 1)
     if texture == "checked":
         # A check is the sign of a product; its two factors are softened each on its own.
-        p, q = (np.clip(_triangle_wave(0.7 * c) * 1.4 * soft, -0.5, 0.5) for c in (a, b))
+        p, q = (np.clip(_triangle_wave(c) * soft, -0.5, 0.5) for c in (a, b))
         return 0.5 + 2 * p * q
     from_dot = np.sqrt((a - np.floor(a) - 0.5) ** 2 + (b - np.floor(b) - 0.5) ** 2)
     return np.clip(0.5 + (0.31 - from_dot) * soft, 0, 1)

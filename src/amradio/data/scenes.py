@@ -48,6 +48,7 @@ class Body(NamedTuple):
 
     @property
     def label(self) -> int:
+        """Index into CLASS_NAMES."""
         return list(COLOURS).index(self.colour) * len(TEXTURES) + TEXTURES.index(self.texture)
 
 
