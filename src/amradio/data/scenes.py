@@ -60,7 +60,8 @@ def draw_scene(seed: int, index: int, image_size: int = 64) -> Scene:
     """
     if seed < 0 or index < 0 or image_size < 16:
         raise ValueError(f"draw_scene(seed={seed}, index={index}, image_size={image_size}): seed and index start at 0, sides at 16 px")
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, index))))
+    # Words have numbers of their own: how many the grain takes depends on the resolution.
+    rng, words = (np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, index, use)))) for use in (0, 1))
     bodies, order, size = _compose(rng)
     light = rng.uniform(0, 2 * np.pi)
     light_xy = np.float32(np.cos(light)), np.float32(np.sin(light))
@@ -75,7 +76,7 @@ def draw_scene(seed: int, index: int, image_size: int = 64) -> Scene:
     labels = np.array([body.label for body in bodies], dtype=np.int64)
     seen = masks.any(axis=(1, 2))
     semantic = np.concatenate(([0], labels + 1)).astype(np.uint8)[owner + 1]
-    return Scene(image, bodies[0].label, _captions(rng, bodies, size), masks[seen], labels[seen], semantic)
+    return Scene(image, bodies[0].label, _captions(words, bodies, size), masks[seen], labels[seen], semantic)
 
 
 class Scenes:
