@@ -6,20 +6,44 @@ resized image to 8 bits (at most half a step of 1/255 per pixel, 2e-3 of the ran
 to at most 2 % of the features' norm (seen: 0.4 %).
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import open_clip
 import pytest
+import safetensors.torch
+import timm
 import torch
+import torchvision
 import transformers
-from tiny import photo, tiny_clip, tiny_dinov2, tiny_sam
+from PIL import Image
 from torch import Tensor
 
 from amradio.features import Features
 from amradio.teachers import Teacher
 from amradio.teachers.clip import ClipSettings
 from amradio.teachers.dinov2 import Dinov2Settings
+from amradio.teachers.dinov3 import Dinov3Settings
+from amradio.teachers.loading import quiet
+from amradio.teachers.open_clip import OpenClipSettings
+from amradio.teachers.radio import RadioSettings
 from amradio.teachers.sam import SamSettings, SamTeacher
+from amradio.teachers.siglip import SiglipSettings
+from amradio.teachers.timm import TimmSettings
+from tiny import (
+    photo,
+    tiny_clip,
+    tiny_dinov2,
+    tiny_dinov3,
+    tiny_dinov3_convnext,
+    tiny_naflex,
+    tiny_open_clip,
+    tiny_radio,
+    tiny_sam,
+    tiny_siglip,
+    tiny_timm,
+)
 
 SIZES = [(100, 75), (50, 90)]
 
@@ -156,3 +180,176 @@ def test_sam_masks_read_a_map_on_another_grid(tmp_path: Path) -> None:
     logits, iou = teacher.masks(torch.randn(1, 5, 7, 32), points=torch.full((1, 1, 1, 2), 30.0), multimask=False)
     assert logits.shape == (1, 1, 1, 32, 32)
     assert iou.shape == (1, 1, 1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("input_size", [None, 48])
+def test_siglip(tmp_path: Path, size: tuple[int, int], input_size: int | None) -> None:
+    folder = tiny_siglip(tmp_path)
+    model = transformers.SiglipModel.from_pretrained(folder).eval()
+    processor = transformers.SiglipImageProcessor.from_pretrained(folder)
+    if input_size:
+        processor.size = {"height": input_size, "width": input_size}
+
+    def reference(seen: Tensor) -> Features:
+        found = model.vision_model(seen, interpolate_pos_encoding=True)
+        side = (input_size or 32) // 8
+        return Features(found.pooler_output, found.last_hidden_state.reshape(2, side, side, -1))
+
+    check(SiglipSettings(model=str(folder), input_size=input_size).build(), processor, reference, size)
+
+
+def test_siglip_of_a_size_that_is_no_multiple_of_the_patch(tmp_path: Path) -> None:
+    teacher = SiglipSettings(model=str(tiny_siglip(tmp_path, image_size=30, patch_size=8))).build()
+    _, spatial = teacher(teacher.prepare(photo() / 255))
+    assert spatial is not None
+    assert spatial.shape == (2, 3, 3, 32)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_naflex(tmp_path: Path, size: tuple[int, int]) -> None:
+    folder = tiny_naflex(tmp_path)
+    model = transformers.Siglip2Model.from_pretrained(folder).eval()
+    processor = transformers.Siglip2ImageProcessor.from_pretrained(folder)
+    teacher, images = SiglipSettings(model=str(folder)).build(), photo(*size)
+    summary, spatial = teacher(teacher.prepare(images / 255))
+    seen = processor(images=list(images), return_tensors="pt")
+    height, width = seen["spatial_shapes"][0].tolist()
+    with torch.no_grad():
+        expected = model.vision_model(**seen)
+    assert summary is not None
+    assert spatial is not None
+    assert relative(spatial, expected.last_hidden_state[:, : height * width].reshape(2, height, width, -1)) < 0.02
+    assert relative(summary, expected.pooler_output) < 0.02
+    floats = processor(images=list(0.2 + 0.6 * images / 255), return_tensors="pt", do_rescale=False)
+    with torch.no_grad():
+        expected = model.vision_model(**floats)
+    summary, spatial = teacher(teacher.prepare(0.2 + 0.6 * images / 255))
+    assert summary is not None
+    assert relative(summary, expected.pooler_output) < 1e-5
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_dinov3(tmp_path: Path, size: tuple[int, int]) -> None:
+    folder = tiny_dinov3(tmp_path)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+
+    def reference(seen: Tensor) -> Features:
+        found = model(seen)
+        return Features(found.pooler_output, found.last_hidden_state[:, 5:].reshape(2, 4, 4, -1))
+
+    check(Dinov3Settings(model=str(folder)).build(), transformers.AutoImageProcessor.from_pretrained(folder), reference, size)
+
+
+def test_dinov3_convnext(tmp_path: Path) -> None:
+    folder = tiny_dinov3_convnext(tmp_path)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+
+    def reference(seen: Tensor) -> Features:
+        found = model(seen)
+        return Features(found.pooler_output, found.last_hidden_state[:, 1:].reshape(2, 2, 2, -1))
+
+    check(Dinov3Settings(model=str(folder)).build(), transformers.AutoImageProcessor.from_pretrained(folder), reference, (100, 75))
+
+
+def test_radio(tmp_path: Path) -> None:
+    folder = tiny_radio(tmp_path)
+    model, teacher = transformers.RadioModel.from_pretrained(folder).eval(), RadioSettings(model=str(folder)).build()
+    processor, images = transformers.CLIPImageProcessor.from_pretrained(folder), photo(50, 90)
+    with torch.no_grad():
+        expected = model(pixels(processor, images))
+    same_pixels, end_to_end = teacher(pixels(processor, images)), teacher(teacher.prepare(images / 255))
+    for found, tolerance in ((same_pixels, 1e-5), (end_to_end, 0.02)):
+        assert found.summary is not None
+        assert found.spatial is not None
+        assert relative(found.summary, expected.summary) < tolerance
+        assert relative(found.spatial, expected.features.reshape(2, 6, 8, -1)) < tolerance
+
+
+@pytest.mark.parametrize("name", ["gamma", "grandma"])
+def test_radio_reads_layer_scales_under_their_published_names(tmp_path: Path, name: str) -> None:
+    folder = tiny_radio(tmp_path)
+    whole = RadioSettings(model=str(folder)).build()
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    published = {re.sub(r"layer_scale([12])\.lambda1", rf"ls\1.{name}", key): value for key, value in weights.items()}
+    assert any("radio_model.model.blocks.0.ls1." in key for key in published)
+    safetensors.torch.save_file(published, folder / "model.safetensors", metadata={"format": "pt"})
+    images = torch.rand(1, 3, 16, 24)
+    assert torch.equal(RadioSettings(model=str(folder)).build()(images)[1], whole(images)[1])
+
+
+class PilProcessor:
+    """The transform of a library that works on PIL images, called as the processors of transformers are."""
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor]):
+        self.transform = transform
+
+    def __call__(self, images: list[Tensor], return_tensors: str = "pt", **options: object) -> dict[str, Tensor]:
+        if images[0].is_floating_point():
+            steps = [step for step in self.transform.transforms if type(step).__name__ in ("Resize", "CenterCrop", "Normalize")]
+            return {"pixel_values": torchvision.transforms.Compose(steps)(torch.stack(images))}
+        return {"pixel_values": torch.stack([self.transform(torchvision.transforms.functional.to_pil_image(image)) for image in images])}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("input_size", [None, 48])
+@pytest.mark.parametrize("final_ln_after_pool", [False, True])
+def test_open_clip(tmp_path: Path, size: tuple[int, int], input_size: int | None, final_ln_after_pool: bool) -> None:
+    folder = tiny_open_clip(tmp_path, final_ln_after_pool=final_ln_after_pool)
+    with quiet():
+        model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}", force_image_size=input_size)
+    model.eval()
+
+    def reference(seen: Tensor) -> Features:
+        model.visual.output_tokens = False
+        summary = model.encode_image(seen)
+        model.visual.output_tokens = True
+        side = (input_size or 32) // 8
+        return Features(summary, model.visual(seen)[1].reshape(2, side, side, -1))
+
+    check(OpenClipSettings(model=str(folder), input_size=input_size).build(), PilProcessor(transform), reference, size)
+
+
+@pytest.mark.parametrize("vision", [{"timm_pool": "", "timm_proj": "linear"}, {"timm_pool": "token", "timm_proj": "none"}])
+def test_open_clip_with_a_tower_of_timm(tmp_path: Path, vision: dict[str, str]) -> None:
+    folder = tiny_open_clip(tmp_path, timm_model_name="test_vit", image_size=160, **vision)
+    with quiet():
+        model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    model.eval()
+
+    def reference(seen: Tensor) -> Features:
+        tokens = model.visual.trunk.forward_features(seen)
+        return Features(model.encode_image(seen), tokens[:, model.visual.trunk.num_prefix_tokens :].reshape(2, 10, 10, -1))
+
+    check(OpenClipSettings(model=f"local-dir:{folder}").build(), PilProcessor(transform), reference, (100, 75))
+
+
+@pytest.mark.parametrize("input_size", [None, 48])
+def test_timm_vit(tmp_path: Path, input_size: int | None) -> None:
+    folder = tiny_timm(tmp_path)
+    options = {"img_size": input_size} if input_size else {}
+    with quiet():
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True, **options).eval()
+    data = timm.data.resolve_data_config({"input_size": (3, 48, 48)} if input_size else {}, model=model)
+
+    def reference(seen: Tensor) -> Features:
+        tokens = model.forward_features(seen)
+        side = (input_size or 32) // 8
+        return Features(model.forward_head(tokens, pre_logits=True), tokens[:, 1:].reshape(2, side, side, -1))
+
+    teacher = TimmSettings(model=str(folder), input_size=input_size).build()
+    check(teacher, PilProcessor(timm.data.create_transform(**data)), reference, (100, 75))
+
+
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_convnext", "test_efficientnet"])
+def test_timm_cnn(tmp_path: Path, architecture: str) -> None:
+    folder = tiny_timm(tmp_path, architecture)
+    with quiet():
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        maps = timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+
+    def reference(seen: Tensor) -> Features:
+        return Features(model.forward_head(model.forward_features(seen), pre_logits=True), maps(seen)[-1].permute(0, 2, 3, 1))
+
+    check(TimmSettings(model=str(folder)).build(), PilProcessor(transform), reference, (100, 75))

@@ -1,7 +1,11 @@
 """Builders of tiny random models with processors, saved in the original formats; every builder returns the folder."""
 
+import json
 from pathlib import Path
 
+import open_clip
+import safetensors.torch
+import timm
 import torch
 import transformers
 from torch import Tensor
@@ -88,3 +92,86 @@ def tiny_sam(folder: Path | str, image_size: int = 64, patch_size: int = 8) -> P
     config = transformers.SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
     processor = transformers.SamImageProcessor(size={"longest_edge": image_size}, pad_size={"height": image_size, "width": image_size})
     return _save(transformers.SamModel(config), processor, folder)
+
+
+def tiny_siglip(folder: Path | str, image_size: int = 32, patch_size: int = 8) -> Path:
+    """A SiglipModel: hidden 32."""
+    common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.SiglipConfig(
+        text_config={**common, "vocab_size": 99, "max_position_embeddings": 16, "bos_token_id": 97, "eos_token_id": 98},
+        vision_config={**common, "image_size": image_size, "patch_size": patch_size},
+    )
+    processor = transformers.SiglipImageProcessor(size={"height": image_size, "width": image_size})
+    return _save(transformers.SiglipModel(config), processor, folder)
+
+
+def tiny_naflex(folder: Path | str, patch_size: int = 8, max_num_patches: int = 20) -> Path:
+    """A Siglip2Model (NaFlex): hidden 32, position table of 4 x 4."""
+    common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.Siglip2Config(
+        text_config={**common, "vocab_size": 99, "max_position_embeddings": 16, "bos_token_id": 97, "eos_token_id": 98},
+        vision_config={**common, "num_patches": 16, "patch_size": patch_size},
+    )
+    processor = transformers.Siglip2ImageProcessor(patch_size=patch_size, max_num_patches=max_num_patches)
+    return _save(transformers.Siglip2Model(config), processor, folder)
+
+
+def tiny_dinov3(folder: Path | str, patch_size: int = 8) -> Path:
+    """A DINOv3ViTModel: hidden 32, 4 registers; published size 32 px."""
+    config = transformers.DINOv3ViTConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_register_tokens=4, patch_size=patch_size
+    )
+    processor = transformers.DINOv3ViTImageProcessor(size={"height": 32, "width": 32})
+    return _save(transformers.DINOv3ViTModel(config), processor, folder)
+
+
+def tiny_dinov3_convnext(folder: Path | str) -> Path:
+    """A DINOv3ConvNextModel: last stage 32 channels; published size 64 px."""
+    config = transformers.DINOv3ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1])
+    processor = transformers.DINOv3ViTImageProcessor(size={"height": 64, "width": 64})
+    return _save(transformers.DINOv3ConvNextModel(config), processor, folder)
+
+
+def tiny_radio(folder: Path | str, patch_size: int = 8) -> Path:
+    """A RadioModel: hidden 32, 3 class tokens of which 2 make the summary, 5 registers; the processor only rescales."""
+    config = transformers.RadioConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        patch_size=patch_size,
+        max_img_size=64,
+        num_cls_tokens=3,
+        num_registers=5,
+        summary_idxs=[0, 2],
+    )
+    processor = transformers.CLIPImageProcessor(size={"height": 48, "width": 64}, do_center_crop=False, do_normalize=False)
+    return _save(transformers.RadioModel(config), processor, folder)
+
+
+def tiny_timm(folder: Path | str, architecture: str = "vit_tiny_patch16_224", **options: object) -> Path:
+    """A model of timm in its hub format, made small by `options`; a ViT of 32 px by default."""
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4} if architecture.startswith("vit_") else {}
+    with quiet():
+        model = randomise(timm.create_model(architecture, pretrained=False, **{**small, **options}))
+    if small:
+        model.pretrained_cfg["input_size"] = (3, 32, 32)
+    with quiet():
+        timm.models.save_for_hf(model, folder, model_args={**small, **options}, safe_serialization=True)
+    return Path(folder)
+
+
+def tiny_open_clip(folder: Path | str, **vision: object) -> Path:
+    """A CLIP of OpenCLIP in its hub format: width 32, embedding 24; `vision` overrides its vision_cfg."""
+    text = {"context_length": 16, "vocab_size": 99, "width": 32, "heads": 4, "layers": 2}
+    config = {"embed_dim": 24, "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8, **vision}}
+    config["text_cfg"] = text
+    custom = "timm_model_name" in vision
+    with quiet():
+        model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+    randomise(model)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {"model_cfg": {**config, "custom_text": custom}, "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    safetensors.torch.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder

@@ -83,32 +83,36 @@ def load_processor(folder: Path, cls: Any, **defaults: Any) -> Any:
         return cls.from_pretrained(folder, local_files_only=True) if described else cls(**defaults)
 
 
-def fetch(source: Source) -> Path:
-    """The local folder of a model: itself, its snapshot in the cache, or freshly downloaded. The cache is asked first, the hub last."""
-    path = Path(source.model).expanduser()
+def fetch(source: Source, name: str | None = None) -> Path:
+    """The local folder of a model: itself, its snapshot in the cache, or freshly downloaded. The cache is asked first, the hub last.
+
+    name: hub name or folder, where the user wrote it another way.
+    """
+    name = name or source.model
+    path = Path(name).expanduser()
     if path.is_dir():
         if source.revision is not None:
             raise UserError(f"{source.where}: a local folder has no revision, found revision '{source.revision}'; leave it out")
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source.model) or source.model.startswith("."):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise UserError(f"{source.where}: there is no such folder, and it is no hub name (owner/name); give one of the two")
-    cached = cached_folder(source.model, source.revision, source.kind)
+    cached = cached_folder(name, source.revision, source.kind)
     if cached is not None:
         return cached
     if not hub_answers():
-        raise UserError(absent(source, f"{_host()} cannot be reached"))
+        raise UserError(absent(source, name, f"{_host()} cannot be reached"))
     with quiet():
         try:
-            return _download(source)
+            return _download(source, name)
         except errors.GatedRepoError:
             raise UserError(
-                f"{source.where}: its owner asks you to accept a licence first: do so on {constants.ENDPOINT}/{source.model}, "
+                f"{source.where}: its owner asks you to accept a licence first: do so on {constants.ENDPOINT}/{name}, "
                 "then `hf auth login` on this machine"
             ) from None
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
             raise UserError(f"{source.where}: {first_line(error)}; check the name, or give a local folder") from None
         except (OSError, errors.HfHubHTTPError) as error:
-            raise UserError(absent(source, first_line(error))) from None
+            raise UserError(absent(source, name, first_line(error))) from None
 
 
 def cached_folder(model: str, revision: str | None = None, kind: str = "") -> Path | None:
@@ -128,12 +132,12 @@ def _is_complete(folder: Path, kind: str) -> bool:
     return any(any(folder.glob(pattern)) for pattern in _WEIGHTS.get(kind, _WEIGHTS_DEFAULT))
 
 
-def _download(source: Source) -> Path:
+def _download(source: Source, name: str) -> Path:
     safe, pickled = _WEIGHTS.get(source.kind, _WEIGHTS_DEFAULT)
     options: dict[str, Any] = {"revision": source.revision, "ignore_patterns": ["*/*", "*.fp16*"]}
-    folder = Path(huggingface_hub.snapshot_download(source.model, allow_patterns=[*_BESIDE, safe], **options))
+    folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*_BESIDE, safe], **options))
     if not any(folder.glob(safe)):
-        huggingface_hub.snapshot_download(source.model, allow_patterns=[pickled], **options)
+        huggingface_hub.snapshot_download(name, allow_patterns=[pickled], **options)
     return folder
 
 
@@ -154,12 +158,12 @@ def _host() -> str:
     return urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
 
 
-def absent(source: Source, reason: str) -> str:
+def absent(source: Source, name: str, reason: str) -> str:
     """The message for a model that is neither on this machine nor to be fetched."""
     revision = f" --revision {source.revision}" if source.revision else ""
     return (
-        f"{source.where}: there is no folder '{source.model}', it is not in the cache {constants.HF_HUB_CACHE}, and {reason}; "
-        f"run `hf download {source.model}{revision}` where there is a network and copy the cache here (HF_HOME says where it lies), "
+        f"{source.where}: there is no folder '{name}', it is not in the cache {constants.HF_HUB_CACHE}, and {reason}; "
+        f"run `hf download {name}{revision}` where there is a network and copy the cache here (HF_HOME says where it lies), "
         "or give the path of a local folder with its files"
     )
 

@@ -94,24 +94,24 @@ def _tower(visual: Any, origin: Origin) -> tuple[int, int, bool]:
 def _embed_dim(model: Any) -> int:
     if isinstance(model.visual, TimmModel):
         linears = [module for module in model.visual.head.modules() if isinstance(module, nn.Linear)]
-        trunk = model.visual.trunk
+        trunk: Any = model.visual.trunk
         return linears[-1].out_features if linears else trunk.num_classes or trunk.num_features
     return model.visual.proj.shape[1]
 
 
-def _square(size: int | tuple[int, int]) -> int:
-    return size if isinstance(size, int) else size[0]
+def _square(size: Any) -> int:
+    return max(size) if isinstance(size, tuple | list) else size
 
 
 def preprocess_of(model: Any) -> Preprocess:
     """OpenCLIP's evaluation transform of a model."""
     config = asdict(PreprocessCfg(**model.visual.preprocess_cfg))
     size = _square(config["size"])
-    rules: dict[str, Rule] = {"shortest": "shortest", "squash": "exact", "longest": "longest"}
+    rules: dict[str, Rule] = {"shortest": "shortest", "squash": "exact"}  # no tag of the library says "longest"
     rule = rules[config["resize_mode"]]
     mode = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
     crop = None if rule == "exact" else (size, size)
-    return Preprocess(three(config["mean"]), three(config["std"]), rule, (size, size), mode, crop)
+    return Preprocess(three(config["mean"]), three(config["std"]), rule, (size, size), mode, crop, rounds=True)
 
 
 def _resolve(source: Source, pretrained: str | None) -> tuple[str, dict[str, Any]]:
@@ -120,7 +120,7 @@ def _resolve(source: Source, pretrained: str | None) -> tuple[str, dict[str, Any
     if name != source.model or Path(name).expanduser().is_dir() or "/" in name:
         if pretrained is not None:
             raise UserError(f"{source.where}: a folder or hub name has its own weights, found pretrained '{pretrained}'; leave it out")
-        folder = fetch(source._replace(model=name))
+        folder = fetch(source, name)
         _check_folder(source, folder)
         return f"local-dir:{folder}", {}
     if name not in open_clip.list_models():
@@ -158,12 +158,12 @@ def _weights(source: Source, config: dict[str, Any]) -> str:
         if found:
             return found
     if not hub_answers():
-        raise UserError(absent(source._replace(model=repository or source.model), "the hub cannot be reached"))
+        raise UserError(absent(source, repository or source.model, "the hub cannot be reached"))
     with quiet():
         try:
             return download_pretrained(config)
         except Exception as error:  # the library raises whatever its clients do
-            raise UserError(absent(source._replace(model=repository or source.model), first_line(error))) from None
+            raise UserError(absent(source, repository or source.model, first_line(error))) from None
 
 
 def _check_folder(source: Source, folder: Path) -> None:

@@ -29,12 +29,14 @@ class Preprocess:
     """(height, width) px of the centre crop."""
     pad: tuple[int, int] | None = None
     """(height, width) px to which the right and the bottom are filled up with the mean colour (zero after normalisation)."""
+    rounds: bool = False
+    """Whether the corner of the crop is rounded, half to even (torchvision), or cut off (transformers)."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] of any size -> the same, resized, cropped and padded; not normalised."""
         images = resize(images, self.resized(*images.shape[-2:]), self.mode)
         if self.crop is not None:
-            images = _centre_crop(images, *self.crop)
+            images = _centre_crop(images, self.crop, self.rounds)
         if self.pad is not None:
             images = self._pad(images, *self.pad)
         return images
@@ -70,12 +72,14 @@ class Preprocess:
         return canvas
 
 
-def _centre_crop(images: Tensor, height: int, width: int) -> Tensor:
-    """As torchvision does: black margins where the image is smaller, the extra one at the bottom and the right."""
+def _centre_crop(images: Tensor, size: tuple[int, int], rounds: bool) -> Tensor:
+    """Black margins where the image is smaller, the extra one at the bottom and the right."""
+    height, width = size
     missing_h, missing_w = max(height - images.shape[-2], 0), max(width - images.shape[-1], 0)
     if missing_h or missing_w:
         images = F.pad(images, (missing_w // 2, (missing_w + 1) // 2, missing_h // 2, (missing_h + 1) // 2))
-    top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
+    whole = round if rounds else int
+    top, left = whole((images.shape[-2] - height) / 2), whole((images.shape[-1] - width) / 2)
     return images[..., top : top + height, left : left + width]
 
 

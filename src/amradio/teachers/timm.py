@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import timm
-from timm.data.config import resolve_model_data_config
+from timm.data.config import resolve_data_config
 from torch import Tensor
 
 from ..errors import UserError, nearest
@@ -31,19 +31,19 @@ class TimmSettings(TeacherSettings):
     def build(self) -> "TimmTeacher":
         """Loads the model; see `TeacherSettings.build`. A name that timm does not have is answered with the nearest ones."""
         source = Source(self.type, self.model, self.revision)
-        folder = fetch(source._replace(model=_on_hub(source)))
+        folder = fetch(source, _on_hub(source))
         config = _config_in(source, folder)
         fixed = config["pretrained_cfg"].get("fixed_input_size", False)
         options: dict[str, Any] = {"img_size": self.input_size} if fixed and self.input_size else {}
         with quiet():
             try:
-                model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0, **options)
+                model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, **options)
             except Exception as error:  # the library raises whatever its readers do
                 raise UserError(f"{source.where}: {folder} cannot be read: {first_line(error)}") from None
-        preprocess, native = preprocess_of(model)
-        input_size = self.input_size or (native if fixed else None)
+        preprocess, native = preprocess_of(model, self.input_size)
+        input_size = native if fixed else self.input_size
         stride = model.feature_info[-1]["reduction"]
-        check_override(source, self.input_size, stride, native)
+        check_override(source, self.input_size, stride)
         return TimmTeacher(model, preprocess, input_size, Origin(self.model, licence_of(self.model, folder)), self.precision)
 
 
@@ -71,17 +71,15 @@ class TimmTeacher(Adapter):
         return Features(self.model.forward_head(final, pre_logits=True), maps[-1].permute(0, 2, 3, 1))
 
 
-def preprocess_of(model: Any) -> tuple[Preprocess, int]:
-    """timm's evaluation transform of a model, and the px of its input."""
-    data = resolve_model_data_config(model)
+def preprocess_of(model: Any, input_size: int | None) -> tuple[Preprocess, int]:
+    """timm's evaluation transform of a model, and the px of the input it makes; input_size: other than the model's own."""
+    data = resolve_data_config({"input_size": (3, input_size, input_size)} if input_size else {}, model=model)
     native = data["input_size"][-1]
     scaled = int(native / data["crop_pct"])
-    rules: dict[str, Rule] = {"center": "shortest", "squash": "exact", "border": "longest"}
+    rules: dict[str, Rule] = {"center": "shortest", "squash": "exact"}  # no model of the library says "border"
     mode = data["interpolation"] if data["interpolation"] in ("bilinear", "nearest") else "bicubic"
-    preprocess = Preprocess(
-        three(data["mean"]), three(data["std"]), rules[data["crop_mode"]], (scaled, scaled), mode, crop=(native, native)
-    )
-    return preprocess, native
+    rule, size, crop = rules[data["crop_mode"]], (scaled, scaled), (native, native)
+    return Preprocess(three(data["mean"]), three(data["std"]), rule, size, mode, crop, rounds=True), native
 
 
 def _on_hub(source: Source) -> str:
@@ -92,10 +90,13 @@ def _on_hub(source: Source) -> str:
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         raise UserError(f"{source.where}: timm has no such architecture; {nearest(architecture, timm.list_models())}")
-    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    tags = timm.list_pretrained(f"{architecture}.*")
+    if not tags or (name != architecture and name not in tags):
+        way_out = nearest(name, tags) if tags else "it has none for this architecture"
+        raise UserError(f"{source.where}: timm has no weights of this name; {way_out}")
+    config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
-        tags = timm.list_pretrained(f"{architecture}.*")
-        raise UserError(f"{source.where}: timm has no weights of this name; {nearest(name, tags) if tags else 'it has none for it at all'}")
+        raise UserError(f"{source.where}: these weights are not on the hub; download them and give a local folder in timm's hub format")
     return config.hf_hub_id
 
 

@@ -1,0 +1,419 @@
+"""What every kind of teacher promises, whatever library it comes from."""
+
+import math
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tiny
+from amradio.config import one_of, validate
+from amradio.errors import UserError
+from amradio.features import Features
+from amradio.teachers import TEACHERS, Teacher, TeacherSettings, shipped
+from amradio.teachers.clip import ClipSettings
+from amradio.teachers.dinov2 import Dinov2Settings
+from amradio.teachers.own import OwnSettings
+from amradio.teachers.precision import cast
+from amradio.teachers.shipped import EmbeddedSettings
+
+TINY: dict[str, list[Callable[[Path], Path]]] = {
+    "clip": [tiny.tiny_clip],
+    "open_clip": [tiny.tiny_open_clip, lambda folder: tiny.tiny_open_clip(folder, timm_model_name="test_vit", image_size=160)],
+    "siglip": [tiny.tiny_siglip, tiny.tiny_naflex],
+    "dinov2": [tiny.tiny_dinov2, lambda folder: tiny.tiny_dinov2(folder, registers=0)],
+    "dinov3": [tiny.tiny_dinov3, tiny.tiny_dinov3_convnext],
+    "sam": [tiny.tiny_sam],
+    "radio": [tiny.tiny_radio],
+    "timm": [tiny.tiny_timm, *(lambda folder, name=name: tiny.tiny_timm(folder, name) for name in ("test_resnet", "test_convnext"))],
+}
+"""Tiny models of every kind that is read from files."""
+
+NOT_FROM_FILES = ("embedded", "own", "model")
+"""Tested elsewhere: by the files that the package ships, and by what raises."""
+
+
+def kind_of(settings: type[TeacherSettings]) -> str:
+    return settings.model_fields["type"].default
+
+
+CASES = [(settings, build) for settings in TEACHERS if kind_of(settings) in TINY for build in TINY[kind_of(settings)]]
+NAMES = [f"{kind_of(settings)}-{i}" for i, (settings, _) in enumerate(CASES)]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=NAMES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[type[TeacherSettings], str]:
+    settings, build = request.param
+    return settings, str(build(tmp_path_factory.mktemp("teacher")))
+
+
+@pytest.fixture(scope="module")
+def teacher(case: tuple[type[TeacherSettings], str]) -> Teacher:
+    settings, folder = case
+    return validate(settings, {"model": folder}).build()
+
+
+def legal_images(teacher: Teacher, batch: int = 2) -> Tensor:
+    height, width = teacher.size_for(2 * teacher.patch_size, 3 * teacher.patch_size)
+    return tiny.photo(height, width, batch) / 255
+
+
+def present(features: Features) -> list[Tensor]:
+    return [each for each in features if each is not None]
+
+
+def test_every_kind_is_tested() -> None:
+    assert {kind_of(settings) for settings in TEACHERS} <= {*TINY, *NOT_FROM_FILES}
+    assert len({kind_of(settings) for settings in TEACHERS}) == len(TEACHERS)
+
+
+def test_shapes_are_the_promised_dims(teacher: Teacher) -> None:
+    images = legal_images(teacher)
+    summary, spatial = teacher(images)
+    assert (summary is None) == (teacher.summary_dim is None)
+    if summary is not None:
+        assert summary.shape == (2, teacher.summary_dim)
+    assert spatial is not None
+    assert spatial.shape == (2, images.shape[2] // teacher.patch_size, images.shape[3] // teacher.patch_size, teacher.spatial_dim)
+    assert all(each.dtype == torch.float32 and each.isfinite().all() for each in (summary, spatial) if each is not None)
+
+
+def test_maps_are_row_major(teacher: Teacher) -> None:
+    """What changes in the lower left corner of the image changes the lower left corner of the map the most.
+
+    In attention every cell sees every other, but each sees its own pixels the most.
+    """
+    images = torch.full_like(legal_images(teacher, 1), 0.5)
+    marked = images.clone()
+    marked[..., -teacher.patch_size :, : teacher.patch_size] += 0.4 * torch.randn(3, teacher.patch_size, teacher.patch_size).sign()
+    before, after = teacher(images).spatial, teacher(marked).spatial
+    assert before is not None
+    assert after is not None
+    change = (after - before).norm(dim=-1)[0]
+    assert change.shape[0] == 1 or change[-1, 0] == change.max()
+
+
+def test_frozen_and_always_in_evaluation_mode(teacher: Teacher) -> None:
+    teacher.train()
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    features = teacher(legal_images(teacher).requires_grad_())
+    assert not any(each.requires_grad or each.is_inference() for each in present(features))
+
+
+def test_a_loss_may_save_the_features(teacher: Teacher) -> None:
+    for each in present(teacher(legal_images(teacher))):
+        prediction = torch.zeros_like(each, requires_grad=True)
+        (prediction * each).sum().backward()
+        assert prediction.grad is not None
+
+
+def test_deterministic_and_independent_of_the_batch(teacher: Teacher) -> None:
+    images = legal_images(teacher)
+    for whole, again, alone in zip(teacher(images), teacher(images), teacher(images[1:]), strict=True):
+        if whole is not None:
+            assert torch.equal(whole, again)
+            assert torch.allclose(whole[1:], alone, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_is_near(case: tuple[type[TeacherSettings], str], teacher: Teacher, precision: str) -> None:
+    settings, folder = case
+    half = validate(settings, {"model": folder, "precision": precision}).build()
+    images = legal_images(teacher)
+    assert half.compute_dtype == getattr(torch, precision)
+    for found, expected in zip(present(half(images)), present(teacher(images)), strict=True):
+        assert found.dtype == torch.float32
+        assert torch.cosine_similarity(found, expected, dim=-1).min() > 0.99
+        assert not torch.equal(found, expected)
+
+
+def test_size_for_is_legal_and_idempotent(teacher: Teacher) -> None:
+    for size in ((1, 1), (63, 200), (224, 224)):
+        legal = teacher.size_for(*size)
+        assert teacher.size_for(*legal) == legal
+        if teacher.input_size is None:
+            assert all(side % teacher.patch_size == 0 for side in legal)
+            assert all(
+                abs(side - wanted) <= max(teacher.patch_size - 1, teacher.patch_size / 2) for side, wanted in zip(legal, size, strict=True)
+            )
+        else:
+            assert legal == (teacher.input_size, teacher.input_size)
+
+
+def test_an_illegal_size_is_refused(teacher: Teacher) -> None:
+    height, width = teacher.size_for(64, 64)
+    with pytest.raises(UserError, match=rf"images of {height + 1} x {width} px.*resize to {height} x {width} px"):
+        teacher(torch.rand(1, 3, height + 1, width))
+
+
+@pytest.mark.parametrize("size", [(100, 75), (31, 150), (7, 9)])
+def test_prepare_gives_a_legal_size_in_range(teacher: Teacher, size: tuple[int, int]) -> None:
+    prepared = teacher.prepare(tiny.photo(*size) / 255)
+    assert teacher.size_for(*prepared.shape[-2:]) == tuple(prepared.shape[-2:])
+    assert prepared.min() >= 0
+    assert prepared.max() <= 1
+    teacher(prepared)
+
+
+def test_licence_and_source_are_stated(case: tuple[type[TeacherSettings], str], teacher: Teacher) -> None:
+    assert teacher.source == case[1]
+    assert teacher.licence
+
+
+def test_an_input_size_of_the_users_own(case: tuple[type[TeacherSettings], str], teacher: Teacher) -> None:
+    settings, folder = case
+    if "input_size" not in settings.model_fields:
+        return
+    wanted = 5 * teacher.patch_size if teacher.patch_size < 32 else 96
+    other = validate(settings, {"model": folder, "input_size": wanted}).build()
+    assert other.input_size == wanted
+    assert other.prepare(tiny.photo() / 255).shape == (2, 3, wanted, wanted)
+    spatial = other(torch.rand(1, 3, wanted, wanted)).spatial
+    assert spatial is not None
+    assert spatial.shape[1:3] == (wanted // teacher.patch_size, wanted // teacher.patch_size)
+    with pytest.raises(UserError, match=f"input_size {wanted + 1} .*{wanted}"):
+        validate(settings, {"model": folder, "input_size": wanted + 1}).build()
+
+
+# --- precision
+
+
+def test_cast_keeps_norms_and_positions_in_float32() -> None:
+    class MyNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.dtype == torch.float32
+            return x / x.norm(dim=1, keepdim=True) * self.scale[:, None, None]
+
+    class RotaryTable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("angles", torch.rand(3))
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), MyNorm(), nn.BatchNorm2d(4), nn.GroupNorm(2, 4)).eval()
+    model.register_buffer("table", torch.rand(3))
+    model.register_buffer("index", torch.arange(3))
+    holder = nn.ModuleDict({"model": model, "rope": RotaryTable()})
+    assert cast(holder, "bfloat16") == torch.bfloat16
+    assert model[0].weight.dtype == model.table.dtype == torch.bfloat16
+    assert model.index.dtype == torch.int64
+    assert holder["rope"].angles.dtype == torch.float32
+    assert all(each.dtype == torch.float32 for module in model[1:] for each in module.state_dict().values() if each.is_floating_point())
+    assert model(torch.rand(1, 3, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_float32_norms_are_what_keeps_half_precision_near() -> None:
+    """The reason for `cast`: a LayerNorm of a large mean loses its signal in bfloat16."""
+    torch.manual_seed(0)
+    x = 100 + torch.randn(64, 32)
+    exact = nn.LayerNorm(32)(x)
+    kept = nn.Sequential(nn.LayerNorm(32))
+    cast(kept, "bfloat16")
+    assert torch.cosine_similarity(kept(x).float(), exact, dim=-1).mean() > 0.99
+    assert torch.cosine_similarity(nn.LayerNorm(32).bfloat16()(x.bfloat16()).float(), exact, dim=-1).mean() < 0.99
+
+
+# --- settings and one's own
+
+
+def test_settings_are_chosen_by_type() -> None:
+    import pydantic
+
+    from amradio.config import Settings
+
+    class Holder(Settings):
+        teacher: one_of(TEACHERS)  # pyright: ignore[reportInvalidTypeForm]
+
+    assert isinstance(Holder(teacher={"type": "clip", "model": "a/b"}).teacher, ClipSettings)
+    with pytest.raises(pydantic.ValidationError):
+        Holder(teacher={"type": "clip", "model": "a/b", "inputsize": 3})
+
+
+def test_every_setting_has_its_help() -> None:
+    for settings in TEACHERS:
+        for name, field in settings.model_fields.items():
+            assert name == "type" or field.description, f"{settings.__name__}.{name}"
+
+
+def test_own_teachers_are_passed_in_python() -> None:
+    with pytest.raises(UserError, match=r"amradio\.distill\(recipe, teachers="):
+        OwnSettings().build()
+
+
+def test_a_teacher_of_ones_own() -> None:
+    class Mine(Teacher):
+        def __init__(self) -> None:
+            super().__init__(mean=(0.5,) * 3, std=(0.5,) * 3, patch_size=4, dims=(3, 3), input_size=None, licence="mine", source="a test")
+            self.layer = nn.Conv2d(3, 3, 4, 4)
+            self.freeze()
+
+        def encode(self, images: Tensor) -> Features:
+            spatial = self.layer(images).permute(0, 2, 3, 1)
+            return Features(spatial.mean((1, 2)), spatial)
+
+    mine = Mine()
+    prepared = mine.prepare(torch.rand(2, 3, 13, 15))
+    summary, spatial = mine(prepared)
+    assert summary is not None
+    assert spatial is not None
+    assert (summary.shape, spatial.shape) == ((2, 3), (2, 3, 4, 3))
+
+
+@pytest.mark.parametrize("name", ["clip", "dino", "sam"])
+def test_embedded(name: str) -> None:
+    if not (shipped.FOLDER / name).is_dir():
+        pytest.skip("not shipped yet")
+    teacher = EmbeddedSettings(name=name).build()
+    assert teacher.source == f"embedded {name}"
+    features = teacher(teacher.prepare(tiny.photo() / 255))
+    assert (features.summary is None) == (name == "sam")
+    assert all(each.isfinite().all() for each in present(features))
+
+
+# --- bad input
+
+
+def build_error(kind: str, **keys: object) -> str:
+    settings = next(each for each in TEACHERS if kind_of(each) == kind)
+    with pytest.raises(UserError) as caught:
+        validate(settings, keys).build()
+    assert len(caught.value.problems) == 1
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine whose every connection is refused and whose cache is empty."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+
+HUB_NAMES = {
+    "clip": {"model": "openai/clip-vit-large-patch14-336"},
+    "siglip": {"model": "google/siglip2-so400m-patch16-384"},
+    "dinov2": {"model": "facebook/dinov2-base"},
+    "dinov3": {"model": "facebook/dinov3-vitb16-pretrain-lvd1689m"},
+    "sam": {"model": "facebook/sam-vit-base"},
+    "radio": {"model": "nvidia/C-RADIOv4-H"},
+    "timm": {"model": "resnet50.a1_in1k"},
+    "open_clip": {"model": "ViT-H-14", "pretrained": "laion2b_s32b_b79k"},
+}
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("kind", TINY)
+def test_without_network_and_files(kind: str) -> None:
+    start = time.perf_counter()
+    message = build_error(kind, **HUB_NAMES[kind])
+    assert time.perf_counter() - start < 2
+    assert message.startswith(f"teacher '{HUB_NAMES[kind]['model']}'")
+    assert "hf download" in message
+    assert "HF_HOME" in message
+    assert "local folder" in message
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_a_missing_folder(kind: str) -> None:
+    message = build_error(kind, model="./no/such/folder")
+    assert "./no/such/folder" in message
+    assert "no such folder" in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "build", "right"), [("clip", tiny.tiny_dinov2, "dinov2"), ("dinov2", tiny.tiny_sam, "sam"), ("sam", tiny.tiny_timm, "timm")]
+)
+def test_the_wrong_family_names_the_right_type(tmp_path: Path, kind: str, build: Callable[[Path], Path], right: str) -> None:
+    assert f"use type '{right}'" in build_error(kind, model=str(build(tmp_path)))
+
+
+def test_a_folder_of_open_clip_is_recognised(tmp_path: Path) -> None:
+    assert "use type 'open_clip'" in build_error("clip", model=str(tiny.tiny_open_clip(tmp_path)))
+
+
+def test_other_folders_are_refused_by_open_clip_and_timm(tmp_path: Path) -> None:
+    folder = str(tiny.tiny_dinov2(tmp_path))
+    assert "dinov2_with_registers" in build_error("open_clip", model=folder)
+    assert "architecture" in build_error("timm", model=folder)
+
+
+def test_an_unknown_model_type(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert "'bert' model" in build_error("clip", model=str(tmp_path))
+
+
+def test_a_folder_without_weights(tmp_path: Path) -> None:
+    (tiny.tiny_clip(tmp_path) / "model.safetensors").unlink()
+    assert "cannot be read" in build_error("clip", model=str(tmp_path))
+
+
+def test_weights_that_lack_parameters(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    file = tiny.tiny_dinov2(tmp_path) / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    del weights["layernorm.weight"]
+    safetensors.torch.save_file(weights, file, metadata={"format": "pt"})
+    assert "lack 1 parameters of the model, first 'layernorm.weight'" in build_error("dinov2", model=str(tmp_path))
+
+
+def test_pickled_code_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
+            return Path.touch, (tmp_path / "ran",)
+
+    file = tiny.tiny_dinov2(tmp_path) / "model.safetensors"
+    file.unlink()
+    torch.save({"layernorm.weight": Evil()}, tmp_path / "pytorch_model.bin")
+    assert "cannot be read" in build_error("dinov2", model=str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickled_weights_of_the_hub_are_read_without_running_code(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    folder = tiny.tiny_dinov2(tmp_path)
+    whole = Dinov2Settings(model=str(folder)).build()
+    torch.save(safetensors.torch.load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    images = torch.rand(1, 3, 28, 28)
+    assert torch.equal(Dinov2Settings(model=str(folder)).build()(images)[1], whole(images)[1])
+
+
+def test_a_revision_of_a_local_folder(tmp_path: Path) -> None:
+    assert "revision 'main'" in build_error("clip", model=str(tiny.tiny_clip(tmp_path)), revision="main")
+
+
+def test_an_installation_without_the_embedded_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    assert "install amradio anew" in build_error("embedded", name="clip")
+
+
+def test_names_that_timm_and_open_clip_do_not_have() -> None:
+    assert "did you mean 'resnet50'" in build_error("timm", model="resnett50")
+    assert "did you mean 'resnet50.a1_in1k'" in build_error("timm", model="resnet50.a1_in1kk")
+    assert "did you mean 'ViT-H-14'" in build_error("open_clip", model="ViT-H14")
+    assert "laion2b_s32b_b79k" in build_error("open_clip", model="ViT-H-14")
+    assert "did you mean 'laion2b_s32b_b79k'" in build_error("open_clip", model="ViT-H-14", pretrained="laion2b_s32b_b79")
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_model_in_the_cache_needs_no_network(tmp_path: Path) -> None:
+    tiny.tiny_clip(tmp_path / "models--me--mine" / "snapshots" / ("a" * 40))
+    (tmp_path / "models--me--mine" / "refs").mkdir(parents=True)
+    (tmp_path / "models--me--mine" / "refs" / "main").write_text("a" * 40)
+    teacher = ClipSettings(model="me/mine").build()
+    assert teacher.source == "me/mine"
+    assert math.isfinite(float(present(teacher(torch.rand(1, 3, 32, 32)))[0].sum()))
