@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+import pydantic
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -37,7 +38,7 @@ class HeadConfig(Settings):
     spatial: HeadPart | None = None
     slot: int = 0
     """Which of the student's summaries it reads."""
-    teacher: dict[str, str | int | float | None] = {}
+    teacher: dict[str, str | int | float | None] = pydantic.Field(default_factory=dict)
     """What the model card says of the teacher: kind, source, licence."""
 
 
@@ -48,7 +49,7 @@ class NetworkConfig(Settings):
     version: int = 1
     student: one_of(STUDENTS)  # type: ignore[valid-type]
     num_summaries: int
-    heads: dict[str, HeadConfig] = {}
+    heads: dict[str, HeadConfig] = pydantic.Field(default_factory=dict)
     image_size: int | None = None
     """Pixels at which it was trained last; the size to prefer."""
 

@@ -1,7 +1,7 @@
 """The recipe: the whole run as one tree of settings, composed of each room's own."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import pydantic
 
@@ -44,7 +44,7 @@ class StageSettings(Settings):
 
     steps: Positive = 100_000
     """Optimizer updates. The papers' stages are 300,000 at a batch of 1024."""
-    partitions: Annotated[list[PartitionSettings], pydantic.Field(min_length=1)] = [PartitionSettings()]
+    partitions: list[PartitionSettings] = pydantic.Field(default_factory=lambda: [PartitionSettings()], min_length=1)
 
 
 class HeadPair(Settings):
@@ -55,11 +55,19 @@ class HeadPair(Settings):
     spatial: one_of(HEADS) = MlpHeadSettings()  # type: ignore[valid-type]
     """On every cell of the map."""
 
+    @pydantic.model_validator(mode="after")
+    def _reads_its_kind(self) -> Self:
+        for kind in KINDS:
+            head = getattr(self, kind)
+            if kind not in head.kinds:
+                raise ValueError(f"{kind}: a head of type '{head.type}' with these settings reads {' and '.join(head.kinds)} features only")
+        return self
+
 
 class HeadsSettings(HeadPair):
     """The heads of all teachers, and those that differ."""
 
-    by_teacher: dict[str, HeadPair] = {}
+    by_teacher: dict[str, HeadPair] = pydantic.Field(default_factory=dict)
     """Heads of single teachers, by name."""
 
 
@@ -84,7 +92,7 @@ class Recipe(Settings):
     loss: LossSettings = LossSettings()
     normalize: NormalizeSettings = NormalizeSettings()
     balance: one_of(BALANCES) = FixedSettings()  # type: ignore[valid-type]
-    stages: Annotated[list[StageSettings], pydantic.Field(min_length=1)] = [StageSettings()]
+    stages: list[StageSettings] = pydantic.Field(default_factory=lambda: [StageSettings()], min_length=1)
     optimizer: OptimizerSettings = OptimizerSettings()
     engine: EngineSettings = EngineSettings()
     evaluate: EvaluateSettings = EvaluateSettings()

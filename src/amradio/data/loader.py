@@ -187,7 +187,7 @@ def _load(steps: Dataset, numbers: Iterable[int], num_workers: int | None) -> It
         # A process that runs threads (CUDA, gloo, OpenMP) cannot be forked safely.
         multiprocessing_context="forkserver" if workers else None,
     )
-    with _hidden_main():
+    with _apart_from_main():
         batches = iter(loader)
     for found in batches:
         if isinstance(found, _Failure):
@@ -203,14 +203,20 @@ def default_workers() -> int:
 
 
 @contextmanager
-def _hidden_main() -> Iterator[None]:
-    """Keeps workers from running the user's script anew: they need nothing of it, and it may lack a `__main__` guard."""
+def _apart_from_main() -> Iterator[None]:
+    """Starts workers that take from the main process neither its script nor its signals.
+
+    They need nothing of the user's script, which may lack a `__main__` guard. The server that forks them must outlive a signal to
+    the group as they do; it inherits the mask, and a signal that comes meanwhile is delivered afterwards.
+    """
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         sys.modules["__main__"] = main
 
 

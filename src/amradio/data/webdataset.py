@@ -240,6 +240,10 @@ def _read_headers(shard: str) -> _Shard:
                     continue
                 previous = key
                 samples.append(_Sample(key.removeprefix("./"), member.offset_data, member.size))
+        with open(shard, "rb") as file:
+            file.seek(archive.offset)
+            if any(file.read(tarfile.BLOCKSIZE) or b"?"):  # tarfile takes a bad header for the end, which is a block of zeros
+                raise tarfile.ReadError("it is cut off, or damaged")
     except (tarfile.TarError, OSError, EOFError) as error:
         return _Shard(tuple(samples), f"the shard is broken after {len(samples)} images ({error})")
     return _Shard(tuple(samples), "")

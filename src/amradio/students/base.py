@@ -74,6 +74,10 @@ class Student(nn.Module):
         """Names of parameters beyond norms and biases that weight decay leaves alone (tokens, position tables)."""
         return set()
 
+    def fuse_attention(self, fused: bool) -> None:
+        """Computes attention in one fused kernel or step by step: the same numbers, but one is quicker. Does nothing without attention."""
+        del fused
+
     def forward(self, images: Tensor, draws: Tensor | None = None) -> Features:
         """Features of a batch.
 

@@ -167,6 +167,11 @@ class Vit(Student):
         scales = {name for name, _ in self.named_parameters() if name.endswith(".gamma")}
         return {"patch_generator.pos_embed", "patch_generator.cls_token.token"} | scales
 
+    def fuse_attention(self, fused: bool) -> None:
+        """See the base."""
+        for block in self.blocks:
+            block.attn.fused_attn = fused  # type: ignore[union-attr]
+
     def forward(self, images: Tensor, draws: Tensor | None = None) -> Features:
         """Features of a batch; `draws` matter only in training mode.
 
