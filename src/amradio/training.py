@@ -34,6 +34,8 @@ from .task import Distillation, Objective, Partition, calibrate, fold_normalizer
 from .teachers.base import Teacher
 
 Teachers = Mapping[str, Teacher]
+LOADING_TRIAL = 32
+"""Images of which the speed of loading is measured at the start."""
 
 
 class Group(NamedTuple):
@@ -165,7 +167,18 @@ class Training:
         started = getattr(network.student, "started_from", None)
         if started is not None:
             self.log.say(f"student begins with: {started}")
-        self.log.say(f"data: {self.data}")
+        if self.processes.is_first:
+            self.log.say(f"data: {self.data}, {self._loading_speed():.0f} images/s a core")
+
+    def _loading_speed(self) -> float:
+        """Images/s that one core draws or reads and crops for the first partition."""
+        group = self.stages[0].groups[0]
+        alone = self.recipe.data.model_copy(update={"num_workers": 0})
+        batches = train_batches(alone, group.source, Feed(group.view_size, LOADING_TRIAL, group.seed))
+        next(batches)  # opens files and warms caches
+        begun = time.perf_counter()
+        next(batches)
+        return LOADING_TRIAL / (time.perf_counter() - begun)
 
     def run(self) -> int:
         """Trains from the last checkpoint, or from the start, to the end or a signal; returns the step reached."""
