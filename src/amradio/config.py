@@ -101,24 +101,26 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def merge(old: Any, new: Any) -> Any:
-    """`new` over `old`: mappings are merged key by key, everything else is replaced. `{0: x}` over a list sets item 0."""
+    """`new` over `old`: mappings are merged key by key, everything else is replaced. `{0: x}` over a list, or over nothing, sets item 0."""
     if isinstance(old, str) and isinstance(new, Mapping) and "type" not in new:
         old = {"type": old}  # `loss.summary=cosine` and then `loss.summary.beta=2`
-    if isinstance(old, list) and isinstance(new, Mapping) and new and all(str(k).isdigit() for k in new):
-        items = list(old)
+    if (isinstance(old, list) or old is None) and isinstance(new, Mapping) and new and all(str(k).isdigit() for k in new):
+        items = list(old or ())
         for key, value in new.items():
             index = int(key)
             if index > len(items):
                 raise UserError(f"item {index}: the list has {len(items)} items")
-            items[index : index + 1] = [merge(items[index] if index < len(items) else {}, value)]
+            items[index : index + 1] = [merge(items[index] if index < len(items) else None, value)]
         return items
+    if old is None and isinstance(new, Mapping):
+        old = {}
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return new
     if "type" in new and new["type"] != old.get("type", new["type"]):
         return dict(new)
     merged = dict(old)
     for key, value in new.items():
-        merged[key] = merge(old[key], value) if key in old else value
+        merged[key] = merge(old.get(key), value)
         if value is None and key in old and isinstance(old[key], Mapping):
             del merged[key]
     return merged
@@ -143,7 +145,7 @@ def _problem(cls: type[Settings], data: Any, detail: Any, where: str) -> str:
     if kind == "union_tag_invalid":
         return f"{key}: there is no type '{detail['ctx']['tag']}'; {nearest(detail['ctx']['tag'], _tags(detail))}"
     if kind == "union_tag_not_found":
-        return f"{key}: 'type' is missing; there is: {', '.join(_tags(detail))}"
+        return f"{key}: 'type' is missing; there is: {', '.join(_types_at(cls, loc))}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if kind in ("value_error", "assertion_error"):
         return f"{key}: {message}" if key else message
@@ -153,6 +155,11 @@ def _problem(cls: type[Settings], data: Any, detail: Any, where: str) -> str:
 def _tags(detail: Any) -> list[str]:
     expected = detail.get("ctx", {}).get("expected_tags", "")
     return re.findall(r"'([^']+)'", expected)
+
+
+def _types_at(cls: Any, loc: Sequence[Any]) -> list[str]:
+    """The words that `type` can be at `loc` below the settings class `cls`."""
+    return [found.model_fields["type"].default for found in _classes_at(cls, loc) if "type" in found.model_fields]
 
 
 def _visible(data: Any, loc: Sequence[Any]) -> list[str]:
@@ -174,13 +181,17 @@ def _visible(data: Any, loc: Sequence[Any]) -> list[str]:
 
 def _names_at(cls: Any, loc: Sequence[Any]) -> list[str]:
     """The field names that are legal at `loc` below the settings class `cls`."""
+    return sorted({name for found in _classes_at(cls, loc) for name in found.model_fields})
+
+
+def _classes_at(cls: Any, loc: Sequence[Any]) -> list[type[Settings]]:
+    """The settings classes that can stand at `loc` below the settings class `cls`."""
     here: Any = cls
     for part in loc:
         here = _step_into(_settings_in(here), part)
         if here is None:
             return []
-    classes = [c for c in _settings_in(here) if isinstance(c, type) and issubclass(c, Settings)]
-    return sorted({name for c in classes for name in c.model_fields})
+    return [found for found in _settings_in(here) if isinstance(found, type) and issubclass(found, Settings)]
 
 
 def _settings_in(annotation: Any) -> list[Any]:

@@ -21,7 +21,9 @@ class OptimizerSettings(Settings):
     weight_decay: float = 0.02
     """Decay of matrices (AM-RADIO: 0.02); norms, biases, tokens and position tables are left alone."""
     betas: Annotated[tuple[float, float], AsTuple] = (0.9, 0.999)
+    """Decay of Adam's averages of the gradient and of its square; torch's own."""
     epsilon: float = 1e-8
+    """Added to the root of Adam's second average; torch's own."""
     clip: float | None = 1.0
     """Largest norm of the gradient; null for none."""
 
@@ -44,6 +46,7 @@ class EngineSettings(Settings):
     log_every: Positive = 50
     """Steps between log lines; losses are averages over the interval, cosines of its last step."""
     checkpoint_every: Positive = 1000
+    """Steps between checkpoints; there is one more at the end and on SIGINT and SIGTERM."""
     keep: Positive = 2
     """Checkpoints that are kept, the newest."""
     track: bool = False
