@@ -269,7 +269,7 @@ def test_a_teacher_of_ones_own() -> None:
 
 @pytest.mark.parametrize("name", ["clip", "dino", "sam"])
 def test_embedded(name: str) -> None:
-    if not (shipped.FOLDER / name).is_dir():
+    if not (shipped.EMBEDDED / name).is_dir():
         pytest.skip("not shipped yet")
     teacher = EmbeddedSettings(name=name).build()
     assert teacher.source == f"embedded {name}"
@@ -397,7 +397,7 @@ def test_a_revision_of_a_local_folder(tmp_path: Path) -> None:
 
 
 def test_an_installation_without_the_embedded_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    monkeypatch.setattr(shipped, "EMBEDDED", tmp_path)
     assert "install amradio anew" in build_error("embedded", name="clip")
 
 

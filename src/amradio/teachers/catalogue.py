@@ -1,9 +1,17 @@
 """Well-known teachers: what they give, what they cost, under which terms."""
 
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import open_clip
+from safetensors import safe_open
+
 from .loading import cached_folder, licence_in
+
+EMBEDDED = Path(__file__).parent / "embedded"
+"""The folder of the small teachers that come with the package."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +21,7 @@ class Known:
     kind: str
     """`type` in a recipe."""
     model: str
-    """Hub name, or the name of what is shipped."""
+    """`model` in a recipe (open_clip: model and tag; embedded: name)."""
     million_parameters: float
     """Of the vision tower."""
     summary_dim: int | None
@@ -30,18 +38,111 @@ class Known:
     @property
     def is_here(self) -> bool:
         """Whether this machine has the weights (shipped, or complete in the hub cache). No network."""
-        return self.kind == "embedded" or cached_folder(self.model) is not None
+        if self.kind == "embedded":
+            return True
+        repository = self.model
+        if self.kind == "open_clip":
+            repository = open_clip.get_pretrained_cfg(*self.model.split())["hf_hub"].rstrip("/")
+        elif self.kind == "timm":
+            repository = f"timm/{self.model}"
+        return cached_folder(repository, kind=self.kind) is not None
 
 
 def catalogue() -> list[Known]:
-    """All well-known teachers, by kind."""
-    return list(_KNOWN)
+    """All well-known teachers, by kind: first those that are shipped."""
+    return [*_shipped(), *(Known(*row, licence_by_name(row[1])) for row in _ROWS)]
 
 
-def licence_of(model: str, folder: Path) -> str:
-    """The licence of a teacher's weights: known here, else what its model card says, else that nobody said."""
-    known = next((entry.licence for entry in _KNOWN if entry.model == model), None)
-    return known or licence_in(folder) or "not stated; see the model card"
+def licence_of(model: str, folder: Path, stated: str | None = None) -> str:
+    """The licence of a teacher's weights: known by its name, else `stated` by its files, else by its model card, else by nobody."""
+    known = licence_by_name(model)
+    return known if known != _NOT_STATED else stated or licence_in(folder) or _NOT_STATED
 
 
-_KNOWN: tuple[Known, ...] = ()
+def licence_by_name(model: str) -> str:
+    """The licence that goes with a hub name, or with a name and tag of OpenCLIP or timm."""
+    return next((licence for start, licence in _LICENCES if model.startswith(start)), _NOT_STATED)
+
+
+_NOT_STATED = "not stated; see the model card"
+
+_LICENCES = (
+    ("openai/clip-", "MIT"),
+    ("laion/CLIP-", "MIT"),
+    ("facebook/metaclip-", "CC BY-NC 4.0"),
+    ("apple/DFN", "Apple AMLR (research only)"),
+    ("google/siglip", "Apache-2.0"),
+    ("facebook/dinov2", "Apache-2.0"),
+    ("facebook/dinov3", "DINOv3 License"),
+    ("facebook/sam-", "Apache-2.0"),
+    ("nvidia/C-RADIO", "NVIDIA Open Model License"),
+    ("nvidia/RADIO", "NSCL (non-commercial)"),
+    ("nvidia/E-RADIO", "NSCL (non-commercial)"),
+    ("ViT-H-14 laion2b", "MIT"),
+    ("ViT-L-14 datacomp", "MIT"),
+    ("ViT-H-14-378-quickgelu dfn", "Apple AMLR (research only)"),
+    ("ViT-H-14-quickgelu dfn", "Apple AMLR (research only)"),
+    ("ViT-H-14-quickgelu metaclip", "CC BY-NC 4.0"),
+    ("ViT-SO400M-14-SigLIP", "Apache-2.0"),
+    ("vit_base_patch16_224.augreg", "Apache-2.0"),
+    ("vit_base_patch16_224.mae", "CC BY-NC 4.0"),
+    ("convnext_base.fb_in22k", "Apache-2.0"),
+    ("resnet50.a1_in1k", "Apache-2.0"),
+    ("eva02_large_patch14_448", "MIT"),
+)
+"""By the start of the name. Of the weights, as their owners state it; code may have another."""
+
+# kind, model, million parameters, summary dim, spatial dim, input px, patch px; checked against timm's architectures in the tests
+_ROWS: tuple[tuple[str, str, float, int | None, int, int | None, int], ...] = (
+    ("clip", "openai/clip-vit-base-patch16", 86.2, 512, 768, 224, 16),
+    ("clip", "openai/clip-vit-large-patch14", 304.0, 768, 1024, 224, 14),
+    ("clip", "openai/clip-vit-large-patch14-336", 304.3, 768, 1024, 336, 14),
+    ("clip", "facebook/metaclip-h14-fullcc2.5b", 632.1, 1024, 1280, 224, 14),
+    ("open_clip", "ViT-L-14 datacomp_xl_s13b_b90k", 304.0, 768, 1024, 224, 14),
+    ("open_clip", "ViT-H-14 laion2b_s32b_b79k", 632.1, 1024, 1280, 224, 14),
+    ("open_clip", "ViT-H-14-quickgelu metaclip_fullcc", 632.1, 1024, 1280, 224, 14),
+    ("open_clip", "ViT-H-14-378-quickgelu dfn5b", 632.7, 1024, 1280, 378, 14),
+    ("open_clip", "ViT-SO400M-14-SigLIP-384 webli", 428.2, 1152, 1152, 384, 14),
+    ("siglip", "google/siglip-so400m-patch14-384", 428.2, 1152, 1152, 384, 14),
+    ("siglip", "google/siglip2-base-patch16-224", 92.9, 768, 768, 224, 16),
+    ("siglip", "google/siglip2-large-patch16-384", 316.3, 1024, 1024, 384, 16),
+    ("siglip", "google/siglip2-so400m-patch16-384", 428.3, 1152, 1152, 384, 16),
+    ("siglip", "google/siglip2-so400m-patch16-naflex", 427.9, 1152, 1152, None, 16),
+    ("siglip", "google/siglip2-giant-opt-patch16-384", 1163.7, 1536, 1536, 384, 16),
+    ("dinov2", "facebook/dinov2-small", 22.1, 384, 384, None, 14),
+    ("dinov2", "facebook/dinov2-with-registers-base", 86.6, 768, 768, None, 14),
+    ("dinov2", "facebook/dinov2-with-registers-large", 304.4, 1024, 1024, None, 14),
+    ("dinov2", "facebook/dinov2-with-registers-giant", 1136.5, 1536, 1536, None, 14),
+    ("dinov3", "facebook/dinov3-vits16-pretrain-lvd1689m", 21.6, 384, 384, None, 16),
+    ("dinov3", "facebook/dinov3-vitb16-pretrain-lvd1689m", 85.6, 768, 768, None, 16),
+    ("dinov3", "facebook/dinov3-vitl16-pretrain-lvd1689m", 303.1, 1024, 1024, None, 16),
+    ("dinov3", "facebook/dinov3-vith16plus-pretrain-lvd1689m", 840.5, 1280, 1280, None, 16),
+    ("dinov3", "facebook/dinov3-vit7b16-pretrain-lvd1689m", 6716.0, 4096, 4096, None, 16),
+    ("dinov3", "facebook/dinov3-convnext-base-pretrain-lvd1689m", 87.6, 1024, 1024, None, 32),
+    ("sam", "facebook/sam-vit-base", 89.7, None, 768, 1024, 16),
+    ("sam", "facebook/sam-vit-large", 308.3, None, 1024, 1024, 16),
+    ("sam", "facebook/sam-vit-huge", 637.0, None, 1280, 1024, 16),
+    ("radio", "nvidia/C-RADIOv4-H", 652.0, 2560, 1280, None, 16),
+    ("timm", "resnet50.a1_in1k", 23.5, 2048, 2048, None, 32),
+    ("timm", "convnext_base.fb_in22k", 87.6, 1024, 1024, None, 32),
+    ("timm", "vit_base_patch16_224.augreg_in21k", 85.8, 768, 768, 224, 16),
+    ("timm", "vit_base_patch16_224.mae", 85.8, 768, 768, 224, 16),
+    ("timm", "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", 304.1, 1024, 1024, 448, 14),
+)
+
+
+def _shipped() -> list[Known]:
+    towers = {"clip": "vision_model.", "dino": "", "sam": "vision_encoder."}
+    return [_read(name, tower) for name, tower in towers.items() if (EMBEDDED / name).is_dir()]
+
+
+def _read(name: str, tower: str) -> Known:
+    """A shipped teacher as its own files describe it."""
+    config = json.loads((EMBEDDED / name / "config.json").read_text(encoding="utf-8"))
+    vision = config.get("vision_config", config)
+    with safe_open(EMBEDDED / name / "model.safetensors", "pt") as weights:
+        sizes = [math.prod(weights.get_slice(key).get_shape()) for key in weights.keys() if key.startswith(tower)]  # noqa: SIM118
+    summary = {"clip": config.get("projection_dim"), "dino": vision["hidden_size"], "sam": None}[name]
+    input_size = None if name == "dino" else vision["image_size"]
+    millions = round(sum(sizes) / 1e6, 2)
+    return Known("embedded", name, millions, summary, vision["hidden_size"], input_size, vision["patch_size"], "Apache-2.0")

@@ -125,11 +125,15 @@ def cached_folder(model: str, revision: str | None = None, kind: str = "") -> Pa
 
 
 def _is_complete(folder: Path, kind: str) -> bool:
-    index = next(folder.glob("*.index.json"), None)
-    if index is not None:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return all((folder / shard).is_file() for shard in shards)
-    return any(any(folder.glob(pattern)) for pattern in _WEIGHTS.get(kind, _WEIGHTS_DEFAULT))
+    for pattern in _WEIGHTS.get(kind, _WEIGHTS_DEFAULT):
+        index = next(folder.glob(f"{pattern}.index.json"), None)
+        if index is None and any(folder.glob(pattern)):
+            return True
+        if index is not None:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            if all((folder / shard).is_file() for shard in shards):
+                return True
+    return False
 
 
 def _download(source: Source, name: str) -> Path:

@@ -1,16 +1,13 @@
 """The three small teachers that come with the package, in the formats of transformers, read by the very adapters of real ones."""
 
-from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
 from .base import Teacher, TeacherSettings
+from .catalogue import EMBEDDED
 from .clip import ClipSettings
 from .dinov2 import Dinov2Settings
 from .sam import SamSettings
-
-FOLDER = Path(__file__).parent / "embedded"
-NAMES = ("clip", "dino", "sam")
 
 
 class EmbeddedSettings(TeacherSettings):
@@ -22,7 +19,7 @@ class EmbeddedSettings(TeacherSettings):
 
     def build(self) -> Teacher:
         """Loads the model from the package; raises UserError where the installation lacks its files."""
-        folder = FOLDER / self.name
+        folder = EMBEDDED / self.name
         if not folder.is_dir():
             raise UserError(f"teacher 'embedded {self.name}': this installation lacks {folder}; install amradio anew")
         common = {"model": str(folder), "precision": self.precision}

@@ -44,7 +44,8 @@ class TimmSettings(TeacherSettings):
         input_size = native if fixed else self.input_size
         stride = model.feature_info[-1]["reduction"]
         check_override(source, self.input_size, stride)
-        return TimmTeacher(model, preprocess, input_size, Origin(self.model, licence_of(self.model, folder)), self.precision)
+        licence = licence_of(self.model, folder, config["pretrained_cfg"].get("license"))
+        return TimmTeacher(model, preprocess, input_size, Origin(self.model, licence), self.precision)
 
 
 class TimmTeacher(Adapter):
