@@ -42,7 +42,7 @@ class RunFolder:
         if not self.path.exists():
             parent = next(p for p in self.path.absolute().parents if p.exists())
             return [] if os.access(parent, os.W_OK) else [f"out: {parent} cannot be written to; give another folder"]
-        if not any(self.path.iterdir()):
+        if not any(path != _aside(self.path / "config.yaml") for path in self.path.iterdir()):  # a kill may leave no more than that
             return []
         config = self.path / "config.yaml"
         if not config.is_file():
@@ -73,9 +73,13 @@ class RunFolder:
         path = self.path / name
         with disk_errors(self.path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(f".{path.name}.part")
+            aside = _aside(path)
             aside.write_text(text, encoding="utf-8")
             aside.replace(path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
 def environment() -> dict[str, Any]:

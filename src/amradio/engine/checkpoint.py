@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,8 +73,11 @@ class Checkpoints:
             tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
             optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
             return tensors, optimizer, json.loads((folder / "state.json").read_text())
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{folder}: this checkpoint cannot be read ({error}); delete the folder to go on from the one before") from None
+        except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{folder}: this checkpoint cannot be read ({reason}); delete the folder to go on from the one before"
+            ) from None
 
 
 def _to_disk(path: Path) -> None:
