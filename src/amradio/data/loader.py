@@ -1,14 +1,17 @@
 """Batches: what a step sees is a function of (recipe, seed, step), whoever loads it and wherever the run was resumed."""
 
+import atexit
 import itertools
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +26,8 @@ from .source import Order, Place, Source
 
 MAX_ATTEMPTS = 1000
 """UnreadableError pictures in a row, for one position, after which a run stops."""
+GRACE_SECONDS = 120
+"""How long a worker outlives a SIGTERM."""
 NUM_DRAWS = 8
 _DRAWS, _CROPS = 0, 1  # streams of random numbers
 
@@ -187,13 +192,25 @@ def _load(steps: Dataset, numbers: Iterable[int], num_workers: int | None) -> It
         # A process that runs threads (CUDA, gloo, OpenMP) cannot be forked safely.
         multiprocessing_context="forkserver" if workers else None,
     )
-    with _apart_from_main():
+    with _apart_from_main() if workers else nullcontext():
         batches = iter(loader)
-    for found in batches:
-        if isinstance(found, _Failure):
-            raise UserError(found.problem)
-        images, keys, draws, skipped = found
-        yield Batch(images, tuple(keys), draws, tuple(skipped))  # pinning turns tuples into lists
+    # Left to the interpreter's end, workers are sent a SIGTERM and waited for, which they survive for a while.
+    stop = batches._shutdown_workers if workers else _nothing  # pyright: ignore[reportAttributeAccessIssue]
+    atexit.register(stop)
+    forget = atexit.unregister  # an iterator that lives to the interpreter's end finds this module's names gone
+    try:
+        for found in batches:
+            if isinstance(found, _Failure):
+                raise UserError(found.problem)
+            images, keys, draws, skipped = found
+            yield Batch(images, tuple(keys), draws, tuple(skipped))  # pinning turns tuples into lists
+    finally:
+        forget(stop)
+        stop()
+
+
+def _nothing() -> None:
+    """Without workers there is nothing to stop."""
 
 
 def default_workers() -> int:
@@ -210,10 +227,13 @@ def _apart_from_main() -> Iterator[None]:
     the group as they do; it inherits the mask, and a signal that comes meanwhile is delivered afterwards.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    resource_tracker.ensure_running()  # first, since it clears the mask
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
+        forkserver.ensure_running()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -221,10 +241,20 @@ def _apart_from_main() -> Iterator[None]:
 
 
 def _begin_worker(_: int) -> None:
-    # Ctrl-C and a cluster's SIGTERM go to the whole group; the main process decides, saves, and then lets the workers end.
+    # Ctrl-C and a cluster's SIGTERM go to the whole group: the main process decides, saves, and then lets the workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     torch.set_num_threads(1)
+    # The server that forked this worker lives as long as its workers, so torch's own watch over the parent sees nothing.
+    threading.Thread(target=_end_with_main, daemon=True).start()
+
+
+def _end_with_main() -> None:
+    main = multiprocessing.parent_process()
+    assert main is not None
+    main.join()
+    os._exit(1)
 
 
 def _as_it_is(batch: Any) -> Any:
