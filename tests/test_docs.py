@@ -1,0 +1,222 @@
+"""What the documents say is so: commands, recipes, snippets, links, the tree and the reference of keys."""
+
+import importlib
+import importlib.util
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+import amradio
+from amradio.__main__ import parser
+from amradio.config import parse_yaml
+from amradio.data import SourceSettings
+from amradio.data.decode import decode
+from amradio.formats.folder import write_folder
+from amradio.losses import Loss
+from amradio.recipe import Recipe
+from amradio.students import StudentSettings
+from amradio.teachers import TEACHERS, TeacherSettings
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECIPES = [*sorted((ROOT / "recipes").glob("*.yaml")), ROOT / "src/amradio/commands/quickstart.yaml"]
+OWN_TEACHER = "class MyResNet"
+
+
+def blocks(language: str, documents: list[Path] = DOCUMENTS) -> list[tuple[str, str]]:
+    """(where, text) of the fenced blocks in a language."""
+    found = []
+    for document in documents:
+        text = document.read_text(encoding="utf-8")
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.S | re.M):
+            line = text[: match.start()].count("\n") + 1
+            found.append((f"{document.name}:{line}", match[1]))
+    return found
+
+
+def commands() -> list[tuple[str, str]]:
+    """(where, command) of every line in bash blocks and every `Command:` at the head of a recipe, continuation lines joined."""
+    found = [(where, line) for where, text in blocks("bash") for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+    for recipe in RECIPES:
+        head = [line.lstrip("# ") for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+        start = next(i for i, line in enumerate(head) if line.startswith("Command:"))
+        end = next(i for i, line in enumerate(head) if i > start and re.match(r"[A-Z][\w ]+:", line))
+        text = " ".join(head[start:end]).removeprefix("Command:").replace("\\ ", "")
+        starts = [match.start() for match in re.finditer(r"(?:^|(?<= ))(?:torchrun|(?<!-m )amradio) ", text)]
+        found += [(recipe.name, text[a:b].split("(")[0]) for a, b in zip(starts, [*starts[1:], None], strict=True)]
+    return found
+
+
+def arguments(command: str) -> list[str] | None:
+    """What follows `amradio` in a command line, None where it calls something else."""
+    words = shlex.split(command, comments=True)
+    if "amradio" not in words[:1] and not (words[:1] == ["torchrun"] and "amradio" in words):
+        return None
+    return words[words.index("amradio") + 1 :]
+
+
+def test_reference_of_keys_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "tools" / "make_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    old = tool.DOCUMENT.read_text(encoding="utf-8")
+    assert old == tool.document(old), "run python tools/make_reference.py"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_is_valid_and_opens_with_command_cost_and_result(path: Path) -> None:
+    assert Recipe.load(str(path)).out.startswith("runs/")
+    head = "".join(line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.startswith("#")).lower()
+    assert all(word in head for word in ("command:", "cost", "result"))
+
+
+@pytest.mark.parametrize(("where", "command"), commands(), ids=lambda word: word if len(word) < 40 else word[:40])
+def test_commands_name_verbs_targets_and_recipes_that_exist(where: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command, comments=True)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), where
+    if words[:1] == ["python"]:
+        assert (ROOT / words[1]).is_file(), where
+    found = arguments(command)
+    if found is None:
+        return
+    options = parser().parse_args(found)
+    if options.verb == "distill":
+        assert Recipe.load(*options.words), where
+
+
+@pytest.mark.parametrize(("where", "text"), blocks("python"), ids=lambda word: word if len(word) < 40 else "")
+def test_python_blocks_compile(where: str, text: str) -> None:
+    compile(text, where, "exec")
+
+
+def test_own_teacher_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {process}, raising=False)  # one core: no loading processes to wait for
+    snippet = next(text for _, text in blocks("python") if OWN_TEACHER in text)
+    found: dict = {"__name__": "readme"}
+    exec(snippet, found)
+    assert found["model"].heads == ("mine",)
+    features = found["model"](torch.rand(1, 3, 64, 64), heads=["mine"])["mine"]
+    assert features.summary.shape == (1, 512)
+    assert (tmp_path / found["folder"] / "model" / "config.json").is_file()
+
+
+def test_loading_lines_of_the_readme_run(tmp_path: Path) -> None:
+    recipe = Recipe.load(
+        "teachers={clip: own, sam: own}", "data.train=scenes", "student={type: vit, dim: 32, depth: 4, num_heads: 2}", "out=unused"
+    )
+    teacher = run_example("colour")["ColourSettings"]().build()
+    config = recipe.network({"clip": teacher, "sam": teacher})
+    write_folder(tmp_path, config, config.build(), {"step": 1, "num_steps": 1, "data": "scenes", "agreement": {}})
+    snippet = next(text for _, text in blocks("python") if "model.nearest_size" in text)
+    found: dict = {"model": amradio.load(tmp_path), "images": torch.rand(1, 3, 32, 48)}
+    exec(snippet, found)
+    assert found["found"]["sam"].spatial.shape == (1, 2, 3, 3)
+
+
+@pytest.mark.parametrize(("where", "text"), blocks("yaml"), ids=lambda word: word if len(word) < 40 else "")
+def test_yaml_blocks_are_recipes_or_parts_of_one(where: str, text: str, tmp_path: Path) -> None:
+    found = parse_yaml(text, where)
+    assert set(found) <= set(Recipe.model_fields), where
+    if {"data", "teachers", "student", "out"} <= set(found):
+        (tmp_path / "recipe.yaml").write_text(text)
+        assert Recipe.load(str(tmp_path / "recipe.yaml")) == Recipe.load(str(ROOT / f"recipes/{Path(found['out']).name}.yaml"))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        path = (document.parent / name).resolve() if name else document
+        assert path.exists(), f"{document.name}: {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
+            assert anchor in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], f"{document.name}: {target}"
+
+
+def test_the_readme_shows_the_tree_as_it_is() -> None:
+    tree = next(text for _, text in blocks("text", DOCUMENTS[:1]) if text.startswith("src/amradio/"))
+    shown = re.findall(r"^  (\S+)", tree, re.M)
+    here = [path for path in (ROOT / "src" / "amradio").iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")]
+    assert sorted(shown) == sorted(path.name + "/" * path.is_dir() for path in here)
+
+
+def test_the_documents_show_the_order_of_rooms_as_it_is_checked() -> None:
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    rooms = [[room.removeprefix("amradio.") for room in layer.split(" | ")] for layer in contract["layers"]]
+    readme = next(text for _, text in blocks("text", DOCUMENTS[:1]) if text.startswith("__main__ >"))
+    assert [re.findall(r"\w+", layer) for layer in readme.split(">")] == rooms
+    design = next(text for _, text in blocks("text", [ROOT / "docs" / "design.md"]))
+    assert [re.findall(r"\w+", line.split("  ")[0]) for line in design.splitlines()] == rooms
+
+
+def test_the_readme_names_the_licence_of_every_kind_of_teacher() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Licences")[1]
+    kinds = {settings.model_fields["type"].default for settings in TEACHERS} - {"own"}
+    assert kinds <= set(re.findall(r"`(\w+)`", text))
+
+
+def run_example(name: str) -> dict:
+    """The names that the example of extending.md defines, run as if it stood in the file that its first line names."""
+    for _, text in blocks("python", [ROOT / "docs" / "extending.md"]):
+        module = text.splitlines()[0].removeprefix("# src/").removesuffix(".py").replace("/", ".")
+        if module.endswith(f".{name}"):
+            known = vars(importlib.import_module(module)) if importlib.util.find_spec(module) else {}
+            found = {**known, "__name__": module, "__package__": module.rpartition(".")[0]}
+            exec(text, found)
+            return found
+    raise AssertionError(f"extending.md has no example {name}")
+
+
+def test_example_of_a_teacher() -> None:
+    settings = run_example("colour")["ColourSettings"]
+    assert issubclass(settings, TeacherSettings)
+    teacher = settings().build()
+    found = teacher(torch.ones(2, 3, 32, 48))
+    assert found.summary.shape == (2, teacher.summary_dim)
+    assert found.spatial.shape == (2, 2, 3, teacher.spatial_dim)
+    assert torch.allclose(found.summary, torch.tensor(2.0))
+
+
+def test_example_of_a_student() -> None:
+    settings = run_example("patches")["PatchesSettings"]
+    assert issubclass(settings, StudentSettings)
+    student = settings(dim=8).build(3)
+    found = student(torch.rand(2, 3, 32, 48))
+    assert found.summary.shape == (2, 3 * student.summary_dim)
+    assert found.spatial.shape == (2, 2, 3, student.spatial_dim)
+    assert student.nearest_size(30, 3) == (32, 16)
+    assert settings.catalogue()[0].parameters > 0
+
+
+def test_example_of_a_loss() -> None:
+    loss: Loss = run_example("losses")["L1Settings"]().build()
+    assert torch.equal(loss(torch.ones(2, 3, 3, 4), torch.zeros(2, 3, 3, 4)), torch.ones(2))
+    assert loss(torch.rand(2, 4), torch.rand(2, 4)).shape == (2,)
+
+
+def test_example_of_a_source(pictures: Path) -> None:
+    settings = run_example("listing")["ListingSettings"]
+    assert issubclass(settings, SourceSettings)
+    names = sorted(str(path.relative_to(pictures)) for path in pictures.rglob("*.jp*g"))
+    listing = pictures / "list.txt"
+    listing.write_text("\n".join(names[:3]) + "\n")
+    try:
+        source = settings(path=str(listing)).build()
+    finally:
+        listing.unlink()
+    source.check()
+    assert [source.key(source.nth(n)) for n in range(source.count())] == names[:3]
+    assert decode(source.read(0)) is not None
+    with pytest.raises(amradio.UserError, match="no such file"):
+        settings(path=str(listing)).build()

@@ -1,0 +1,181 @@
+#!/usr/bin/env python
+"""Writes the reference of every recipe key into docs/recipes.md, from the settings' own descriptions.
+
+    python tools/make_reference.py            # rewrites what follows the marker
+    python tools/make_reference.py --check    # says whether it is up to date
+
+What stands above the marker is written by hand and left alone.
+"""
+
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import pydantic
+from pydantic.fields import FieldInfo
+
+from amradio.config import Settings
+from amradio.recipe import Recipe
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "recipes.md"
+MARKER = "<!-- Below: written by tools/make_reference.py; change the descriptions in the code instead. -->"
+WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
+LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "at least"}
+
+
+def reference() -> str:
+    """The generated part: one section for each settings class, in the order in which a recipe names them."""
+    return "\n\n".join([MARKER, *(section(title, found) for title, found in sections())]) + "\n"
+
+
+def sections() -> Iterator[tuple[str, type[Settings]]]:
+    """(title, settings) of the recipe and of all below it, each class once, where it comes first."""
+    seen: set[type[Settings]] = set()
+    waiting: list[tuple[str, type[Settings]]] = [("Recipe", Recipe)]
+    while waiting:
+        key, found = waiting.pop(0)
+        if found in seen:
+            continue
+        seen.add(found)
+        common = shared_by_types(found)
+        if common is not None and common not in seen:
+            seen.add(common)
+            yield f"{key}: every type", common
+        yield title_of(key, found), found
+        below = []
+        for name, field in found.model_fields.items():
+            inner = name if found is Recipe else f"{key}.{name}"
+            below += [(inner + suffix, each) for suffix, each in settings_in(field.annotation)]
+        waiting = below + waiting
+
+
+def title_of(key: str, settings: type[Settings]) -> str:
+    """`data.train: type folder`."""
+    tag = settings.model_fields.get("type")
+    return f"{key}: type {tag.default}" if tag is not None else key
+
+
+def shared_by_types(settings: type[Settings]) -> type[Settings] | None:
+    """The class that holds the keys that all types of one kind have (`TeacherSettings`); None where there are no such keys."""
+    base = settings.__base__
+    is_common = "type" in settings.model_fields and base is not None and issubclass(base, Settings) and base.model_fields
+    return base if is_common else None
+
+
+def settings_in(annotation: Any) -> list[tuple[str, type[Settings]]]:
+    """The settings classes that an annotation can hold, each with what its key has more: `.NAME` in a mapping, `.N` in a list."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return settings_in(arguments[0])
+    if origin is dict:
+        return [(f".NAME{suffix}", found) for suffix, found in settings_in(arguments[1])]
+    if origin is list:
+        return [(f".N{suffix}", found) for suffix, found in settings_in(arguments[0])]
+    if origin in (Union, types.UnionType):
+        return [found for argument in arguments for found in settings_in(argument)]
+    return [("", annotation)] if isinstance(annotation, type) and issubclass(annotation, Settings) else []
+
+
+def section(title: str, settings: type[Settings]) -> str:
+    """A heading, what the class says of itself, and a table of its keys."""
+    lines = [f"### {title}", "", first_paragraph(settings), ""]
+    common = shared_by_types(settings)
+    shown_above = {"type", *(common.model_fields if common else ())}
+    fields = {name: field for name, field in settings.model_fields.items() if name not in shown_above}
+    if not fields:
+        return "\n".join([*lines, "No keys of its own."])
+    lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
+    lines += [f"| `{name}` | {value_of(field)} | {default_of(field)} | {meaning_of(field)} |" for name, field in fields.items()]
+    return "\n".join(lines)
+
+
+def first_paragraph(settings: type[Settings]) -> str:
+    """What the class's docstring says before the first empty line."""
+    return " ".join((settings.__doc__ or "").split("\n\n")[0].split())
+
+
+def meaning_of(field: FieldInfo) -> str:
+    """The field's description; of a settings class that has one value only, the class's own."""
+    inner = settings_in(field.annotation)
+    said = field.description or (first_paragraph(inner[0][1]) if len(inner) == 1 else "")
+    return said.replace("|", "\\|")
+
+
+def value_of(field: FieldInfo) -> str:
+    """What may be written there, with its limits."""
+    return " ".join(filter(None, (kind_of(field.annotation), limits_of(field.metadata))))
+
+
+def kind_of(annotation: Any) -> str:
+    """An annotation in words."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return " ".join(filter(None, (kind_of(arguments[0]), limits_of(arguments[1:]))))
+    if origin is Literal:
+        return " or ".join(f"`{argument}`" for argument in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(kind_of(argument) for argument in arguments))
+    if origin is tuple:
+        return f"[{', '.join(kind_of(argument) for argument in arguments)}]"
+    if origin is list:
+        return f"list of {kind_of(arguments[0])}"
+    if origin is dict:
+        return f"names and {kind_of(arguments[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        tag = annotation.model_fields.get("type")
+        return f"`{tag.default}`" if tag is not None else "keys, see below"
+    return WORDS.get(annotation, str(annotation))
+
+
+def limits_of(metadata: Any) -> str:
+    """`(> 0, <= 1)`; empty where there are none."""
+    parts = [entry for item in metadata for entry in (item.metadata if isinstance(item, FieldInfo) else [item])]
+    found = [f"{sign} {getattr(part, name):g}" for part in parts for name, sign in LIMITS.items() if getattr(part, name, None) is not None]
+    return f"({', '.join(found)})" if found else ""
+
+
+def default_of(field: FieldInfo) -> str:
+    """The default as it would be written in a recipe."""
+    if field.is_required():
+        return "required"
+    default = field.get_default(call_default_factory=True)
+    return f"`{written(default)}`"
+
+
+def written(value: Any) -> str:
+    """A value in YAML's flow style; settings that are all default as their type, or `{}`."""
+    if isinstance(value, pydantic.BaseModel):
+        shown = value.model_dump(exclude_defaults=True)
+        tag = type(value).model_fields.get("type")
+        if tag is None:
+            return written(shown)
+        return str(tag.default) if not shown else written({"type": tag.default} | shown)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {written(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(written(each) for each in value) + "]"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def document(text: str) -> str:
+    """The document with its generated part made anew."""
+    return text.split(MARKER)[0] + reference()
+
+
+def main() -> int:
+    """Writes the document, or with `--check` returns 1 where it is out of date."""
+    old = DOCUMENT.read_text(encoding="utf-8")
+    new = document(old)
+    if "--check" in sys.argv[1:]:
+        print("up to date" if old == new else f"{DOCUMENT} is out of date; run python tools/make_reference.py")
+        return int(old != new)
+    DOCUMENT.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
