@@ -127,6 +127,7 @@ class Training:
         # Seen: the fused kernel's backward on a CPU in bfloat16 halves the speed of a ViT-tiny step (317 -> 178 images/s a core).
         network.student.fuse_attention(not (processes.device.type == "cpu" and self.autocast is torch.bfloat16))
         self.agreement: Agreement = {}
+        self.evaluated: int | None = None
         spared = {f"network.student.{name}" for name in network.student.no_decay()}
         self.optimizer = build_optimizer(self.task, recipe.optimizer, spared)
 
@@ -268,12 +269,14 @@ class Training:
 
     def _evaluate_due(self, step: int) -> bool:
         every = self.recipe.evaluate.every
-        return self.recipe.data.val is not None and every is not None and (step % every == 0 or step == self.recipe.num_steps)
+        if self.recipe.data.val is None or every is None or step == self.evaluated:
+            return False
+        return step % every == 0 or step == self.recipe.num_steps
 
     def evaluate(self, step: int) -> None:
-        """Held-out agreement with every teacher of the present stage, into evaluations/ and metrics.jsonl."""
-        stage = next(stage for stage in self.stages if step < stage.end or stage is self.stages[-1])
-        self.agreement = {}
+        """Held-out agreement with every teacher of the stage that `step` ends or is in, into evaluations/ and metrics.jsonl."""
+        stage = next(stage for stage in self.stages if step <= stage.end)
+        self.agreement, self.evaluated = {}, step
         with self._averaged_weights():
             for group in stage.groups:
                 for name, row in self._agreement(group).items():
@@ -299,7 +302,8 @@ class Training:
 
     def _save(self, step: int) -> None:
         tensors = {"task": self.task.state_dict()} | ({"ema": self.ema.average.state_dict()} if self.ema else {})
-        state = {"num_steps": self.recipe.num_steps, "agreement": self.agreement, "skipped_images": self.monitor.num_skipped}
+        state = {"num_steps": self.recipe.num_steps, "agreement": self.agreement, "evaluated": self.evaluated}
+        state["skipped_images"] = self.monitor.num_skipped
         self.folder.checkpoints.save(step, tensors, {"optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}, state)
         notes = {"step": step, "num_steps": self.recipe.num_steps, "data": self.data, "agreement": self.agreement}
         with disk_errors(self.folder.path):
@@ -339,7 +343,7 @@ class Training:
             self.ema.average.load_state_dict(tensors["ema"])
         self.optimizer.load_state_dict(other["optimizer"])
         torch.set_rng_state(other["rng"])
-        self.agreement = state["agreement"]
+        self.agreement, self.evaluated = state["agreement"], state["evaluated"]
         self.monitor.num_skipped = state["skipped_images"]
         self.log.forget_after(state["step"])
         self.log.say(f"resuming {self.folder.path} from step {state['step']} of {self.recipe.num_steps}")

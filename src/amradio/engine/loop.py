@@ -61,6 +61,8 @@ def train(job: Job, step: int) -> int:
         for stage in job.stages:
             if step >= stage.end:
                 continue
+            if step and job.evaluate_due(step):  # a signal came before it
+                job.evaluate(step)
             if step == stage.start:
                 job.begin_stage(stage)
             if step == 0 and job.evaluate_due(0):
@@ -80,7 +82,7 @@ def train(job: Job, step: int) -> int:
                 save_due = halt or _due(step, job.engine.checkpoint_every, job.num_steps)
                 if log_due or save_due:
                     job.monitor.flush(step, job.num_steps, rate)
-                if job.evaluate_due(step) and not halt:
+                if job.evaluate_due(step) and not (halt and step < job.num_steps):
                     job.evaluate(step)
                 if save_due:
                     job.save(step)
