@@ -1,0 +1,133 @@
+"""The command line in processes of its own, forked from one that has imported everything: seconds of imports are paid once."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+
+
+@dataclass
+class Ended:
+    """What a process left behind."""
+
+    code: int
+    output: str
+    errors: str
+
+
+class Running:
+    """`amradio WORDS` at work."""
+
+    def __init__(self, words: Sequence[object], folder: Path, environment: Mapping[str, str], prelude: Callable[[], None] | None):
+        """prelude: is called in the process first, e.g. to limit it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._files = folder / "output.txt", folder / "errors.txt"
+        for file in self._files:
+            file.write_text("")
+        _CONTEXT.set_forkserver_preload(["processes", "amradio.commands.distill", "amradio.commands.doctor", "amradio.model"])
+        arguments = ([str(word) for word in words], [str(file) for file in self._files], dict(environment), prelude)
+        self.process: BaseProcess = _CONTEXT.Process(target=_run, args=arguments, daemon=True)
+        self.process.start()
+
+    def wait(self, timeout: float = 240) -> Ended:
+        """Until it ends."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"no end after {timeout} s; {self._files[0].read_text()[-2000:]} {self._files[1].read_text()[-2000:]}")
+        return Ended(self.process.exitcode, *(file.read_text() for file in self._files))
+
+    def wait_for(self, text: str, timeout: float = 240) -> None:
+        """Until it has printed `text`."""
+        end = time.monotonic() + timeout
+        while text not in self._files[0].read_text():
+            assert self.process.is_alive(), f"ended without '{text}': {[file.read_text()[-2000:] for file in self._files]}"
+            assert time.monotonic() < end, f"no '{text}' after {timeout} s"
+            time.sleep(0.002)
+
+    def send(self, number: int = signal.SIGTERM) -> None:
+        """Sends a signal."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+
+def start(*words: object, folder: Path, prelude: Callable[[], None] | None = None, **environment: str) -> Running:
+    """Starts `amradio WORDS`; its output goes into `folder`."""
+    return Running(words, folder, environment, prelude)
+
+
+def start_several(count: int, *words: object, folder: Path, preludes: Mapping[int, Callable[[], None]] | None = None) -> list[Running]:
+    """`count` processes as torchrun starts them on one machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        Running(words, folder / str(rank), common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, (preludes or {}).get(rank))
+        for rank in range(count)
+    ]
+
+
+def _run(words: list[str], files: list[str], environment: dict[str, str], prelude: Callable[[], None] | None) -> None:
+    for descriptor, file in zip((1, 2), files, strict=True):
+        handle = os.open(file, os.O_WRONLY | os.O_APPEND)
+        os.dup2(handle, descriptor)
+        os.close(handle)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    os.environ.update(environment)
+    import torch
+
+    from amradio.__main__ import main
+
+    torch.set_num_threads(1)
+    code = 1
+    try:
+        if prelude is not None:
+            prelude()
+        code = main(words)
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+# Preludes: what a process does to itself at a step. Functions of a module, so that they can be sent to it.
+
+
+def at_step(step: int, act: Callable[[], None]) -> None:
+    """Calls `act` when `step` is done, before its checkpoint."""
+    from amradio.engine.monitor import Monitor
+
+    take = Monitor.take
+
+    def watched(self: Monitor, now: int, *rest: object) -> None:
+        take(self, now, *rest)
+        if now == step:
+            act()
+
+    Monitor.take = watched
+
+
+def terminate_self() -> None:
+    """SIGTERM, as a cluster sends it."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fill_disk(limit: int = 20_000) -> None:
+    """From now on no file can grow beyond `limit` bytes."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
