@@ -60,7 +60,7 @@ class Mixture(Source):
         self.ends = _cumulated_shares([weights[name] for name in self.names])
 
     def describe(self) -> str:
-        """`95 % 3,490 images in /path, 5 % 128 tar shards in /other`."""
+        """`0.95 of 3,490 images in /path, 0.05 of 128 tar shards in /other`."""
         total = sum(self.weights.values())
         return ", ".join(f"{self.weights[name] / total:.4g} of {source.describe()}" for name, source in self.sources.items())
 
