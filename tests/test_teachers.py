@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import tiny
@@ -17,8 +18,10 @@ from amradio.features import Features
 from amradio.teachers import TEACHERS, Teacher, TeacherSettings, shipped
 from amradio.teachers.clip import ClipSettings
 from amradio.teachers.dinov2 import Dinov2Settings
+from amradio.teachers.loading import quiet
 from amradio.teachers.own import OwnSettings
 from amradio.teachers.precision import cast
+from amradio.teachers.sam import SamSettings
 from amradio.teachers.shipped import EmbeddedSettings
 
 TINY: dict[str, list[Callable[[Path], Path]]] = {
@@ -417,3 +420,27 @@ def test_a_model_in_the_cache_needs_no_network(tmp_path: Path) -> None:
     teacher = ClipSettings(model="me/mine").build()
     assert teacher.source == "me/mine"
     assert math.isfinite(float(present(teacher(torch.rand(1, 3, 32, 32)))[0].sum()))
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("missing", [False, True])
+def test_weights_in_shards_are_here_only_when_all_are(tmp_path: Path, missing: bool) -> None:
+    folder = tmp_path / "models--me--mine" / "snapshots" / ("a" * 40)
+    with quiet():
+        transformers.AutoModel.from_pretrained(tiny.tiny_dinov2(tmp_path / "whole")).save_pretrained(folder, max_shard_size="60KB")
+    (tmp_path / "models--me--mine" / "refs").mkdir()
+    (tmp_path / "models--me--mine" / "refs" / "main").write_text("a" * 40)
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 1
+    if not missing:
+        Dinov2Settings(model="me/mine").build()
+        return
+    shards[0].unlink()
+    assert "hf download me/mine" in build_error("dinov2", model="me/mine")
+
+
+def test_building_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tiny.tiny_sam(tmp_path)
+    capfd.readouterr()
+    validate(SamSettings, {"model": str(folder)}).build()
+    assert capfd.readouterr() == ("", "")

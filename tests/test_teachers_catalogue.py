@@ -55,7 +55,7 @@ def test_models_of_open_clip(known: Known) -> None:
     name, tag = known.model.split()
     config = open_clip.get_model_config(name)
     assert config is not None
-    assert open_clip.get_pretrained_cfg(name, tag)["hf_hub"]
+    assert open_clip.get_pretrained_cfg(name, tag)["hf_hub"].rstrip("/") == known.repository
     assert (known.summary_dim, known.input_size) == (config["embed_dim"], config["vision_cfg"]["image_size"])
     if "width" in config["vision_cfg"]:
         assert (known.spatial_dim, known.patch_size) == (config["vision_cfg"]["width"], config["vision_cfg"]["patch_size"])

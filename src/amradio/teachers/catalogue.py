@@ -5,7 +5,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import open_clip
 from safetensors import safe_open
 
 from .loading import cached_folder, licence_in
@@ -40,12 +39,12 @@ class Known:
         """Whether this machine has the weights (shipped, or complete in the hub cache). No network."""
         if self.kind == "embedded":
             return True
-        repository = self.model
-        if self.kind == "open_clip":
-            repository = open_clip.get_pretrained_cfg(*self.model.split())["hf_hub"].rstrip("/")
-        elif self.kind == "timm":
-            repository = f"timm/{self.model}"
-        return cached_folder(repository, kind=self.kind) is not None
+        return cached_folder(self.repository, kind=self.kind) is not None
+
+    @property
+    def repository(self) -> str:
+        """Name on the hub, as `hf download` takes it; the name itself where it is shipped."""
+        return f"timm/{self.model}" if self.kind == "timm" else _REPOSITORIES.get(self.model, self.model)
 
 
 def catalogue() -> list[Known]:
@@ -129,6 +128,16 @@ _ROWS: tuple[tuple[str, str, float, int | None, int, int | None, int], ...] = (
     ("timm", "vit_base_patch16_224.mae", 85.8, 768, 768, 224, 16),
     ("timm", "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", 304.1, 1024, 1024, 448, 14),
 )
+
+
+_REPOSITORIES = {
+    "ViT-L-14 datacomp_xl_s13b_b90k": "laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K",
+    "ViT-H-14 laion2b_s32b_b79k": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    "ViT-H-14-quickgelu metaclip_fullcc": "timm/vit_huge_patch14_clip_224.metaclip_2pt5b",
+    "ViT-H-14-378-quickgelu dfn5b": "apple/DFN5B-CLIP-ViT-H-14-378",
+    "ViT-SO400M-14-SigLIP-384 webli": "timm/ViT-SO400M-14-SigLIP-384",
+}
+"""Where OpenCLIP's tags lie."""
 
 
 def _shipped() -> list[Known]:

@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPModel
 
 from ..features import Features
 from .adapter import Adapter, Origin
@@ -27,11 +26,11 @@ class ClipSettings(TeacherSettings):
     def build(self) -> "ClipTeacher":
         """Loads the model; see `TeacherSettings.build`."""
         source = Source(self.type, self.model, self.revision)
-        model, folder = load_transformers(source, {"clip": CLIPModel})
+        model, folder = load_transformers(source, {"clip": "CLIPModel"})
         vision = model.config.vision_config
         check_override(source, self.input_size, vision.patch_size, vision.image_size)
         native = {"height": vision.image_size, "width": vision.image_size}
-        processor = load_processor(folder, CLIPImageProcessor, size={"shortest_edge": vision.image_size}, crop_size=native)
+        processor = load_processor(folder, "CLIPImageProcessor", size={"shortest_edge": vision.image_size}, crop_size=native)
         origin = Origin(self.model, licence_of(self.model, folder))
         return ClipTeacher(model, of_processor(processor), self.input_size or vision.image_size, origin, self.precision)
 
@@ -39,8 +38,8 @@ class ClipSettings(TeacherSettings):
 class ClipTeacher(Adapter):
     """summary [B, projection_dim], not normalised; spatial [B, H, W, hidden_size], before the final norm (as AM-RADIO's teachers)."""
 
-    def __init__(self, model: CLIPModel, preprocess: Preprocess, input_size: int, origin: Origin, precision: Precision):
-        """input_size: px of the square input."""
+    def __init__(self, model: Any, preprocess: Preprocess, input_size: int, origin: Origin, precision: Precision):
+        """model: a CLIPModel; input_size: px of the square input."""
         vision: Any = model.config.vision_config
         super().__init__(
             model,

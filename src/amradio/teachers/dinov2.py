@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 from torch import Tensor
-from transformers import BitImageProcessor, Dinov2Model, Dinov2WithRegistersModel
 
 from ..features import Features
 from .adapter import Adapter, Origin
@@ -29,11 +28,11 @@ class Dinov2Settings(TeacherSettings):
     def build(self) -> "Dinov2Teacher":
         """Loads the model; see `TeacherSettings.build`."""
         source = Source(self.type, self.model, self.revision)
-        classes = {"dinov2": Dinov2Model, "dinov2_with_registers": Dinov2WithRegistersModel}
+        classes = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
         model, folder = load_transformers(source, classes)
         check_override(source, self.input_size, model.config.patch_size)
         published = {"size": {"shortest_edge": 256}, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
-        preprocess = of_processor(load_processor(folder, BitImageProcessor, **published))
+        preprocess = of_processor(load_processor(folder, "BitImageProcessor", **published))
         origin = Origin(self.model, licence_of(self.model, folder))
         return Dinov2Teacher(model, preprocess, self.input_size, origin, self.precision)
 
@@ -41,16 +40,9 @@ class Dinov2Settings(TeacherSettings):
 class Dinov2Teacher(Adapter):
     """summary [B, hidden_size]; spatial [B, H, W, hidden_size]; registers dropped."""
 
-    def __init__(
-        self,
-        model: Dinov2Model | Dinov2WithRegistersModel,
-        preprocess: Preprocess,
-        input_size: int | None,
-        origin: Origin,
-        precision: Precision,
-    ):
-        """input_size: px of a fixed square input; None: any multiple of the patch (positions are interpolated by the model)."""
-        config: Any = model.config
+    def __init__(self, model: Any, preprocess: Preprocess, input_size: int | None, origin: Origin, precision: Precision):
+        """model: a Dinov2Model or Dinov2WithRegistersModel, which interpolates its positions; input_size: see `Adapter`."""
+        config = model.config
         super().__init__(
             model,
             preprocess,
@@ -60,7 +52,7 @@ class Dinov2Teacher(Adapter):
             origin=origin,
             precision=precision,
         )
-        self.num_prefix = 1 + (config.num_register_tokens if isinstance(model, Dinov2WithRegistersModel) else 0)
+        self.num_prefix = 1 + (config.num_register_tokens if config.model_type == "dinov2_with_registers" else 0)
 
     def encode(self, images: Tensor) -> Features:
         """See `Teacher.encode`."""

@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 from torch import Tensor
-from transformers import DINOv3ConvNextModel, DINOv3ViTImageProcessor, DINOv3ViTModel
 
 from ..features import Features
 from .adapter import Adapter, Origin
@@ -30,8 +29,9 @@ class Dinov3Settings(TeacherSettings):
     def build(self) -> "Dinov3Teacher":
         """Loads the model; see `TeacherSettings.build`."""
         source = Source(self.type, self.model, self.revision)
-        model, folder = load_transformers(source, {"dinov3_vit": DINOv3ViTModel, "dinov3_convnext": DINOv3ConvNextModel})
-        preprocess = of_processor(load_processor(folder, DINOv3ViTImageProcessor))
+        classes = {"dinov3_vit": "DINOv3ViTModel", "dinov3_convnext": "DINOv3ConvNextModel"}
+        model, folder = load_transformers(source, classes)
+        preprocess = of_processor(load_processor(folder, "DINOv3ViTImageProcessor"))
         teacher = Dinov3Teacher(model, preprocess, self.input_size, Origin(self.model, licence_of(self.model, folder)), self.precision)
         check_override(source, self.input_size, teacher.patch_size)
         return teacher
@@ -40,17 +40,10 @@ class Dinov3Settings(TeacherSettings):
 class Dinov3Teacher(Adapter):
     """summary [B, D]; spatial [B, H, W, D]; registers dropped."""
 
-    def __init__(
-        self,
-        model: DINOv3ViTModel | DINOv3ConvNextModel,
-        preprocess: Preprocess,
-        input_size: int | None,
-        origin: Origin,
-        precision: Precision,
-    ):
-        """input_size: px of a fixed square input; None: any multiple of the patch (ConvNeXt: of its stride, 32)."""
-        config: Any = model.config
-        is_vit = isinstance(model, DINOv3ViTModel)
+    def __init__(self, model: Any, preprocess: Preprocess, input_size: int | None, origin: Origin, precision: Precision):
+        """model: a DINOv3ViTModel or DINOv3ConvNextModel, whose patch is its stride of 32 px; input_size: see `Adapter`."""
+        config = model.config
+        is_vit = config.model_type == "dinov3_vit"
         dim = config.hidden_size if is_vit else config.hidden_sizes[-1]
         super().__init__(
             model,

@@ -1,4 +1,8 @@
-"""From a hub name or a local folder to a frozen model of transformers, with one clear message where that cannot be."""
+"""From a hub name or a local folder to a frozen model of transformers, with one clear message where that cannot be.
+
+transformers, timm and open_clip are imported where they are used: together they take three times as long as torch (seen: 20 s against
+6 s on one busy core), and a run needs few of them.
+"""
 
 import json
 import logging
@@ -12,7 +16,6 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import huggingface_hub
-import transformers
 from huggingface_hub import constants, errors
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -53,19 +56,21 @@ class Source(NamedTuple):
         return f"teacher '{self.model}'"
 
 
-def load_transformers(source: Source, classes: Mapping[str, Any]) -> tuple[Any, Path]:
+def load_transformers(source: Source, classes: Mapping[str, str]) -> tuple[Any, Path]:
     """Loads weights with the class that belongs to the checkpoint's model_type; returns (model on the CPU in float32, its folder).
 
-    classes: model_type -> class of transformers. Raises UserError where the files are not there, belong to another family, or do
-    not fit the model.
+    classes: model_type -> name of the class in transformers. Raises UserError where the files are not there, belong to another
+    family, or do not fit the model.
     """
+    import transformers
+
     folder = fetch(source)
     model_type = _model_type(source, folder)
     if model_type not in classes:
         raise UserError(_wrong_family(source, model_type, classes))
     with quiet():
         try:
-            model, report = classes[model_type].from_pretrained(
+            model, report = getattr(transformers, classes[model_type]).from_pretrained(
                 folder, local_files_only=True, output_loading_info=True, dtype="float32", trust_remote_code=False
             )
         except Exception as error:  # the library raises whatever its readers do
@@ -76,8 +81,11 @@ def load_transformers(source: Source, classes: Mapping[str, Any]) -> tuple[Any, 
     return model, folder
 
 
-def load_processor(folder: Path, cls: Any, **defaults: Any) -> Any:
-    """The image processor of transformers that the folder describes; where it describes none, the class with `defaults`."""
+def load_processor(folder: Path, name: str, **defaults: Any) -> Any:
+    """The image processor of transformers that the folder describes; where it describes none, the class `name` with `defaults`."""
+    import transformers
+
+    cls = getattr(transformers, name)
     described = any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
     with quiet():
         return cls.from_pretrained(folder, local_files_only=True) if described else cls(**defaults)
@@ -182,7 +190,7 @@ def _model_type(source: Source, folder: Path) -> str:
     return config.get("model_type") or ("timm" if "architecture" in config else "unknown")
 
 
-def _wrong_family(source: Source, model_type: str, classes: Mapping[str, Any]) -> str:
+def _wrong_family(source: Source, model_type: str, classes: Mapping[str, str]) -> str:
     kind = KIND_OF.get(model_type, "timm" if model_type == "timm" else None)
     way_out = f"use type '{kind}'" if kind else f"type '{source.kind}' takes model_type {' or '.join(sorted(classes))}"
     return f"{source.where}: it is a '{model_type}' model, which type '{source.kind}' cannot read; {way_out}"
@@ -211,7 +219,9 @@ def first_line(error: BaseException) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences progress bars and notes of transformers, the hub client, timm and open_clip; their errors still raise."""
-    log, root = transformers.utils.logging, logging.getLogger()
+    from transformers.utils import logging as log
+
+    root = logging.getLogger()
     verbosity, disabled = log.get_verbosity(), root.manager.disable
     bars, hub_bars = log.is_progress_bar_enabled(), not are_progress_bars_disabled()
     log.set_verbosity_error()

@@ -6,11 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import huggingface_hub
-import open_clip
-from open_clip.pretrained import download_pretrained
-from open_clip.timm_model import TimmModel
-from open_clip.transform import PreprocessCfg
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..errors import UserError, nearest
@@ -37,6 +32,8 @@ class OpenClipSettings(TeacherSettings):
 
     def build(self) -> "OpenClipTeacher":
         """Loads the model; see `TeacherSettings.build`."""
+        import open_clip
+
         source = Source(self.type, self.model, self.revision)
         name, options = _resolve(source, self.pretrained)
         with quiet():
@@ -79,6 +76,9 @@ class OpenClipTeacher(Adapter):
 
 def _tower(visual: Any, origin: Origin) -> tuple[int, int, bool]:
     """(px of a patch, channels of the map, whether the tower itself gives tokens beside the embedding)."""
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+
     if isinstance(visual, TimmModel):
         trunk: Any = visual.trunk
         return trunk.feature_info[-1]["reduction"], trunk.feature_info[-1]["num_chs"], False
@@ -92,6 +92,8 @@ def _tower(visual: Any, origin: Origin) -> tuple[int, int, bool]:
 
 
 def _embed_dim(model: Any) -> int:
+    from open_clip.timm_model import TimmModel
+
     if isinstance(model.visual, TimmModel):
         linears = [module for module in model.visual.head.modules() if isinstance(module, nn.Linear)]
         trunk: Any = model.visual.trunk
@@ -105,6 +107,8 @@ def _square(size: Any) -> int:
 
 def preprocess_of(model: Any) -> Preprocess:
     """OpenCLIP's evaluation transform of a model."""
+    from open_clip.transform import PreprocessCfg
+
     config = asdict(PreprocessCfg(**model.visual.preprocess_cfg))
     size = _square(config["size"])
     rules: dict[str, Rule] = {"shortest": "shortest", "squash": "exact"}  # no tag of the library says "longest"
@@ -116,6 +120,8 @@ def preprocess_of(model: Any) -> Preprocess:
 
 def _resolve(source: Source, pretrained: str | None) -> tuple[str, dict[str, Any]]:
     """(name, options) for `create_model`, such that nothing is left to download."""
+    import open_clip
+
     name = source.model.removeprefix("hf-hub:").removeprefix("local-dir:")
     if name != source.model or Path(name).expanduser().is_dir() or "/" in name:
         if pretrained is not None:
@@ -136,6 +142,8 @@ def _resolve(source: Source, pretrained: str | None) -> tuple[str, dict[str, Any
 
 
 def _tagged(source: Source, name: str, tag: str) -> dict[str, Any]:
+    import open_clip
+
     config = open_clip.get_pretrained_cfg(name, tag)
     if not config:
         tags = open_clip.list_pretrained_tags_by_model(name)
@@ -149,6 +157,8 @@ def _tagged(source: Source, name: str, tag: str) -> dict[str, Any]:
 
 def _weights(source: Source, config: dict[str, Any]) -> str:
     """The checkpoint of a tag: from the cache, else downloaded by the library."""
+    from open_clip.pretrained import download_pretrained
+
     repository, _, filename = config.get("hf_hub", "").rpartition("/")
     if repository:
         names = [filename] if filename else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]

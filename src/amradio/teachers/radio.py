@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import CLIPImageProcessor, RadioModel
 
 from ..features import Features
 from .adapter import Adapter, Origin
@@ -31,10 +30,10 @@ class RadioSettings(TeacherSettings):
     def build(self) -> "RadioTeacher":
         """Loads the model; see `TeacherSettings.build`."""
         source = Source(self.type, self.model, self.revision)
-        model, folder = load_transformers(source, {"radio": RadioModel})
+        model, folder = load_transformers(source, {"radio": "RadioModel"})
         load_layer_scales(model, folder)
         check_override(source, self.input_size, model.config.patch_size)
-        processor = load_processor(folder, CLIPImageProcessor, do_resize=False, do_center_crop=False)
+        processor = load_processor(folder, "CLIPImageProcessor", do_resize=False, do_center_crop=False)
         origin = Origin(self.model, licence_of(self.model, folder))
         return RadioTeacher(model, of_processor(processor), self.input_size, origin, self.precision)
 
@@ -42,10 +41,10 @@ class RadioSettings(TeacherSettings):
 class RadioTeacher(Adapter):
     """summary [B, len(summary_idxs) * hidden_size]; spatial [B, H, W, hidden_size]."""
 
-    def __init__(self, model: RadioModel, preprocess: Preprocess, input_size: int | None, origin: Origin, precision: Precision):
-        """model: its input conditioner is taken out; mean and std of this teacher are the conditioner's, in float32."""
-        config: Any = model.config
-        conditioner: Any = model.make_preprocessor_external()
+    def __init__(self, model: Any, preprocess: Preprocess, input_size: int | None, origin: Origin, precision: Precision):
+        """model: a RadioModel; its input conditioner is taken out; mean and std of this teacher are the conditioner's, in float32."""
+        config = model.config
+        conditioner = model.make_preprocessor_external()
         super().__init__(
             model,
             preprocess,
@@ -64,8 +63,8 @@ class RadioTeacher(Adapter):
         return Features(seen.summary, to_grid(seen.features, images, self.patch_size))
 
 
-def load_layer_scales(model: RadioModel, folder: Path) -> None:
-    """Fills in the LayerScale weights of checkpoints with the published names, which transformers passes over in silence.
+def load_layer_scales(model: Any, folder: Path) -> None:
+    """Fills the LayerScale weights of a RadioModel in from checkpoints with the published names, which transformers passes over in silence.
 
     Seen with transformers 5.23: `blocks.N.ls1.grandma` (and `.gamma`) is not renamed to `layer_scale1.lambda1`, and the missing key is
     on the ignore list, so every scale stays 1.

@@ -5,7 +5,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SamImageProcessor, SamModel
 
 from ..features import Features, resize_grid
 from .adapter import Adapter, Origin
@@ -27,10 +26,10 @@ class SamSettings(TeacherSettings):
 
     def build(self) -> "SamTeacher":
         """Loads the model; see `TeacherSettings.build`."""
-        model, folder = load_transformers(Source(self.type, self.model, self.revision), {"sam": SamModel})
+        model, folder = load_transformers(Source(self.type, self.model, self.revision), {"sam": "SamModel"})
         size = model.config.vision_config.image_size
         published = {"size": {"longest_edge": size}, "pad_size": {"height": size, "width": size}}
-        preprocess = of_processor(load_processor(folder, SamImageProcessor, **published))
+        preprocess = of_processor(load_processor(folder, "SamImageProcessor", **published))
         return SamTeacher(model, preprocess, Origin(self.model, licence_of(self.model, folder)), self.precision)
 
 

@@ -4,8 +4,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import Siglip2ImageProcessor, Siglip2Model, SiglipImageProcessor, SiglipModel
-from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
 
 from ..features import Features
 from .adapter import Adapter, Origin
@@ -29,24 +27,24 @@ class SiglipSettings(TeacherSettings):
     def build(self) -> Teacher:
         """Loads the model; see `TeacherSettings.build`."""
         source = Source(self.type, self.model, self.revision)
-        model, folder = load_transformers(source, {"siglip": SiglipModel, "siglip2": Siglip2Model})
+        model, folder = load_transformers(source, {"siglip": "SiglipModel", "siglip2": "Siglip2Model"})
         vision = model.config.vision_config
         origin = Origin(self.model, licence_of(self.model, folder))
-        if isinstance(model, Siglip2Model):
+        if model.config.model_type == "siglip2":
             check_override(source, self.input_size, vision.patch_size)
-            processor = load_processor(folder, Siglip2ImageProcessor, patch_size=vision.patch_size)
+            processor = load_processor(folder, "Siglip2ImageProcessor", patch_size=vision.patch_size)
             return NaflexTeacher(model, processor, self.input_size, origin, self.precision)
         check_override(source, self.input_size, vision.patch_size, vision.image_size)
         published = {"size": {"height": vision.image_size, "width": vision.image_size}}
-        preprocess = of_processor(load_processor(folder, SiglipImageProcessor, **published))
+        preprocess = of_processor(load_processor(folder, "SiglipImageProcessor", **published))
         return SiglipTeacher(model, preprocess, self.input_size or vision.image_size, origin, self.precision)
 
 
 class SiglipTeacher(Adapter):
     """summary [B, hidden_size], not normalised; spatial [B, H, W, hidden_size]."""
 
-    def __init__(self, model: SiglipModel, preprocess: Preprocess, input_size: int, origin: Origin, precision: Precision):
-        """input_size: px of the square input (what is left over beyond whole patches is not seen: 384 px make 27 patches of 14)."""
+    def __init__(self, model: Any, preprocess: Preprocess, input_size: int, origin: Origin, precision: Precision):
+        """model: a SiglipModel; input_size: px of the square input (384 px make 27 patches of 14; what is left over is not seen)."""
         vision: Any = model.config.vision_config
         super().__init__(
             model,
@@ -71,8 +69,8 @@ class NaflexTeacher(Adapter):
     A batch has one size, so nothing is padded and no token is masked.
     """
 
-    def __init__(self, model: Siglip2Model, processor: Any, input_size: int | None, origin: Origin, precision: Precision):
-        """processor: transformers' own; its `max_num_patches` rules the size that `prepare` gives. input_size: px of a fixed square."""
+    def __init__(self, model: Any, processor: Any, input_size: int | None, origin: Origin, precision: Precision):
+        """model: a Siglip2Model; processor: its own, whose `max_num_patches` rules what `prepare` gives; input_size: see `Adapter`."""
         vision: Any = model.config.vision_config
         mean, std = three(processor.image_mean), three(processor.image_std)
         super().__init__(
@@ -88,6 +86,8 @@ class NaflexTeacher(Adapter):
 
     def prepare(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] -> the largest size of nearly the same aspect with at most `max_num_patches` patches."""
+        from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
+
         if self.input_size is not None:
             return resize(images, (self.input_size, self.input_size), "bilinear")
         height, width = images.shape[-2:]

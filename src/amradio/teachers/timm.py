@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
-from timm.data.config import resolve_data_config
 from torch import Tensor
 
 from ..errors import UserError, nearest
@@ -30,6 +28,8 @@ class TimmSettings(TeacherSettings):
 
     def build(self) -> "TimmTeacher":
         """Loads the model; see `TeacherSettings.build`. A name that timm does not have is answered with the nearest ones."""
+        import timm
+
         source = Source(self.type, self.model, self.revision)
         folder = fetch(source, _on_hub(source))
         config = _config_in(source, folder)
@@ -74,6 +74,8 @@ class TimmTeacher(Adapter):
 
 def preprocess_of(model: Any, input_size: int | None) -> tuple[Preprocess, int]:
     """timm's evaluation transform of a model, and the px of the input it makes; input_size: other than the model's own."""
+    from timm.data.config import resolve_data_config
+
     data = resolve_data_config({"input_size": (3, input_size, input_size)} if input_size else {}, model=model)
     native = data["input_size"][-1]
     scaled = int(native / data["crop_pct"])
@@ -85,6 +87,8 @@ def preprocess_of(model: Any, input_size: int | None) -> tuple[Preprocess, int]:
 
 def _on_hub(source: Source) -> str:
     """The hub name of a model's weights; a folder or a hub name as it is."""
+    import timm
+
     name = source.model.removeprefix("hf-hub:").removeprefix("local-dir:")
     if Path(name).expanduser().is_dir() or "/" in name:
         return name
