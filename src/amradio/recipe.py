@@ -129,6 +129,11 @@ class Recipe(Settings):
             for name in self.heads.by_teacher
             if name not in self.teachers
         ]
+        problems += [
+            f"teachers.{name}: it is in no partition, so nothing would be learnt from it; name it in one, or drop it"
+            for name in self.teachers
+            if not any(partition.teachers is None or name in partition.teachers for _, partition in self.partitions())
+        ]
         if all(t.summary_weight == 0 and t.spatial_weight == 0 for t in self.teachers.values()):
             problems.append("teachers: every summary_weight and spatial_weight is 0; give one teacher a weight")
         return problems

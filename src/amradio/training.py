@@ -215,8 +215,16 @@ class Training:
             evaluate=self.evaluate,
             evaluate_due=self._evaluate_due,
             save=self.save,
+            spare=self._spare,
             after_step=partial(self.ema.update, self.task.network) if self.ema else lambda: None,
         )
+
+    def _spare(self, stage: Stage) -> None:
+        """Takes the gradients (zeros) from heads that the stage does without: with one, decay and momentum would still move them."""
+        present = {name for group in stage.groups for name in group.partition.teachers}
+        for name, head in self.task.network.heads.items():
+            if name not in present:
+                head.zero_grad(set_to_none=True)
 
     def _feed(self, group: Group) -> Feed:
         return Feed(group.view_size, group.settings.batch_size, group.seed, self.processes.rank, self.processes.world_size)
@@ -331,6 +339,7 @@ class Training:
             yield
         finally:
             self.task.network = own
+            self.ema.average.eval()
 
     def resume(self) -> int:
         """Fills everything from the last checkpoint; returns its step, 0 where there is none."""

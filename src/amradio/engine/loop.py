@@ -47,6 +47,8 @@ class Job:
     evaluate: Callable[[int], None]
     evaluate_due: Callable[[int], bool]
     save: Callable[[int], None]
+    spare: Callable[[Stage], None] = field(default=lambda _: None)
+    """Called between a step's gradients and its update: drops the gradients of what this stage leaves alone."""
     after_step: Callable[[], None] = field(default=lambda: None)
 
     @property
@@ -109,6 +111,7 @@ def take_step(job: Job, stage: Stage, batches: Sequence[Any], rate: float, measu
                 gathered.setdefault(name, []).append(value)
     metrics = {name: torch.stack(values).mean() for name, values in gathered.items()}
     metrics["loss"] = torch.stack(gathered["loss"]).sum() / job.engine.accumulate
+    job.spare(stage)
     with job.clock.part("student"):
         metrics["gradient_norm"] = nn.utils.clip_grad_norm_(job.task.parameters(), job.schedule.clip or float("inf"))
         job.optimizer.step()
