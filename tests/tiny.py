@@ -1,6 +1,7 @@
 """Builders of tiny random models with processors, saved in the original formats; every builder returns the folder."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
@@ -175,3 +176,16 @@ def tiny_open_clip(folder: Path | str, **vision: object) -> Path:
     (folder / "open_clip_config.json").write_text(json.dumps(described))
     safetensors.torch.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return folder
+
+
+BUILDERS: dict[str, list[Callable[[Path], Path]]] = {
+    "clip": [tiny_clip],
+    "open_clip": [tiny_open_clip, lambda folder: tiny_open_clip(folder, timm_model_name="test_vit", image_size=160)],
+    "siglip": [tiny_siglip, tiny_naflex],
+    "dinov2": [tiny_dinov2, lambda folder: tiny_dinov2(folder, registers=0)],
+    "dinov3": [tiny_dinov3, tiny_dinov3_convnext],
+    "sam": [tiny_sam],
+    "radio": [tiny_radio],
+    "timm": [tiny_timm, *(lambda folder, name=name: tiny_timm(folder, name) for name in ("test_resnet", "test_convnext"))],
+}
+"""Tiny models of every kind that is read from files."""
