@@ -4,7 +4,8 @@
 
 Both read the same JPEGs of 2000x1500 px (made here, full of detail like photographs), cut out boxes of the same distribution, resize
 them bicubically with antialiasing to the same size, mirror half of them, and hand over batches of the same size from the same number of
-worker processes; what differs is that the loader decodes a JPEG at the scale that the crop needs, and hands over uint8.
+worker processes; what differs is that the loader decodes a JPEG at the scale that the crop needs. Beside the rate stands the CPU time of
+an image without workers, which other programs on the machine disturb less.
 """
 
 import argparse
@@ -41,8 +42,14 @@ def main() -> None:
         size = sum(path.stat().st_size for path in Path(folder).rglob("*.jpg")) / arguments.files
         for _ in range(arguments.repeats):
             for name, start in (("amradio", ours), ("torchvision", theirs)):
-                rates[name].append(measure(lambda start=start: start(folder, arguments), arguments))
-    result = summarise(rates, size, arguments)
+                rates[name].append(measure(lambda start=start: start(folder, arguments), arguments, time.perf_counter))
+        alone = argparse.Namespace(**{**vars(arguments), "workers": 0, "batches": 4})
+        torch.set_num_threads(1)
+        cpu = {
+            name: round(1000 / measure(lambda start=start: start(folder, alone), alone, time.process_time), 2)
+            for name, start in (("amradio", ours), ("torchvision", theirs))
+        }
+    result = summarise(rates, size, arguments) | {"cpu_ms_per_image": cpu, "cpu_ratio": round(cpu["torchvision"] / cpu["amradio"], 2)}
     print(table(result))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -96,17 +103,17 @@ def theirs(folder: str, arguments: argparse.Namespace) -> Iterator[torch.Tensor]
         yield batch
 
 
-def measure(start: Callable[[], Iterator[torch.Tensor]], arguments: argparse.Namespace) -> float:
-    """Images per second, once all workers run and what they fetched ahead while starting is used up."""
+def measure(start: Callable[[], Iterator[torch.Tensor]], arguments: argparse.Namespace, clock: Callable[[], float]) -> float:
+    """Images per second of the clock, once all workers run and what they fetched ahead while starting is used up."""
     batches = start()
     for _ in range(max(1, 3 * arguments.workers)):
         next(batches)
-    began = time.perf_counter()
+    began = clock()
     for _ in range(arguments.batches):
         images = next(batches)
         assert images.shape == (arguments.batch_size, 3, arguments.image_size, arguments.image_size)
         assert images.dtype == torch.uint8
-    rate = arguments.batches * arguments.batch_size / (time.perf_counter() - began)
+    rate = arguments.batches * arguments.batch_size / (clock() - began)
     batches.close()  # pyright: ignore[reportAttributeAccessIssue]
     return rate
 
@@ -137,6 +144,8 @@ def table(result: dict) -> str:
         lines.append(f"{name:12} {result['median'][name]:8.1f} {min(found):8.1f} {max(found):8.1f}")
     ratio = result["ratio"]
     lines.append(f"{'ratio':12} {ratio['median']:8.2f} {ratio['min']:8.2f} {ratio['max']:8.2f}")
+    cpu = result["cpu_ms_per_image"]
+    lines.append(f"CPU time: {cpu['amradio']} ms against {cpu['torchvision']} ms an image, ratio {result['cpu_ratio']}")
     return "\n".join(lines)
 
 
