@@ -21,7 +21,8 @@ class Model(nn.Module):
     def __init__(self, config: NetworkConfig, network: Network):
         super().__init__()
         self.config = config
-        self.network = network.eval().requires_grad_(False)
+        self.network = network
+        self.eval().requires_grad_(False)
 
     @overload
     def forward(self, images: Tensor, heads: None = None) -> Features: ...
