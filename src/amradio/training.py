@@ -3,6 +3,7 @@
 import copy
 import json
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -199,7 +200,8 @@ class Training:
         model: nn.Module = self.task
         if self.processes.world_size > 1:
             device_ids = [self.processes.device.index] if self.processes.device.type == "cuda" else None
-            model = DistributedDataParallel(self.task, device_ids=device_ids, broadcast_buffers=False)
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch 2.7 knows no other name for this
+                model = DistributedDataParallel(self.task, device_ids=device_ids, broadcast_buffers=False)
         return Job(
             task=model,
             optimizer=self.optimizer,

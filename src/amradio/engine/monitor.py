@@ -91,7 +91,8 @@ class Monitor:
         first = int((~torch.isfinite(average)).any(1).nonzero()[0])
         bad = [name for name, value in zip(names, average[first], strict=True) if not torch.isfinite(value)]
         culprits = [name for name in bad if "/" in name] or bad
-        here = not torch.isfinite(own[first]).all()
+        # The gradients were averaged already, so of the gradient's norm no process can say that it was its own.
+        here = not torch.isfinite(own[first, [names.index(name) for name in culprits]]).all()
         keys = [key for each in self._steps[first].keys for key in each] if here else []
         keys = list(dict.fromkeys(key for found in self.processes.gather(keys) for key in found))
         step = self._steps[first].step
