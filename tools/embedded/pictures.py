@@ -58,7 +58,7 @@ def captioned(path: Path, annotations: Path, image_size: int) -> Pictures:
     for entry in document["annotations"]:
         captions[entry["image_id"]].append(entry["caption"].strip())
     known = [image for image in document["images"] if captions[image["id"]]]
-    pool = _stack([_square(Image.open(path / image["file_name"]), image_size) for image in known])
+    pool = _stack([_square(_open(path, image, annotations), image_size) for image in known])
     return pool._replace(captions=[tuple(captions[image["id"]]) for image in known])
 
 
@@ -73,7 +73,7 @@ def segmented(path: Path, annotations: Path, image_size: int) -> Pictures:
     for image in document["images"]:
         if not entries[image["id"]]:
             continue
-        picture = Image.open(path / image["file_name"]).convert("RGB")
+        picture = _open(path, image, annotations).convert("RGB")
         width, height = picture.size
         whole = [Image.fromarray(_decode(entry, height, width)) for entry in entries[image["id"]]]
         images.append(_padded(picture, image_size, Image.Resampling.BILINEAR))
@@ -85,6 +85,13 @@ def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
     """uint8, or float in [0, 1], [B, 3, H, W] -> float32, centred and scaled per channel."""
     pixels = images.float() / 255 if images.dtype == torch.uint8 else images
     return (pixels - torch.tensor(mean, device=images.device)[:, None, None]) / torch.tensor(std, device=images.device)[:, None, None]
+
+
+def _open(path: Path, image: dict, annotations: Path) -> Image.Image:
+    file = path / image["file_name"]
+    if not file.is_file():
+        raise ValueError(f"--images {path}: no {image['file_name']}, which {annotations} names")
+    return Image.open(file)
 
 
 def _stack(arrays: list[np.ndarray]) -> Pictures:
@@ -105,7 +112,9 @@ def _padded(picture: Image.Image, image_size: int, resampling: Image.Resampling)
     scale = image_size / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     resized = np.asarray(picture.resize((width, height), resampling))
-    canvas = np.zeros((image_size, image_size, *resized.shape[2:]), dtype=np.uint8)
+    # SAM pads with what is zero after normalisation: the mean colour, not black.
+    ground = [round(255 * level) for level in IMAGENET_MEAN] if resized.ndim == 3 else 0
+    canvas = np.full((image_size, image_size, *resized.shape[2:]), ground, dtype=np.uint8)
     canvas[:height, :width] = resized
     return canvas
 

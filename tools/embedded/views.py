@@ -23,7 +23,7 @@ def crop(images: Tensor, scale: tuple[float, float], side: int, spread: float = 
 
 
 def relight(views: Tensor, strength: float = 1.0, grey_share: float = 0.0) -> Tensor:
-    """Another exposure, contrast, saturation, tint of the light and grain: float32 [B, 3, H, W], about in [0, 1].
+    """Another exposure, fall and tint of the light, contrast, saturation and grain: float32 [B, 3, H, W], about in [0, 1].
 
     `grey_share` of the pictures lose their colour altogether.
 
@@ -34,6 +34,10 @@ def relight(views: Tensor, strength: float = 1.0, grey_share: float = 0.0) -> Te
         return 1 + strength * torch.empty(len(views), channels, 1, 1, device=views.device).uniform_(low, high)
 
     views = views * draw(-0.3, 0.35) * draw(-0.15, 0.15, channels=3)
+    field = torch.rand(len(views), 1, 3, 3, device=views.device) * 2 - 1
+    views = views * (
+        1 + 0.45 * min(strength, 1.5) * F.interpolate(field, views.shape[-2:], mode="bicubic", align_corners=True).clamp(-1.2, 1.2)
+    )
     grey, middle = views.mean(1, keepdim=True), views.mean((1, 2, 3), keepdim=True)
     coloured = torch.rand(len(views), 1, 1, 1, device=views.device) >= grey_share
     views = grey + (views - grey) * draw(-0.3, 0.2) * coloured

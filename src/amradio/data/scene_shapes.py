@@ -8,7 +8,7 @@ import numpy as np
 SHAPES: tuple[str, ...] = ("disc", "square", "triangle", "star", "ring", "cross", "crescent", "heart")
 TEXTURES: tuple[str, ...] = ("plain", "striped", "checked", "dotted")
 
-PERIODS = {"striped": 0.48, "checked": 0.8, "dotted": 0.38}  # in radii of the object
+PERIODS = {"striped": 0.48, "checked": 0.8, "dotted": 0.4}  # in radii of the object
 
 SQRT3 = np.float32(3**0.5)
 
@@ -19,7 +19,7 @@ def signed_distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def texture_mix(texture: str, u: np.ndarray, v: np.ndarray, radius: float, radius_px: np.float32, phase: tuple[float, float]) -> np.ndarray:
-    """float32 [h, w] in [0, 1]: how much of the texture's second tone each point shows.
+    """float32 [h, w] in [-1, 1]: 1 where the object is pale, -1 where it is deep, 0 where it is of its own colour.
 
     `radius` is the object's radius as a fraction of the image; small objects bear fewer periods, so that a texture stays
     visible on them. `radius_px` is the radius in pixels and sets the softness of the edges.
@@ -35,9 +35,10 @@ def texture_mix(texture: str, u: np.ndarray, v: np.ndarray, radius: float, radiu
     if texture == "checked":
         # A check is the sign of a product; its two factors are softened each on its own.
         p, q = (np.clip(_triangle_wave(c) * soft, -0.5, 0.5) for c in (a, b))
-        return 0.5 + 2 * p * q
+        return -0.5 - 2 * p * q
     from_dot = np.sqrt((a - np.floor(a) - 0.5) ** 2 + (b - np.floor(b) - 0.5) ** 2)
-    return np.clip(0.5 + (0.31 - from_dot) * soft, 0, 1)
+    other = (np.floor(a) + np.floor(b)) % 2
+    return np.clip(0.5 + (0.33 - from_dot) * soft, 0, 1) * (1 - 2 * other)
 
 
 def shade(distance: np.ndarray, toward_shadow: np.ndarray) -> np.ndarray:

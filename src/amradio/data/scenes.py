@@ -19,6 +19,7 @@ SIZES: dict[str, tuple[float, float]] = {"small": (0.24, 0.28), "medium": (0.29,
 
 MAX_DISTRACTORS = 4
 FLOCK = 0.5  # chance that a smaller object is of the principal's class, as things flock in the real world
+USUAL_TONES = 0.85  # share of the objects whose stripes are pale and whose checks are deep; on the others it is the other way round
 NOISE_GRIDS = (3, 6, 12, 24, 48)  # cells a side of the octaves of the noise, coarse to fine
 
 
@@ -43,7 +44,8 @@ class Body(NamedTuple):
     radius: float
     angle: float
     base: np.ndarray  # float32 [3] RGB in [0, 1]
-    second: np.ndarray  # float32 [3], the other tone of the texture
+    pale: np.ndarray  # float32 [3], the base with white in it; stripes are of it, and every other dot
+    deep: np.ndarray  # float32 [3], the base darkened; checks are of it, and the other dots
     phase: tuple[float, float]
 
     @property
@@ -70,7 +72,7 @@ def draw_scene(seed: int, index: int, image_size: int = 64) -> Scene:
     owner = np.full((image_size, image_size), -1, dtype=np.int16)
     for number in order:
         _paint(image, owner, bodies[number], number, light_xy, noise[2])
-    image = _develop(rng, image, light_xy)
+    image = _develop(rng, image, light_xy, noise)
     numbers = np.arange(len(bodies), dtype=np.int16)
     masks = owner == numbers[:, None, None]
     labels = np.array([body.label for body in bodies], dtype=np.int64)
@@ -138,13 +140,14 @@ def _beside(rng: np.random.Generator, bodies: list[Body], radius: float) -> np.n
 
 
 def _body(rng: np.random.Generator, colour: str, texture: str, centre: np.ndarray, radius: float) -> Body:
-    hue, saturation, value, second, angle, *phase = rng.uniform(0, 1, 7).tolist()
+    hue, saturation, value, tone, angle, *phase = rng.uniform(0, 1, 7).tolist()
     base = _rgb(COLOURS[colour] + 20 * hue - 10, 0.78 + 0.2 * saturation, 0.68 + 0.27 * value)
-    # The other tone of a texture is a pale or a deep shade of the same hue, never another colour.
-    other = 0.16 * base + np.float32(0.8) if second < 0.5 else 0.22 * base
+    pale, deep = 0.16 * base + np.float32(0.74 + 0.1 * tone), (0.15 + 0.15 * tone) * base
+    if rng.random() > USUAL_TONES:
+        pale, deep = deep, pale
     shape = SHAPES[rng.integers(len(SHAPES))]
     place = (float(centre[0]), float(centre[1]))
-    return Body(shape, texture, colour, place, float(radius), 2 * np.pi * angle, base, other, (phase[0], phase[1]))
+    return Body(shape, texture, colour, place, float(radius), 2 * np.pi * angle, base, pale, deep, (phase[0], phase[1]))
 
 
 def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
@@ -243,7 +246,7 @@ def _paint(image: np.ndarray, owner: np.ndarray, body: Body, number: int, light:
     distance = signed_distance(body.shape, u, v)
     alpha = np.clip(0.5 - distance * radius_px, 0, 1)
     mix = texture_mix(body.texture, u, v, body.radius, radius_px, body.phase)[..., None]
-    colour = body.base + mix * (body.second - body.base)
+    colour = body.base + np.maximum(mix, 0) * (body.pale - body.base) + np.maximum(-mix, 0) * (body.deep - body.base)
     bright = shade(distance, dx * light[0] + dy * light[1]) + 0.08 * grain[rows, columns]
     canvas += alpha[..., None] * (colour * bright[..., None] - canvas)
     owner[rows, columns][alpha >= 0.5] = number
@@ -253,13 +256,15 @@ def _turned(dx: np.ndarray, dy: np.ndarray, cos: np.float32, sin: np.float32) ->
     return cos * dx + sin * dy, cos * dy - sin * dx
 
 
-def _develop(rng: np.random.Generator, image: np.ndarray, light: tuple[np.float32, np.float32]) -> np.ndarray:
+def _develop(rng: np.random.Generator, image: np.ndarray, light: tuple[np.float32, np.float32], noise: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3]: light falls off across the picture, then vignette, tint, grain and rounding."""
     image_size = image.shape[0]
     x, y = _pixels(image_size)
-    fall, vignette, exposure, grain, *tint = rng.random(7).tolist()
+    fall, vignette, exposure, grain, dapple, *tint = rng.random(8).tolist()
     lit = 1 - (0.1 + 0.2 * fall) * (light[0] * (x - 0.5) + light[1] * (y - 0.5))
-    lit = lit * (1 - (0.2 + 0.5 * vignette) * ((x - 0.5) ** 2 + (y - 0.5) ** 2)) * (0.85 + 0.3 * exposure)
+    lit = lit * (1 - (0.2 + 0.5 * vignette) * ((x - 0.5) ** 2 + (y - 0.5) ** 2)) * (0.75 + 0.5 * exposure)
+    # Shade that falls in patches, as under trees; the coarse noise turned about, so that it follows no surface.
+    lit = lit * (1 + 0.7 * dapple * noise[0][::-1, ::-1])
     image = image * (lit[..., None] * (1 + 0.06 * (np.array(tint) - 0.5))).astype(np.float32)
     image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(0.008 + 0.02 * grain)
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
