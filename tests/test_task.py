@@ -229,7 +229,7 @@ def test_maps_are_compared_on_the_larger_or_the_smaller_grid(train, grid):
     run = train("loss.spatial=mse", f"loss.grid={grid}")
     images = batch_of(run).images
     partition = run.stages[0].groups[0].partition
-    targets = run.task.targets(images, partition.teachers)
+    targets = run.task.targets(images, partition)
     view = task_module.resize(task_module.to_float(images), (32, 32))
     predictions = run.task.network(view, torch.rand(4, 8), partition.teachers)
     assert predictions["sam"].spatial.shape[1:3] == (4, 4)
@@ -361,7 +361,7 @@ def test_teachers_of_one_size_share_the_resized_images(train, monkeypatch):
     sizes: list[tuple[int, int]] = []
     resize = task_module.resize
     monkeypatch.setattr(task_module, "resize", lambda images, size: sizes.append(size) or resize(images, size))
-    run.task.targets(torch.randint(0, 255, (2, 3, 48, 48), dtype=torch.uint8), ("a", "b", "c"))
+    run.task.targets(torch.randint(0, 255, (2, 3, 48, 48), dtype=torch.uint8), Partition("0.0", ("a", "b", "c"), 48))
     assert sizes == [(40, 40), (24, 24)]
     assert seen["a"] == seen["b"] != seen["c"]
 
@@ -369,9 +369,10 @@ def test_teachers_of_one_size_share_the_resized_images(train, monkeypatch):
 def test_bfloat16_autocast_leaves_the_targets_what_they_are(train):
     run = train()
     images = batch_of(run).images
-    exact = run.task.targets(images, ("clip", "dino", "sam"))
+    partition = Partition("0.0", ("clip", "dino", "sam"), 32)
+    exact = run.task.targets(images, partition)
     with torch.autocast("cpu", torch.bfloat16):
-        half = run.task.targets(images, ("clip", "dino", "sam"))
+        half = run.task.targets(images, partition)
     for name in exact:
         for kind in ("summary", "spatial"):
             a, b = getattr(exact[name], kind), getattr(half[name], kind)

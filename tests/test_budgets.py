@@ -1,0 +1,127 @@
+"""The code keeps its budgets and its promises: sizes, layers, and what is never called."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "amradio"
+FILES = sorted(SOURCE.rglob("*.py"))
+LINES, FUNCTION_LINES, ARGUMENTS, LOOP_LINES = 400, 60, 7, 80
+
+
+def functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield f"{path.relative_to(SOURCE)}:{node.lineno} {node.name}", node
+
+
+def length(node: ast.AST) -> int:
+    return node.end_lineno - node.lineno + 1  # type: ignore[attr-defined]
+
+
+def test_there_is_code_to_look_at():
+    assert len(FILES) > 30
+    assert sum(1 for path in FILES for _ in functions(path)) > 200
+
+
+def test_files_are_short():
+    assert not {str(path.relative_to(SOURCE)): n for path in FILES if (n := len(path.read_text(encoding="utf-8").splitlines())) > LINES}
+
+
+def test_functions_are_short():
+    assert not {name: length(node) for path in FILES for name, node in functions(path) if length(node) > FUNCTION_LINES}
+
+
+def test_functions_take_few_arguments():
+    """`self` and `cls` do not count."""
+    found = {}
+    for path in FILES:
+        for name, node in functions(path):
+            names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            count = len([argument for argument in names if argument not in ("self", "cls")])
+            if count > ARGUMENTS:
+                found[name] = count
+    assert not found
+
+
+def test_the_training_loop_fits_on_a_page():
+    (loop,) = (node for _, node in functions(SOURCE / "engine" / "loop.py") if node.name == "train")
+    assert length(loop) <= LOOP_LINES
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def test_nothing_runs_code_from_a_file():
+    found = []
+    for path in FILES:
+        for name, node in calls(path):
+            keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+            where = f"{path.relative_to(SOURCE)}:{node.lineno} {name}"
+            if name in ("eval", "exec", "compile", "__import__", "os.system", "pickle.load", "pickle.loads", "yaml.unsafe_load"):
+                found.append(where)
+            if name == "torch.load" and ast.unparse(keywords.get("weights_only", ast.Constant(None))) != "True":
+                found.append(f"{where} without weights_only=True")
+            if name == "yaml.load" and "_Loader" not in ast.unparse(node):
+                found.append(f"{where} without a safe loader")
+            if "trust_remote_code" in keywords and ast.unparse(keywords["trust_remote_code"]) != "False":
+                found.append(f"{where} with trust_remote_code")
+            if any(isinstance(value, ast.Constant) and value.value is True for key, value in keywords.items() if key == "shell"):
+                found.append(f"{where} with a shell")
+    assert not found
+
+
+def test_no_mutable_defaults_and_no_swallowing_keywords():
+    found = []
+    for path in FILES:
+        for name, node in functions(path):
+            defaults = [default for default in (*node.args.defaults, *node.args.kw_defaults) if default is not None]
+            if any(isinstance(default, (ast.List, ast.Dict, ast.Set)) for default in defaults):
+                found.append(f"{name}: a mutable default")
+            used = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+            if node.args.kwarg and node.args.kwarg.arg not in used:
+                found.append(f"{name}: **{node.args.kwarg.arg} swallows")
+    assert not found
+
+
+def test_no_bare_except_and_no_silent_one():
+    found = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler):
+                silent = all(isinstance(part, ast.Pass) for part in node.body)
+                if node.type is None or (silent and ast.unparse(node.type) in ("Exception", "BaseException")):
+                    found.append(f"{path.relative_to(SOURCE)}:{node.lineno}")
+    assert not found
+
+
+@pytest.mark.parametrize("word", ["feat", "feats", "utils", "misc", "args"])
+def test_words_that_are_not_ours(word):
+    named = [str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*") if word in re.split(r"[_.]", path.name)]
+    used = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(node, "id", None) or getattr(node, "arg", None) or getattr(node, "name", None)
+            ours = isinstance(node, (ast.arg, ast.FunctionDef, ast.ClassDef)) or isinstance(getattr(node, "ctx", None), ast.Store)
+            if ours and word in str(name).lower().split("_"):
+                used.append(f"{path.relative_to(SOURCE)}:{node.lineno} {name}")
+    assert not named + used
+
+
+def test_rooms_import_only_downwards():
+    """The contract of pyproject.toml, and that it knows every room."""
+    program = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout
+    layers = (ROOT / "pyproject.toml").read_text()
+    rooms = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()} - {"__init__"}
+    assert {room for room in rooms if f"amradio.{room}" not in layers} == set()

@@ -1,0 +1,231 @@
+"""A teacher, a student and a loss of one's own: a new file and a line in the room's tuple each; nothing else is touched."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import amradio
+from amradio import UserError
+from amradio.features import Features
+from amradio.recipe import Recipe
+from amradio.teachers import Teacher
+from runs import metrics
+
+PACKAGE = Path(amradio.__file__).parent
+
+TEACHER = '''
+"""Mean colours as a teacher."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+
+from ..features import Features
+from .base import Teacher, TeacherSettings
+
+
+class ColourSettings(TeacherSettings):
+    """Mean colours."""
+
+    type: Literal["colour"] = "colour"
+    cell: int = 8
+    """px of a cell."""
+
+    def build(self):
+        """Needs no file."""
+        return Colour(self.cell)
+
+
+class Colour(Teacher):
+    """summary [B, 3], spatial [B, H, W, 3]."""
+
+    def __init__(self, cell):
+        common = {"input_size": None, "licence": "none", "source": "colours"}
+        super().__init__(mean=(0.5,) * 3, std=(0.5,) * 3, patch_size=cell, dims=(3, 3), **common)
+
+    def encode(self, images):
+        return Features(images.mean((2, 3)), F.avg_pool2d(images, self.patch_size).permute(0, 2, 3, 1))
+'''
+
+STUDENT = '''
+"""One convolution as a student."""
+
+from typing import Literal
+
+from torch import nn
+
+from ..features import Features
+from .base import Student, StudentRow, StudentSettings
+
+
+class FlatSettings(StudentSettings):
+    """One convolution."""
+
+    type: Literal["flat"] = "flat"
+    dim: int = 16
+    """Channels."""
+
+    def build(self, num_summaries):
+        """Small."""
+        return Flat(self.dim, num_summaries)
+
+    @classmethod
+    def catalogue(cls):
+        """One row."""
+        return [StudentRow("flat", "only", 16, 1, 1, 8, 16 * 3 * 64)]
+
+
+class Flat(Student):
+    """Patches of 8 px."""
+
+    def __init__(self, dim, num_summaries):
+        super().__init__()
+        self.patch_size, self.summary_dim, self.spatial_dim, self.num_summaries = 8, dim, dim, num_summaries
+        self.stem = nn.Conv2d(3, dim, 8, 8)
+
+    def nearest_size(self, height, width):
+        return max(8, height // 8 * 8), max(8, width // 8 * 8)
+
+    def forward(self, images, draws=None):
+        cells = self.stem(self.condition(images)).permute(0, 2, 3, 1)
+        return Features(cells.mean((1, 2)).repeat(1, self.num_summaries), cells)
+'''
+
+LOSS = '''
+
+class AbsoluteSettings(Settings):
+    """Absolute error."""
+
+    type: Literal["absolute"] = "absolute"
+    scale: float = 1.0
+    """Factor."""
+
+    def build(self) -> Loss:
+        """The loss as a pure function."""
+        return lambda prediction, target: self.scale * _per_sample((prediction.float() - target.float()).abs())
+
+
+LOSSES = ('''
+
+PROGRAM = """
+import sys, warnings
+warnings.simplefilter("error")
+from amradio.__main__ import main
+code = main(["distill", *sys.argv[1:]])
+if code == 0:
+    main(["students"])
+    import amradio, torch
+    model = amradio.load(sys.argv[-1].removeprefix("out="))
+    print("LOADED", model.config.student.type, tuple(model(torch.rand(1, 3, 16, 16), heads=["mine"])["mine"].spatial.shape))
+sys.exit(code)
+"""
+
+
+def add(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1, f"{path.name}: '{old}'"
+    path.write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def extended(tmp_path: Path) -> Path:
+    """A copy of the package with a teacher, a student and a loss more, each by a new file (or class) and lines in its room."""
+    copy = tmp_path / "source" / "amradio"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("embedded", "__pycache__"))
+    (copy / "teachers" / "colour.py").write_text(TEACHER.lstrip())
+    add(copy / "teachers" / "__init__.py", "from .clip import ", "from .colour import ColourSettings\nfrom .clip import ")
+    add(copy / "teachers" / "__init__.py", "    OwnSettings,\n)", "    OwnSettings,\n    ColourSettings,\n)")
+    (copy / "students" / "flat.py").write_text(STUDENT.lstrip())
+    add(copy / "students" / "__init__.py", "from .vit import VitSettings", "from .flat import FlatSettings\nfrom .vit import VitSettings")
+    text = (copy / "students" / "__init__.py").read_text()
+    (copy / "students" / "__init__.py").write_text(text.replace("] = (", "] = (FlatSettings, ", 1))
+    add(copy / "losses.py", "\nLOSSES = (", LOSS + "AbsoluteSettings, ")
+    return copy.parent
+
+
+def test_one_new_file_and_its_lines_reach_validation_help_training_and_loading(extended, pictures, tmp_path):
+    words = [
+        f"data={{train: {{type: folder, path: {pictures}}}, num_workers: 0}}",
+        "teachers={mine: {type: colour, cell: 4}}",
+        "student=flat",
+        "loss={summary: absolute, spatial: {type: absolute, scale: 2.0}}",
+        "stages=[{steps: 3, partitions: [{image_size: 32, batch_size: 4}]}]",
+        "normalize.batches=1",
+        "engine={device: cpu, precision: float32, log_every: 1}",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(extended), "OMP_NUM_THREADS": "1"}
+
+    def run(*more: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", PROGRAM, *words, *more, f"out={tmp_path / 'run'}"]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+
+    wrong = run("teachers.mine.cel=3", "student.dimm=3", "loss.spatial.scal=2")
+    assert wrong.returncode == 2
+    for line in ("teachers.mine.cel", "student.dimm", "loss.spatial.scal"):
+        assert f"error: {line}: there is no such key; did you mean '" in wrong.stderr
+
+    ended = run()
+    assert ended.returncode == 0, ended.stderr
+    assert "teacher mine: colours" in ended.stdout
+    assert "flat" in ended.stdout.split("Students")[1]
+    assert "LOADED flat (1, 2, 2, 3)" in ended.stdout
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2, 3]
+
+
+# a teacher object of one's own, in Python
+
+
+class Mine(Teacher):
+    """Brightness."""
+
+    def __init__(self):
+        super().__init__(mean=(0.5,) * 3, std=(0.5,) * 3, patch_size=16, dims=(None, 2), input_size=48, licence="mine", source="my laptop")
+        self.layer = torch.nn.Linear(3, 2)
+        self.sizes: set[tuple[int, ...]] = set()
+
+    def encode(self, images):
+        self.sizes.add(tuple(images.shape[1:]))
+        cells = torch.nn.functional.avg_pool2d(images, 16).permute(0, 2, 3, 1)
+        return Features(None, self.layer(cells))
+
+
+def test_an_object_is_a_teacher(recipe):
+    teacher = Mine()
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    folder = amradio.distill(recipe("teachers.mine={type: own, spatial_weight: 2.0}"), teachers={"mine": teacher})
+    assert teacher.sizes == {(3, 48, 48)}
+    assert not teacher.training
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+    rows = metrics(folder)
+    first = next(row for row in rows if "mine/spatial/loss" in row)
+    total = sum(value for key, value in first.items() if key.endswith("/loss")) + first["mine/spatial/loss"]
+    assert first["loss"] == pytest.approx(total, rel=1e-5)
+    assert "val/mine/spatial/standardised_cosine" in rows[-1]
+    model = amradio.load(folder)
+    assert model.config.heads["mine"].teacher["source"] == "my laptop"
+    assert model(torch.rand(1, 3, 32, 32), heads=["mine"])["mine"].spatial.shape == (1, 4, 4, 2)
+
+
+def test_an_object_without_a_place_and_a_place_without_an_object(recipe, tmp_path):
+    with pytest.raises(UserError, match="'mine' was passed, but the recipe has no teacher of that name"):
+        amradio.distill(recipe(), teachers={"mine": Mine()})
+    with pytest.raises(UserError, match="'clip' was passed"):
+        amradio.distill(recipe(), teachers={"clip": Mine()})
+    with pytest.raises(UserError, match=r"teachers\.mine: a teacher of type 'own' is an object"):
+        amradio.distill(recipe("teachers.mine={type: own}"))
+    with pytest.raises(UserError, match=r"teachers\.mine: nothing to learn"):
+        amradio.distill(recipe("teachers.mine={type: own, spatial_weight: 0.0}"), teachers={"mine": Mine()})
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_public_names_are_there():
+    for name in amradio.__all__:
+        assert getattr(amradio, name) is not None
+    assert amradio.Recipe is Recipe
+    with pytest.raises(AttributeError, match="no attribute 'Studnet'"):
+        amradio.Studnet  # noqa: B018

@@ -1,0 +1,96 @@
+"""Every recipe that is shipped runs two steps on a CPU, with tiny teachers of the same types in place of the real ones."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import amradio
+import tiny
+from amradio.config import parse_yaml, to_yaml
+from amradio.recipe import Recipe
+from runs import losses
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = [*sorted((ROOT / "recipes").glob("*.yaml")), ROOT / "src" / "amradio" / "commands" / "quickstart.yaml"]
+
+BUILDERS = {
+    "clip": tiny.tiny_clip,
+    "dinov2": tiny.tiny_dinov2,
+    "dinov3": tiny.tiny_dinov3,
+    "open_clip": tiny.tiny_open_clip,
+    "radio": tiny.tiny_radio,
+    "sam": tiny.tiny_sam,
+    "siglip": tiny.tiny_siglip,
+    "timm": tiny.tiny_timm,
+}
+EMBEDDED = {"clip": "clip", "dino": "dinov2", "sam": "sam"}
+SMALL_STUDENT = {"dim": 32, "depth": 1, "num_heads": 2, "mlp_dim": 64, "patch_size": 8, "max_image_size": 64}
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory):
+    """type -> folder of a tiny teacher, made when it is asked for."""
+    made: dict[str, Path] = {}
+
+    def folder_of(type_: str) -> Path:
+        if type_ not in made:
+            made[type_] = BUILDERS[type_](tmp_path_factory.mktemp("stand_ins") / type_)
+        return made[type_]
+
+    return folder_of
+
+
+def shrunk(recipe: dict, pictures: Path, stand_ins) -> dict:
+    """The same recipe: as many stages, partitions, teachers, kinds, heads and losses; small numbers, pictures that are here."""
+    for teacher in recipe["teachers"].values():
+        kind = EMBEDDED[teacher.pop("name")] if teacher["type"] == "embedded" else teacher["type"]
+        for key in ("input_size", "pretrained", "revision"):
+            teacher.pop(key, None)
+        teacher |= {"type": kind, "model": str(stand_ins(kind))}
+    recipe["student"] |= {key: value for key, value in SMALL_STUDENT.items() if recipe["student"]["type"] == "vit"}
+    for key in ("train", "val"):
+        if recipe["data"].get(key):
+            recipe["data"][key] = {"type": "folder", "path": str(pictures)}
+    for stage in recipe["stages"]:
+        stage["steps"] = 1 if len(recipe["stages"]) > 1 else STEPS
+        for partition in stage["partitions"]:
+            partition |= {"image_size": 32, "batch_size": 2, "view_size": None, "source": None}
+    for kind in ("summary", "spatial"):
+        if "hidden_dim" in recipe["heads"][kind]:
+            recipe["heads"][kind]["hidden_dim"] = 16
+    recipe["data"]["num_workers"] = 0
+    recipe["normalize"]["batches"] = 1
+    recipe["evaluate"] |= {"every": 1, "batches": 1}
+    recipe["engine"] |= {"device": "cpu", "log_every": 1, "compile": False}
+    return recipe
+
+
+def test_recipes_are_shipped():
+    assert len(SHIPPED) >= 4
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_recipe_is_valid_and_opens_with_command_cost_and_result(path):
+    Recipe.load(str(path))
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(head).lower()
+    for word in ("command:", "cost", "result"):
+        assert word in text, word
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_recipe_runs_two_steps(path, pictures, stand_ins, tmp_path):
+    original = Recipe.load(str(path))
+    small = shrunk(parse_yaml(to_yaml(original), path.name), pictures, stand_ins)
+    small["out"] = str(tmp_path / "run")
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small, sort_keys=False))
+    recipe = Recipe.load(str(tmp_path / "small.yaml"))
+    assert recipe.teachers.keys() == original.teachers.keys()
+    assert recipe.loss == original.loss
+    assert [len(stage.partitions) for stage in recipe.stages] == [len(stage.partitions) for stage in original.stages]
+    folder = amradio.distill(recipe)
+    assert len(losses(folder)) == recipe.num_steps >= STEPS
+    model = amradio.load(folder)
+    assert set(model.heads) == set(original.teachers)
