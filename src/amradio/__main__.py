@@ -55,14 +55,21 @@ def call(options: argparse.Namespace) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, or 2 after printing what the user can put right."""
-    options = parser().parse_args(words)
+    options, rest = parser().parse_known_args(words)
+    late = [word for word in rest if not word.startswith("-")]  # key=value words behind an option
+    if late != rest or (late and not hasattr(options, "words")):
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    if late:
+        options.words += late
     try:
         call(options)
     except UserError as error:
         if options.debug:
             raise
-        if os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
-            print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))
+        if rank == 0 or not error.on_all_processes:
+            where = f"error on process {rank}" if rank else "error"
+            print("\n".join(f"{where}: {problem}" for problem in error.problems), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the last checkpoint is whole, the same command goes on from there", file=sys.stderr)

@@ -62,12 +62,24 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UserError(f"{where}:{line} not valid YAML ({getattr(error, 'problem', None) or error})") from None
 
 
-def read_words(words: Sequence[str]) -> dict[str, Any]:
-    """Merges YAML files and `key=value` words, left to right, into one mapping.
+def defaults(cls: type[Settings]) -> dict[str, Any]:
+    """The defaults of `cls` as a mapping, so that `loss.spatial.beta=2` changes one key of a default and not the whole of it."""
+    fields = {name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items() if not field.is_required()}
+    return {name: _plain(value) for name, value in fields.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.model_dump(mode="json")
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def read_words(words: Sequence[str], start: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Merges YAML files and `key=value` words, left to right, into one mapping, over `start` (see `defaults`).
 
     A mapping whose `type` changes starts afresh; a value of null takes an entry away. Raises UserError with all problems at once.
     """
-    merged: dict[str, Any] = {}
+    merged: dict[str, Any] = dict(start or {})
     problems: list[str] = []
     for word in words:
         try:
@@ -165,9 +177,9 @@ def _types_at(cls: Any, loc: Sequence[Any]) -> list[str]:
 def _visible(data: Any, loc: Sequence[Any]) -> list[str]:
     """The location without the tags of unions, which pydantic puts in and the user never wrote."""
     parts: list[str] = []
-    for position, part in enumerate(loc):
+    for part in loc:
         if isinstance(data, Mapping):
-            is_tag = part not in data and part == data.get("type") and position < len(loc) - 1
+            is_tag = part not in data and part == data.get("type")
             if is_tag:
                 continue
             data = data.get(part)

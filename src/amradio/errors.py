@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 class UserError(ValueError):
     """Something that the user can put right; a command prints the problems and exits with 2, without a traceback."""
 
-    def __init__(self, *problems: str):
-        """problems: one sentence or more each, `where: what was found; the way out`."""
+    def __init__(self, *problems: str, on_all_processes: bool = False):
+        """problems: one sentence or more each, `where: what was found; the way out`. on_all_processes: all raise the same."""
         assert problems
+        self.on_all_processes = on_all_processes
         self.problems: Sequence[str] = problems
         super().__init__("\n".join(problems))
 

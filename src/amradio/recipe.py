@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 import pydantic
 
 from .balance import BALANCES, FixedSettings
-from .config import Settings, one_of, read_words, validate
+from .config import Settings, defaults, one_of, read_words, validate
 from .data import SOURCES, DataSettings
 from .engine.settings import EngineSettings, OptimizerSettings
 from .errors import UserError, nearest
@@ -29,9 +29,9 @@ class PartitionSettings(Settings):
     """Pixels (square) at which the student sees the images. 224 is what most teachers were trained at."""
     batch_size: Positive = 256
     """Images a step, over all processes together."""
-    teachers: list[str] | None = None
+    teachers: Annotated[list[str], pydantic.Field(min_length=1)] | None = None
     """Names of the teachers; null for all."""
-    weight: float = 1.0
+    weight: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 1.0
     """Weight of this partition's loss in the step."""
     view_size: Positive | None = None
     """Pixels at which crops are read; null for the largest size that a model of the partition takes, so that none sees blown-up pixels."""
@@ -72,7 +72,7 @@ class HeadsSettings(HeadPair):
 
 
 class EvaluateSettings(Settings):
-    """Agreement with the teachers on held-out images (data.val) during the run."""
+    """Agreement with the teachers on held-out images (data.val or data.hold_out) during the run."""
 
     every: Positive | None = 1000
     """Steps between evaluations, also at step 0 and at the end; null for none."""
@@ -96,7 +96,7 @@ class Recipe(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     engine: EngineSettings = EngineSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
-    seed: int = 0
+    seed: Annotated[int, pydantic.Field(ge=0)] = 0
     """Of weights, crops, order and every other draw."""
 
     @classmethod
@@ -105,7 +105,7 @@ class Recipe(Settings):
 
         Raises UserError with every problem at once, each with its key and the nearest name.
         """
-        recipe = validate(cls, read_words(words))
+        recipe = validate(cls, read_words(words, defaults(cls)))
         problems = recipe.contradictions()
         if problems:
             raise UserError(*problems)

@@ -86,7 +86,7 @@ class Distillation(nn.Module):
         images: uint8 [B, 3, H, W] on the device; draws: float32 [B, 8] uniform in [0, 1); measure: report cosines as well.
         """
         with self.part("teachers"):
-            targets = self.targets(images, partition.teachers)
+            targets = self.targets(images, partition)
         with self.part("student"):
             view = resize(to_float(images), (partition.image_size, partition.image_size))
             predictions = self.network(view, draws, partition.teachers)
@@ -107,14 +107,17 @@ class Distillation(nn.Module):
         loss = self.objective.balance(losses) * partition.weight + self._untouched(partition)
         return StepOutput(loss, {"loss": loss.detach()} | metrics)
 
-    def targets(self, images: Tensor, teachers: Iterable[str]) -> dict[str, Features]:
-        """What the teachers say of uint8 images [B, 3, H, W], raw. Teachers of one input size share the resized images."""
+    def targets(self, images: Tensor, partition: Partition) -> dict[str, Features]:
+        """What the partition's teachers say of uint8 images [B, 3, H, W], raw. Teachers of one input size share the resized images.
+
+        A teacher that takes many sizes gets the one nearest to the student's, however large the images are.
+        """
         floats = to_float(images)
         resized: dict[tuple[int, int], Tensor] = {}
         targets = {}
-        for name in teachers:
+        for name in partition.teachers:
             teacher = self._teachers[name]
-            size = teacher.size_for(*images.shape[-2:])
+            size = teacher.size_for(partition.image_size, partition.image_size)
             if size not in resized:
                 resized[size] = resize(floats, size)
             targets[name] = teacher(resized[size])
@@ -142,7 +145,7 @@ class Distillation(nn.Module):
         """The images as the student and each teacher see them: float [B, 3, h, w] in [0, 1] by name."""
         floats = to_float(images)
         sizes = {"student": (partition.image_size, partition.image_size)}
-        sizes |= {name: self._teachers[name].size_for(*images.shape[-2:]) for name in partition.teachers}
+        sizes |= {name: self._teachers[name].size_for(partition.image_size, partition.image_size) for name in partition.teachers}
         return {name: resize(floats, size) for name, size in sizes.items()}
 
     def _untouched(self, partition: Partition) -> Tensor | float:
@@ -207,7 +210,7 @@ def calibrate(
     moments: dict[tuple[str, Kind], Moments] = {}
     for images, partition in batches:
         with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
-            targets = task.targets(images, partition.teachers)
+            targets = task.targets(images, partition)
         for name, features in targets.items():
             for kind in KINDS:
                 if kind in task.normalizers[name]:  # type: ignore[operator]

@@ -77,12 +77,18 @@ def check_data(recipe: Recipe) -> list[str]:
             check(source)
         except UserError as error:
             problems += [f"{key}: {problem}" for problem in error.problems]
+    if recipe.data.hold_out is not None and not problems:
+        try:
+            recipe.data.open_val()
+        except UserError as error:
+            problems += error.problems
     return problems
 
 
 def describe_data(recipe: Recipe) -> dict[str, str]:
     """`{"data.train": "3,490 images in /path"}`."""
-    return {key: describe(source) for key, source in recipe.sources().items()}
+    found = {key: describe(source) for key, source in recipe.sources().items()}
+    return found | ({"data.hold_out": recipe.data.open_val().describe()} if recipe.data.hold_out is not None else {})
 
 
 def check_sizes(recipe: Recipe, network: Network, world_size: int) -> list[str]:
@@ -240,8 +246,9 @@ class Training:
         followers = [self.ema.average] if self.ema else []
         images = self._calibration_images(stage)
         calibrate(self.task, images, self.recipe.normalize, self.processes.add_up, self.autocast, followers)
+        teachers = {name for group in stage.groups for name in group.partition.teachers}
         self.log.say(
-            f"stage {stage.number + 1} of {len(self.stages)}: statistics of {len(self.task.teachers)} teachers over "
+            f"stage {stage.number + 1} of {len(self.stages)}: statistics of {len(teachers)} teachers over "
             f"{self.recipe.normalize.batches} batches in {time.perf_counter() - begun:.1f} s"
         )
         self.processes.first_does(partial(self._write_calibration, stage))
@@ -274,12 +281,12 @@ class Training:
             for name in group.partition.teachers:
                 teacher = self.task.teachers[name]
                 sizes = manifest["teachers"].setdefault(name, {"source": teacher.source, "sizes": []})["sizes"]
-                sizes.append(list(teacher.size_for(group.view_size, group.view_size)))
+                sizes.append(list(teacher.size_for(group.partition.image_size, group.partition.image_size)))
         self.folder.write(f"calibration/stage_{stage.number}/manifest.json", json.dumps(manifest, indent=1) + "\n")
 
     def _evaluate_due(self, step: int) -> bool:
         every = self.recipe.evaluate.every
-        if self.recipe.data.val is None or every is None or step == self.evaluated:
+        if not self.recipe.data.has_val or every is None or step == self.evaluated:
             return False
         return step % every == 0 or step == self.recipe.num_steps
 
@@ -301,9 +308,8 @@ class Training:
         self.clock.take()
 
     def _agreement(self, group: Group) -> Agreement:
-        assert self.recipe.data.val is not None
         limit = self.recipe.evaluate.batches * group.settings.batch_size
-        batches = val_batches(self.recipe.data, self.recipe.data.val, self._feed(group), limit)
+        batches = val_batches(self.recipe.data, None, self._feed(group), limit)
         return agreement(self.task, batches, group.partition, self.autocast, self.processes.add_up)
 
     def save(self, step: int) -> None:
@@ -329,7 +335,7 @@ class Training:
     @cached_property
     def data(self) -> str:
         """`3,490 images in /path`, of the training source."""
-        return describe(self.recipe.data.train)
+        return self.recipe.data.open_train(self.recipe.data.train).describe()
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:

@@ -29,7 +29,10 @@ def distill(recipe: Recipe, teachers: Mapping[str, Teacher] | None = None) -> Pa
     processes = Processes(find_device(recipe.engine.device))
     try:
         folder = RunFolder(recipe.out, recipe.engine.keep)
-        loaded = _load(recipe, own, folder)
+        loaded, problems = _load(recipe, own, folder)
+        met = list(dict.fromkeys(problem for found in processes.gather(problems) for problem in found))
+        if met:
+            raise UserError(*met, on_all_processes=True)
         training = Training(recipe, loaded, processes, Log(None))
         processes.first_does(lambda: folder.begin(recipe))
         training.log_to(Log(folder.path if processes.is_first else None, recipe.engine.track))
@@ -40,8 +43,8 @@ def distill(recipe: Recipe, teachers: Mapping[str, Teacher] | None = None) -> Pa
     return folder.path
 
 
-def _load(recipe: Recipe, own: Mapping[str, Teacher], folder: RunFolder) -> dict[str, Teacher]:
-    """The teachers, after every check that can be made; raises UserError with all problems at once."""
+def _load(recipe: Recipe, own: Mapping[str, Teacher], folder: RunFolder) -> tuple[dict[str, Teacher], list[str]]:
+    """The teachers, and what stands against the run: all that can be found out before anything is written."""
     problems = folder.check(recipe) + check_data(recipe)
     problems += [
         f"teachers: '{name}' was passed, but the recipe has no teacher of that name and the type 'own'"
@@ -53,15 +56,15 @@ def _load(recipe: Recipe, own: Mapping[str, Teacher], folder: RunFolder) -> dict
         loaded = load_teachers(recipe, own)
     except UserError as error:
         problems += error.problems
-    if problems:
-        raise UserError(*problems)
-    return loaded
+    return loaded, problems
 
 
 def dry_run(recipe: Recipe) -> None:
     """Prints the resolved recipe, the teachers, the student and the data found; trains nothing and writes nothing."""
     device = find_device(recipe.engine.device)
-    loaded = _load(recipe, {}, RunFolder(recipe.out))
+    loaded, problems = _load(recipe, {}, RunFolder(recipe.out))
+    if problems:
+        raise UserError(*problems)
     config = recipe.network(loaded)
     with torch.device("cpu"):
         network = config.build()

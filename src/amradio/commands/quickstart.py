@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..data import Feed, val_batches
+from ..data import Feed, train_batches, val_batches
 from ..engine.distributed import find_device
 from ..evaluation.throughput import images_per_second
 from ..model import load
@@ -48,8 +48,9 @@ def _costs(recipe: Recipe, folder: RunFolder) -> Iterator[tuple[str, str, str]]:
     """Rows of (model, million parameters, images/s) at the size of the recipe's first partition, on its device."""
     device = find_device(recipe.engine.device)
     size = recipe.stages[0].partitions[0].image_size
-    source = recipe.data.val or recipe.data.train
-    images = to_float(next(val_batches(recipe.data, source, Feed(size, BATCH), BATCH)).images).to(device)
+    feed = Feed(size, BATCH)
+    batches = val_batches(recipe.data, None, feed) if recipe.data.has_val else train_batches(recipe.data, recipe.data.train, feed)
+    images = to_float(next(batches).images).to(device)
     model = load(folder.model, device)
     speed = images_per_second(lambda batch: model(batch, heads=model.heads), images)
     parameters = _millions(model)

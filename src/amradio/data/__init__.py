@@ -9,6 +9,7 @@ from ..config import AsTuple, Settings, one_of
 from .batch import Batch
 from .loader import Crop, Feed, train_loader, val_loader
 from .mixture import MixtureSettings
+from .part import Part
 from .source import Source, SourceSettings
 from .sources import SINGLE_SOURCES
 
@@ -41,6 +42,8 @@ class DataSettings(Settings):
     """The source of every partition that names none of its own."""
     val: AnySource | None = None
     """Held-out images, for validation."""
+    hold_out: float | None = pydantic.Field(None, gt=0, le=0.5)
+    """Share of `train` that is never trained on and serves as `val`: for those who have one folder. Every k-th image in the fixed order."""
     crop_scale: Annotated[tuple[float, float], AsTuple] = (0.4, 1.0)
     """Part of the image's area that a view shows, drawn uniformly between the two."""
     crop_ratio: Annotated[tuple[float, float], AsTuple] = (3 / 4, 4 / 3)
@@ -56,7 +59,26 @@ class DataSettings(Settings):
             raise ValueError(f"crop_scale: two numbers in (0, 1], the smaller first, found {list(self.crop_scale)}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"crop_ratio: two numbers above 0, the smaller first, found {list(self.crop_ratio)}")
+        if self.val is not None and self.hold_out is not None:
+            raise ValueError("hold_out: there is a val source already; leave one of the two out (hold_out=null)")
         return self
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there are held-out images."""
+        return self.val is not None or self.hold_out is not None
+
+    def open_train(self, source: SourceSettings) -> Source:
+        """`source`, less what is held out where it is `train`."""
+        opened = source.build()
+        return Part(opened, self.hold_out, held_out=False) if self.hold_out is not None and source == self.train else opened
+
+    def open_val(self) -> Source:
+        """The held-out images; there must be some."""
+        if self.val is not None:
+            return self.val.build()
+        assert self.hold_out is not None, "there is neither val nor hold_out"
+        return Part(self.train.build(), self.hold_out, held_out=True)
 
 
 def train_batches(settings: DataSettings, source: SourceSettings, feed: Feed, start_step: int = 0) -> Iterator[Batch]:
@@ -67,16 +89,18 @@ def train_batches(settings: DataSettings, source: SourceSettings, feed: Feed, st
     Raises UserError where the source is missing or gives out.
     """
     crop = Crop(settings.crop_scale, settings.crop_ratio, settings.flip)
-    return train_loader(source.build(), feed, crop, start_step, settings.num_workers)
+    return train_loader(settings.open_train(source), feed, crop, start_step, settings.num_workers)
 
 
-def val_batches(settings: DataSettings, source: SourceSettings, feed: Feed, limit: int | None = None) -> Iterator[Batch]:
+def val_batches(settings: DataSettings, source: SourceSettings | None, feed: Feed, limit: int | None = None) -> Iterator[Batch]:
     """The first `limit` images (None: all), each once and in a fixed order: short side resized, central square.
+
+    source: None for the held-out images of `settings`.
 
     The last batch may be smaller, none is empty; unreadable images are left out and named in `skipped`. Each process gets
     its share of every batch. Raises UserError where not one image can be read.
     """
-    return val_loader(source.build(), feed, limit, settings.num_workers)
+    return val_loader(source.build() if source else settings.open_val(), feed, limit, settings.num_workers)
 
 
 def describe(source: SourceSettings) -> str:

@@ -69,7 +69,7 @@ class Processes:
         if self.world_size > 1:
             dist.broadcast_object_list(result, src=0)
         if result[1]:
-            raise UserError(*result[1])  # type: ignore[misc]
+            raise UserError(*result[1], on_all_processes=True)  # type: ignore[misc]
         return result[0]  # type: ignore[return-value]
 
     def close(self) -> None:

@@ -99,7 +99,8 @@ class Monitor:
         raise UserError(
             f"step {step}: not a finite number: {', '.join(culprits)}; images of that step: {', '.join(keys[:16])}"
             f"{f' and {len(keys) - 16} more' if len(keys) > 16 else ''}; the last checkpoint is from before it: "
-            "look at these images and this teacher, lower optimizer.learning_rate or set engine.precision=float32, and run it again"
+            "look at these images and this teacher, lower optimizer.learning_rate or set engine.precision=float32, and run it again",
+            on_all_processes=True,
         )
 
 

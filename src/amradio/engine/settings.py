@@ -7,24 +7,25 @@ import pydantic
 from ..config import AsTuple, Settings
 
 Positive = Annotated[int, pydantic.Field(gt=0)]
+Rate = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 
 
 class OptimizerSettings(Settings):
     """AdamW with warm-up and cosine, restarted in every stage."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
     """Peak learning rate (AM-RADIO: 1e-3 at a batch of 1024)."""
-    final_learning_rate: float = 0.0
+    final_learning_rate: Rate = 0.0
     """Where the cosine ends."""
-    warmup_steps: int = 1000
+    warmup_steps: Annotated[int, pydantic.Field(ge=0)] = 1000
     """Steps of linear warm-up at the start of each stage, at most a tenth of the stage."""
-    weight_decay: float = 0.02
+    weight_decay: Rate = 0.02
     """Decay of matrices (AM-RADIO: 0.02); norms, biases, tokens and position tables are left alone."""
     betas: Annotated[tuple[float, float], AsTuple] = (0.9, 0.999)
     """Decay of Adam's averages of the gradient and of its square; torch's own."""
     epsilon: float = 1e-8
     """Added to the root of Adam's second average; torch's own."""
-    clip: float | None = 1.0
+    clip: Annotated[float, pydantic.Field(gt=0)] | None = 1.0
     """Largest norm of the gradient; null for none."""
 
 

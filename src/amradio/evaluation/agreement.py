@@ -45,7 +45,7 @@ def agreement(
 
 def _measure(task: Distillation, images: Tensor, partition: Partition, autocast: torch.dtype | None) -> dict[str, Tensor]:
     with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
-        targets = task.targets(images, partition.teachers)
+        targets = task.targets(images, partition)
         view = resize(to_float(images), (partition.image_size, partition.image_size))
         predictions = task.network(view, None, partition.teachers)
     found: dict[str, Tensor] = {}

@@ -3,6 +3,7 @@ from .catalogue import Known, catalogue
 from .clip import ClipSettings
 from .dinov2 import Dinov2Settings
 from .dinov3 import Dinov3Settings
+from .folder import ModelSettings
 from .open_clip import OpenClipSettings
 from .own import OwnSettings
 from .radio import RadioSettings
@@ -21,6 +22,7 @@ TEACHERS: tuple[type[TeacherSettings], ...] = (
     RadioSettings,
     TimmSettings,
     EmbeddedSettings,
+    ModelSettings,
     OwnSettings,
 )
 """Every kind of teacher; a new one is one file and one entry here."""

@@ -1,8 +1,9 @@
 """What every teacher is: a frozen model that owns its preprocessing and speaks `Features`."""
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
+import pydantic
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,14 +13,15 @@ from ..errors import UserError
 from ..features import Features
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Weight = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 
 
 class TeacherSettings(Settings):
     """What is common to all teachers; each kind adds its own keys and `build`."""
 
-    summary_weight: float = 1.0
+    summary_weight: Weight = 1.0
     """Weight of the summary loss; 0 where the summary is not to be learnt."""
-    spatial_weight: float = 1.0
+    spatial_weight: Weight = 1.0
     """Weight of the spatial loss; 0 where the map is not to be learnt."""
     precision: Precision = "float32"
     """Weights of the frozen model; norms always stay in float32."""

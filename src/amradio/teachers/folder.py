@@ -9,6 +9,7 @@ from ..errors import UserError, nearest
 from ..features import Features
 from ..network import Network, read_folder
 from .base import Teacher, TeacherSettings
+from .precision import cast
 
 
 class ModelSettings(TeacherSettings):
@@ -33,7 +34,9 @@ class ModelSettings(TeacherSettings):
             dims = (head.summary.dim if head.summary else None, head.spatial.dim if head.spatial else None)
         else:
             raise UserError(f"{self.path}: there is no head '{self.head}'; {nearest(self.head, config.heads)}")
-        return ModelTeacher(network, self.head, dims, self.input_size, self.path)
+        teacher = ModelTeacher(network, self.head, dims, self.input_size, self.path)
+        teacher.compute_dtype = cast(network, self.precision)
+        return teacher
 
 
 class ModelTeacher(Teacher):

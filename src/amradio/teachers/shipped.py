@@ -26,4 +26,5 @@ class EmbeddedSettings(TeacherSettings):
         kinds = {"clip": ClipSettings, "dino": Dinov2Settings, "sam": SamSettings}
         teacher = kinds[self.name](**common).build()
         teacher.source = f"embedded {self.name}"
+        teacher.licence = "Apache-2.0"
         return teacher

@@ -1,0 +1,48 @@
+"""A part of a source: what is held out of the training images, or the rest."""
+
+from collections.abc import Hashable
+
+from ..errors import UserError
+from .decode import Encoded
+from .source import Order, Place, Source
+
+
+class Part(Source):
+    """Every k-th image of a source in its fixed order (held out), or all the others; in a folder of classes each class gives its share."""
+
+    def __init__(self, source: Source, share: float, held_out: bool):
+        """share: of the images that are held out, in (0, 0.5]; raises UserError where the source has no fixed order or too few images."""
+        if type(source).drawn is not Source.drawn:
+            raise UserError(f"data.hold_out: {source.describe()}: a stream cannot be cut in two; give data.val a source of its own")
+        self.source, self.held_out = source, held_out
+        self.every = max(2, round(1 / share))
+        if source.count() < self.every:
+            raise UserError(f"data.hold_out: {share} of {source.describe()} is not one image; hold out more, or give data.val a source")
+
+    def describe(self) -> str:
+        """`174 of 3,490 images in /path`."""
+        return f"{self.count():,} of {self.source.describe()}"
+
+    def count(self, limit: int | None = None) -> int:
+        """See the base."""
+        total = self.source.count()
+        held_out = total // self.every
+        found = held_out if self.held_out else total - held_out
+        return found if limit is None else min(limit, found)
+
+    def nth(self, number: int) -> Place:
+        """See the base."""
+        held_out = number * self.every + self.every - 1
+        return self.source.nth(held_out if self.held_out else number + number // (self.every - 1))
+
+    def drawn(self, order: Order, position: int, attempt: int = 0) -> Place:
+        """See the base."""
+        return self.nth(order.place_in_epoch(position, self.count(), attempt))
+
+    def key(self, place: Hashable) -> str:
+        """See the base."""
+        return self.source.key(place)
+
+    def read(self, place: Hashable) -> Encoded:
+        """See the base."""
+        return self.source.read(place)
