@@ -1,0 +1,89 @@
+"""A setting that does nothing is a defect: each of these changes what three steps log or leave behind."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from amradio import distill as run_distill
+from runs import metrics, state
+
+STEPS = ("stages.0.steps=3", "evaluate.every=null", "engine.checkpoint_every=3")
+CHANGES = (
+    "seed=1",
+    "data.crop_scale=[0.2, 0.3]",
+    "data.crop_ratio=[1.0, 1.1]",
+    "data.flip=0.0",
+    "optimizer.learning_rate=2e-3",
+    "optimizer.final_learning_rate=9e-4",
+    "optimizer.weight_decay=0.5",
+    "optimizer.betas=[0.5, 0.9]",
+    "optimizer.epsilon=1e-2",
+    "optimizer.clip=1e-3",
+    "loss.summary=mse",
+    "loss.spatial=smooth_l1",
+    "loss.spatial.cosine=0.5",
+    "loss.spatial.smooth_l1=0.5",
+    "loss.spatial.beta=0.1",
+    "loss.grid=smaller",
+    "normalize.summary=none",
+    "normalize.spatial=global",
+    "normalize.batches=1",
+    "heads.summary=linear",
+    "heads.spatial={type: mlp, num_inner: 1}",
+    "heads.by_teacher.sam={spatial: linear}",
+    "teachers.clip.summary_weight=0.5",
+    "teachers.clip.spatial_weight=0.0",
+    "teachers.clip.precision=bfloat16",
+    "teachers.clip.input_size=48",
+    "teachers.dino.input_size=42",
+    "student.position_dropout=0.9",
+    "student.viewport=false",
+    "student.viewport_scale=[0.9, 1.0]",
+    "student.num_registers=2",
+    "student.layer_scale=1e-5",
+    "stages.0.partitions.0.weight=0.5",
+    "stages.0.partitions.0.view_size=48",
+    "stages.0.partitions.0.batch_size=2",
+    "stages.0.partitions.0.image_size=40",
+    "stages.0.partitions.0.source=scenes",
+    "engine.ema=0.5",
+    "engine.precision=bfloat16",
+)
+WITHOUT_EFFECT = ("student.gradient_checkpointing=true", "engine.keep=5", "engine.threads=1", "data.num_workers=1")
+
+
+def outcome(recipe, out: Path, *words: str) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    folder = run_distill(recipe(*STEPS, *words, f"out={out}"))
+    return metrics(folder), state(folder)
+
+
+def same(a: tuple, b: tuple) -> bool:
+    return a[0] == b[0] and a[1].keys() == b[1].keys() and all(torch.equal(a[1][key], b[1][key]) for key in a[1])
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict:
+    """The outcome of the unchanged recipe, computed once."""
+    return {}
+
+
+@pytest.fixture
+def unchanged(kept: dict, recipe, tmp_path: Path) -> tuple:
+    if not kept:
+        kept["outcome"] = outcome(recipe, tmp_path / "unchanged")
+    return kept["outcome"]
+
+
+def test_the_same_recipe_gives_the_same_numbers(recipe, unchanged, tmp_path):
+    assert same(outcome(recipe, tmp_path / "again"), unchanged)
+
+
+@pytest.mark.parametrize("word", CHANGES)
+def test_a_setting_changes_the_outcome(recipe, unchanged, tmp_path, word):
+    assert not same(outcome(recipe, tmp_path / "changed", word), unchanged)
+
+
+@pytest.mark.parametrize("word", WITHOUT_EFFECT)
+def test_a_setting_of_the_machine_changes_nothing(recipe, unchanged, tmp_path, word):
+    assert same(outcome(recipe, tmp_path / "changed", word), unchanged)
