@@ -1,0 +1,41 @@
+"""Summaries of an image set, computed once for each model and shared by the evaluations that need them."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Summaries(NamedTuple):
+    """What one model says of an image set."""
+
+    features: Tensor
+    """float32 [N, D] on the CPU; rows of the readable images, in order."""
+    indices: Tensor
+    """int64 [N]: which images of the set these are."""
+
+
+class FeatureCache:
+    """Summaries by (image set, model, view, size); the oldest go first when there are too many."""
+
+    def __init__(self, limit: int = 2**31):
+        """limit: bytes."""
+        self.limit = limit
+        self.entries: dict[tuple, Summaries] = {}
+        self.broken: dict[str, dict[str, str]] = {}
+        """{fingerprint of an image set: {key: reason}} of the images that could not be read."""
+
+    def get(self, key: tuple) -> Summaries | None:
+        """What was put there, if it is still there; it then counts as new."""
+        if key in self.entries:
+            self.entries[key] = self.entries.pop(key)
+        return self.entries.get(key)
+
+    def put(self, key: tuple, found: Summaries) -> None:
+        """Keeps `found`, unless it alone is beyond the limit."""
+        self.entries[key] = found
+        while self.entries and sum(_bytes(entry) for entry in self.entries.values()) > self.limit:
+            del self.entries[next(iter(self.entries))]
+
+
+def _bytes(entry: Summaries) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in entry)

@@ -1,0 +1,176 @@
+"""Images of any size for evaluations: read in a fixed order, broken ones counted and named, encoded by every model in one pass."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.decode import Encoded, UnreadableError, decode
+from ..errors import UserError
+from ..features import Features
+from .predictors import Joint, Predict, Predictor
+
+WINDOW = 64
+"""Images that are held at a time, to be put together by size; more would be faster where sizes vary, and take more memory."""
+NAMED = 5
+"""Broken images that a note names."""
+
+
+class ImageSet:
+    """Images in a fixed order. A kind of data writes these methods; it is sent to workers, so it holds no open files."""
+
+    def describe(self) -> str:
+        """`1,743 images of 100 classes in /path`."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        raise NotImplementedError
+
+    def key(self, index: int) -> str:
+        """The name of an image, unique within the set."""
+        raise NotImplementedError
+
+    def read(self, index: int) -> Encoded:
+        """The image, still encoded or uint8 [H, W, 3]. Raises UnreadableError or OSError."""
+        raise NotImplementedError
+
+    def identity(self) -> Iterator[str]:
+        """What the fingerprint is made of: all that makes this set another one (keys, labels, sizes of files)."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """16 hex digits of SHA-256 over `identity`."""
+        digest = hashlib.sha256()
+        for part in self.identity():
+            digest.update(part.encode() + b"\0")
+        return digest.hexdigest()[:16]
+
+
+class Read(NamedTuple):
+    """One image as it was read."""
+
+    number: int
+    image: Tensor | None
+    """uint8 [3, H, W] RGB, upright; None where it cannot be read."""
+    reason: str = ""
+    """Why it cannot be read."""
+
+
+class Broken:
+    """The images of a set that could not be read."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+
+    def note(self) -> tuple[str, ...]:
+        """One sentence with the number and the first names; empty where all is well."""
+        if not self.reasons:
+            return ()
+        named = "; ".join(f"{key}: {reason}" for key, reason in list(self.reasons.items())[:NAMED])
+        more = f" and {len(self.reasons) - NAMED} more" if len(self.reasons) > NAMED else ""
+        return (f"{len(self.reasons)} images could not be read and were left out: {named}{more}",)
+
+
+class _Reader(Dataset[Read]):
+    def __init__(self, images: ImageSet):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Read:
+        try:
+            pixels = decode(self.images.read(index))
+        except (UnreadableError, OSError) as error:
+            return Read(index, None, str(error))
+        return Read(index, torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).copy()))
+
+
+def _as_it_is(read: Any) -> Any:
+    return read
+
+
+def readable(images: ImageSet, broken: Broken, num_workers: int = 0) -> Iterator[tuple[int, Tensor]]:
+    """(index, uint8 [3, H, W]) of every readable image in order; the others go into `broken`. num_workers: processes that read.
+
+    The same on any number of workers. Raises UserError where not one image can be read.
+    """
+    loader = DataLoader(_Reader(images), batch_size=None, num_workers=num_workers, generator=torch.Generator(), collate_fn=_as_it_is)
+    found = 0
+    for read in loader:
+        index, image, reason = read
+        if image is None:
+            broken.reasons[images.key(index)] = reason
+            continue
+        found += 1
+        yield index, image
+    if not found:
+        first = next(iter(broken.reasons.items()), ("", "there is no image in it"))
+        raise UserError(f"{images.describe()}: not one can be read; the first: {': '.join(filter(None, first))}")
+
+
+def windows(items: Iterator[tuple[int, Tensor]], size: int = WINDOW) -> Iterator[list[tuple[int, Tensor]]]:
+    """Lists of at most `size` items."""
+    window: list[tuple[int, Tensor]] = []
+    for item in items:
+        window.append(item)
+        if len(window) == size:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
+@torch.inference_mode()
+def encode(predict: Predict, images: Sequence[Tensor], device: torch.device, take: Callable[[Features], Tensor]) -> dict[str, Tensor]:
+    """What `take` takes of each model's features, [N, ...] in the order of `images` (uint8 [3, H, W] each, of any sizes).
+
+    Images of one size are batched, and so are those that a model's preparation brings to one size; a model with several outputs
+    is computed once. take: Features of a batch -> [B, ...], of one shape for all images.
+    """
+    batches = _batched(images, device)
+    found: dict[str, Tensor] = {}
+    for outputs in _by_joint(predict):
+        first = next(iter(outputs.values()))
+        parts: dict[str, list[Tensor]] = {name: [] for name in outputs}
+        order: list[int] = []
+        for indices, batch in _prepared(first.joint, batches) if isinstance(first, Predictor) else batches:
+            order += indices
+            for name, call in outputs.items():
+                parts[name].append(take(call.of_prepared(batch) if isinstance(call, Predictor) else call(batch)))
+        back = torch.tensor(order, device=device).argsort()
+        found |= {name: torch.cat(part)[back] for name, part in parts.items()}
+    return {name: found[name] for name in predict}
+
+
+def _by_joint(predict: Predict) -> list[dict[str, Callable[[Tensor], Features]]]:
+    """The outputs of each model together."""
+    groups: dict[int, dict[str, Callable[[Tensor], Features]]] = {}
+    for name, call in predict.items():
+        groups.setdefault(id(call.joint) if isinstance(call, Predictor) else id(call), {})[name] = call
+    return list(groups.values())
+
+
+Batches = list[tuple[list[int], Tensor]]
+
+
+def _batched(images: Sequence[Tensor], device: torch.device) -> Batches:
+    """(indices, float [B, 3, H, W] in [0, 1]) by size."""
+    groups: dict[torch.Size, list[int]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault(image.shape, []).append(index)
+    return [(indices, torch.stack([images[index] for index in indices]).to(device).float() / 255) for indices in groups.values()]
+
+
+def _prepared(joint: Joint, batches: Batches) -> Batches:
+    """The batches at the model's legal size; those that come out equal are put together."""
+    groups: dict[torch.Size, Batches] = {}
+    for indices, batch in batches:
+        view = joint.prepare(batch)
+        groups.setdefault(view.shape[1:], []).append((indices, view))
+    return [([i for indices, _ in group for i in indices], torch.cat([view for _, view in group])) for group in groups.values()]

@@ -1,0 +1,36 @@
+"""Summaries of an image set by every model, through the bench's cache."""
+
+from collections.abc import Mapping
+
+import torch
+
+from .base import Bench, summary_of
+from .cache import Summaries
+from .images import Broken, ImageSet, encode, readable, windows
+from .predictors import Predict, Predictor
+
+
+def summaries(images: ImageSet, predict: Predict, bench: Bench, broken: Broken) -> Mapping[str, Summaries]:
+    """The summary (of a model without one the mean of its map) of every readable image by every model; broken images go into `broken`.
+
+    One pass over the images for all models that are not in the cache yet. Raises UserError where not one image can be read.
+    """
+    identity = images.fingerprint()
+    keys = {name: (identity, name, call.joint.view) for name, call in predict.items() if isinstance(call, Predictor)}
+    found = {name: entry for name, key in keys.items() if (entry := bench.cache.get(key)) is not None}
+    missing = {name: call for name, call in predict.items() if name not in found}
+    if not missing:
+        broken.reasons |= bench.cache.broken.get(identity, {})
+        return found
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in missing}
+    indices: list[int] = []
+    for window in windows(bench.progress(readable(images, broken, bench.num_workers), images.describe(), len(images))):
+        indices += [index for index, _ in window]
+        for name, features in encode(missing, [image for _, image in window], bench.device, summary_of).items():
+            parts[name].append(features.cpu())
+    bench.cache.broken[identity] = dict(broken.reasons)
+    for name, part in parts.items():
+        found[name] = Summaries(torch.cat(part), torch.tensor(indices))
+        if name in keys:
+            bench.cache.put(keys[name], found[name])
+    return {name: found[name] for name in predict}
