@@ -196,7 +196,10 @@ class Training:
             for teacher in self.task.teachers.values():
                 teacher.compile()
         begun = time.perf_counter()
-        reached = train(self._job(), step)
+        try:
+            reached = train(self._job(), step)
+        finally:
+            self.log.close()
         minutes = (time.perf_counter() - begun) / 60
         ended = "done" if reached == self.recipe.num_steps else "stopped by a signal; the same command goes on from here"
         self.log.say(f"{ended}: step {reached} of {self.recipe.num_steps}, {minutes:.1f} minutes, model in {self.folder.model}")

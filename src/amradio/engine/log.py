@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
+from ..errors import UserError
 from .checkpoint import disk_errors
 
 
@@ -56,19 +58,41 @@ class Log:
     def __init__(self, folder: Path | None, track: bool = False):
         """track: write TensorBoard event files as well."""
         self.folder = folder
+        self._bar: Progress | None = None
         self._board: Any = None
         if track and folder is not None:
-            from torch.utils.tensorboard import SummaryWriter  # an extra, and slow to import
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter  # an extra, and slow to import
+            except ImportError:
+                raise UserError("engine.track: tensorboard is not installed; pip install amradio[track], or leave the key out") from None
             self._board = SummaryWriter(str(folder / "tensorboard"))
 
     def say(self, line: str) -> None:
         """One line for the console and train.log."""
         if self.folder is None:
             return
-        print(line, flush=True)
+        if self._bar is None:
+            print(line, flush=True)
+        else:
+            self._bar.console.print(line, markup=False, highlight=False)
         with disk_errors(self.folder), open(self.folder / "train.log", "a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def progress(self, step: int, num_steps: int) -> None:
+        """Moves the bar below the lines, where the console is a terminal."""
+        if self.folder is None or not sys.stdout.isatty():
+            return
+        if self._bar is None:
+            self._bar = Progress(BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(), transient=True)
+            self._bar.add_task("", total=num_steps)
+            self._bar.start()
+        self._bar.update(TaskID(0), completed=step)
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def warn(self, line: str) -> None:
         """A line that wants attention."""

@@ -70,7 +70,7 @@ def train(job: Job, step: int) -> int:
             if step == 0 and job.evaluate_due(0):
                 job.evaluate(0)
             batches = [job.open_batches(stage, group, step) for group in stage.groups]
-            job.monitor.begin()
+            job.monitor.begin(job.num_steps)
             while step < stage.end:
                 log_due = _due(step + 1, job.engine.log_every, job.num_steps)
                 rate = learning_rate(job.schedule, step - stage.start, stage.end - stage.start)
@@ -83,7 +83,7 @@ def train(job: Job, step: int) -> int:
                 halt = (log_due or job.processes.world_size == 1) and job.processes.any(stop.asked)
                 save_due = halt or _due(step, job.engine.checkpoint_every, job.num_steps)
                 if log_due or save_due:
-                    job.monitor.flush(step, job.num_steps, rate)
+                    job.monitor.flush(step, rate)
                 if job.evaluate_due(step) and not (halt and step < job.num_steps):
                     job.evaluate(step)
                 if save_due:

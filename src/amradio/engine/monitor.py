@@ -29,12 +29,14 @@ class Monitor:
         self.log = log
         self.clock = clock
         self.num_skipped = 0
+        self.num_steps = 0
         self._steps: list[_Step] = []
         self._skipped: list[str] = []
         self._num_images = 0
 
-    def begin(self) -> None:
-        """Starts the clock; called when a stage begins or goes on."""
+    def begin(self, num_steps: int) -> None:
+        """Starts the clock; called when a stage begins or goes on. num_steps: of the whole run."""
+        self.num_steps = num_steps
         self.clock.take()
         self._steps = []
         self._num_images = 0
@@ -44,8 +46,9 @@ class Monitor:
         self._steps.append(_Step(step, metrics, [batch.keys for batch in batches]))
         self._num_images += sum(len(batch.keys) for batch in batches)
         self._skipped += [reason for batch in batches for reason in batch.skipped]
+        self.log.progress(step, self.num_steps)
 
-    def flush(self, step: int, num_steps: int, rate: float) -> None:
+    def flush(self, step: int, rate: float) -> None:
         """Checks and reports what was taken in; raises UserError on every process where any number of any process is not finite."""
         if not self._steps:
             return
@@ -60,20 +63,20 @@ class Monitor:
             last = self.processes.average(torch.stack([self._steps[-1].metrics[name].float() for name in measured]))
             numbers |= dict(zip(measured, last.tolist(), strict=True))
         self._report_skipped()
-        self._report(step, num_steps, numbers | {"learning_rate": rate})
+        self._report(step, numbers | {"learning_rate": rate})
         self._steps, self._num_images = [], 0
 
-    def _report(self, step: int, num_steps: int, numbers: dict[str, float]) -> None:
+    def _report(self, step: int, numbers: dict[str, float]) -> None:
         seconds, shares = self.clock.take()
         speed = self._num_images * self.processes.world_size / seconds
         memory = memory_in_use(self.processes.device)
-        eta = (num_steps - step) * seconds / len(self._steps)
+        eta = (self.num_steps - step) * seconds / len(self._steps)
         timing = {f"{name}_share": share for name, share in shares.items()}
         skipped = {"skipped_images": self.num_skipped}
         self.log.record({"step": step} | numbers | {"images_per_second": speed, "memory_gib": memory} | timing | skipped)
         share_text = " ".join(f"{name} {share:.0%}" for name, share in sorted(shares.items()))
         self.log.say(
-            f"step {step:>{len(str(num_steps))}}/{num_steps}  loss {numbers['loss']:.4f}  {_headline(numbers)}  "
+            f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}  loss {numbers['loss']:.4f}  {_headline(numbers)}  "
             f"{speed:.0f} img/s  {share_text}  {memory:.1f} GiB  left {duration(eta)}"
         )
 
