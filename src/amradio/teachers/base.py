@@ -42,6 +42,8 @@ class Teacher(nn.Module):
     mean: Tensor
     std: Tensor
     compute_dtype: torch.dtype = torch.float32
+    has_text: bool = False
+    """Whether `encode_text` works: the summary then lies in the space of its text encoder."""
 
     def __init__(
         self,
@@ -89,6 +91,13 @@ class Teacher(nn.Module):
     def encode(self, images: Tensor) -> Features:
         """Features of normalised images [B, 3, H, W] of a legal size, in `compute_dtype`."""
         raise NotImplementedError
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:  # noqa: ARG002 - for those that have a text encoder
+        """Embeddings of texts in the space of the summary: float32 [N, summary_dim] on the teacher's device, not normalised.
+
+        Raises UserError where the teacher has no text encoder.
+        """
+        raise UserError(f"teacher '{self.source}' has no text encoder; CLIP, OpenCLIP and SigLIP have one")
 
     def forward(self, images: Tensor) -> Features:
         """RGB [B, 3, H, W] in [0, 1] of a legal size -> float32 Features, without gradients.

@@ -1,5 +1,8 @@
 """CLIP as in transformers (`CLIPModel`): OpenAI's checkpoints and all that were converted to this format."""
 
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -10,6 +13,7 @@ from .base import Precision, TeacherSettings, to_grid
 from .catalogue import licence_of
 from .loading import Source, check_override, load_processor, load_transformers
 from .preprocess import Preprocess, of_processor
+from .text import in_batches, load_tokenizer
 
 
 class ClipSettings(TeacherSettings):
@@ -32,11 +36,17 @@ class ClipSettings(TeacherSettings):
         native = {"height": vision.image_size, "width": vision.image_size}
         processor = load_processor(folder, "CLIPImageProcessor", size={"shortest_edge": vision.image_size}, crop_size=native)
         origin = Origin(self.model, licence_of(self.model, folder))
-        return ClipTeacher(model, of_processor(processor), self.input_size or vision.image_size, origin, self.precision)
+        teacher = ClipTeacher(model, of_processor(processor), self.input_size or vision.image_size, origin, self.precision)
+        teacher.folder = folder
+        return teacher
 
 
 class ClipTeacher(Adapter):
     """summary [B, projection_dim], not normalised; spatial [B, H, W, hidden_size], before the final norm (as AM-RADIO's teachers)."""
+
+    has_text = True
+    folder = Path()
+    """Where the tokenizer lies."""
 
     def __init__(self, model: Any, preprocess: Preprocess, input_size: int, origin: Origin, precision: Precision):
         """model: a CLIPModel; input_size: px of the square input."""
@@ -57,3 +67,18 @@ class ClipTeacher(Adapter):
         seen = self.model.vision_model(pixel_values=images, interpolate_pos_encoding=self.interpolates)
         patches = to_grid(seen.last_hidden_state[:, 1:], images, self.patch_size)
         return Features(self.model.visual_projection(seen.pooler_output), patches)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """See the base."""
+        return in_batches(texts, self._encode_text)
+
+    def _encode_text(self, texts: list[str]) -> Tensor:
+        length = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt").to(self.mean.device)
+        seen = self.model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return self.model.text_projection(seen.pooler_output)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Of transformers."""
+        return load_tokenizer(self.folder, self.source)

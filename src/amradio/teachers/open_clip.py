@@ -1,7 +1,9 @@
 """Any model of OpenCLIP: LAION's, DFN, MetaCLIP, EVA, SigLIP and others; ViT, ResNet and timm towers."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from .base import Precision, TeacherSettings, to_grid
 from .catalogue import licence_of
 from .loading import Source, absent, check_override, fetch, first_line, hub_answers, quiet
 from .preprocess import Preprocess, Rule, three
+from .text import in_batches
 
 
 class OpenClipSettings(TeacherSettings):
@@ -44,12 +47,17 @@ class OpenClipSettings(TeacherSettings):
         written = f"{self.model} {self.pretrained}" if self.pretrained else self.model
         licence = licence_of(written, Path(name.removeprefix("local-dir:")))
         teacher = OpenClipTeacher(model, preprocess_of(model), Origin(written, licence), self.precision)
+        teacher.library_name = name
         check_override(source, self.input_size, teacher.patch_size)
         return teacher
 
 
 class OpenClipTeacher(Adapter):
     """summary [B, embed_dim], not normalised; spatial [B, H, W, width of the tower]."""
+
+    has_text = True
+    library_name = ""
+    """By which the library finds the tokenizer."""
 
     def __init__(self, model: Any, preprocess: Preprocess, origin: Origin, precision: Precision):
         """model: a CLIP or CustomTextCLIP of the library."""
@@ -72,6 +80,21 @@ class OpenClipTeacher(Adapter):
             return Features(summary, to_grid(tokens, images, self.patch_size))
         found = self.model.visual.forward_intermediates(images, indices=1, normalize_intermediates=True)
         return Features(found["image_features"], found["image_intermediates"][-1].permute(0, 2, 3, 1))
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """See the base."""
+        return in_batches(texts, lambda batch: self.model.encode_text(self.tokenizer(batch).to(self.mean.device)))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Of the library."""
+        import open_clip
+
+        with quiet():
+            try:
+                return open_clip.get_tokenizer(self.library_name)
+            except Exception as error:  # the library raises whatever its readers do
+                raise UserError(f"teacher '{self.source}': its tokenizer cannot be read: {first_line(error)}") from None
 
 
 def _tower(visual: Any, origin: Origin) -> tuple[int, int, bool]:

@@ -1,5 +1,8 @@
 """SigLIP and SigLIP 2 as in transformers: `SiglipModel` (fixed square input) and `Siglip2Model` (NaFlex: any grid of patches)."""
 
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,6 +14,7 @@ from .base import Precision, Teacher, TeacherSettings, resize, to_grid
 from .catalogue import licence_of
 from .loading import Source, check_override, load_processor, load_transformers
 from .preprocess import Preprocess, of_processor, three
+from .text import canonical, in_batches, load_tokenizer
 
 
 class SiglipSettings(TeacherSettings):
@@ -33,14 +37,41 @@ class SiglipSettings(TeacherSettings):
         if model.config.model_type == "siglip2":
             check_override(source, self.input_size, vision.patch_size)
             processor = load_processor(folder, "Siglip2ImageProcessor", patch_size=vision.patch_size)
-            return NaflexTeacher(model, processor, self.input_size, origin, self.precision)
+            naflex = NaflexTeacher(model, processor, self.input_size, origin, self.precision)
+            naflex.folder = folder
+            return naflex
         check_override(source, self.input_size, vision.patch_size, vision.image_size)
         published = {"size": {"height": vision.image_size, "width": vision.image_size}}
         preprocess = of_processor(load_processor(folder, "SiglipImageProcessor", **published))
-        return SiglipTeacher(model, preprocess, self.input_size or vision.image_size, origin, self.precision)
+        teacher = SiglipTeacher(model, preprocess, self.input_size or vision.image_size, origin, self.precision)
+        teacher.folder = folder
+        return teacher
 
 
-class SiglipTeacher(Adapter):
+class _WithText(Adapter):
+    """What both kinds share: the text tower."""
+
+    has_text = True
+    folder = Path()
+    """Where the tokenizer lies."""
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """See the base. Texts are lower-cased, lose their punctuation and are padded to the tower's length, without a mask."""
+        return in_batches(texts, self._encode_text)
+
+    def _encode_text(self, texts: list[str]) -> Tensor:
+        length = self.model.config.text_config.max_position_embeddings
+        words = [canonical(text) for text in texts]
+        tokens = self.tokenizer(words, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return self.model.text_model(input_ids=tokens["input_ids"].to(self.mean.device)).pooler_output
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Of transformers."""
+        return load_tokenizer(self.folder, self.source)
+
+
+class SiglipTeacher(_WithText):
     """summary [B, hidden_size], not normalised; spatial [B, H, W, hidden_size]."""
 
     def __init__(self, model: Any, preprocess: Preprocess, input_size: int, origin: Origin, precision: Precision):
@@ -63,7 +94,7 @@ class SiglipTeacher(Adapter):
         return Features(seen.pooler_output, to_grid(seen.last_hidden_state, images, self.patch_size))
 
 
-class NaflexTeacher(Adapter):
+class NaflexTeacher(_WithText):
     """SigLIP 2 NaFlex: summary [B, hidden_size], not normalised; spatial [B, H, W, hidden_size] of any grid.
 
     A batch has one size, so nothing is padded and no token is masked.
