@@ -40,6 +40,13 @@ def test_too_few_images_and_two_held_out_sources_are_refused():
 
 
 def test_a_stream_cannot_be_cut():
-    mixed = settings(train={"type": "mixture", "sources": {"a": {"type": "scenes"}, "b": {"type": "scenes", "seed": 1}}, "weights": {"a": 1.0, "b": 1.0}}, hold_out=0.1)
+    mixed = settings(
+        train={
+            "type": "mixture",
+            "sources": {"a": {"type": "scenes"}, "b": {"type": "scenes", "seed": 1}},
+            "weights": {"a": 1.0, "b": 1.0},
+        },
+        hold_out=0.1,
+    )
     with pytest.raises(UserError, match="cannot be cut in two"):
         mixed.open_val()
