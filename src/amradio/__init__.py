@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .commands.distill import distill
+    from .commands.evaluate import evaluate
     from .errors import UserError
     from .features import Features
     from .model import Model, load
     from .recipe import Recipe
 
 __version__ = "0.1.0"
-__all__ = ["Features", "Model", "Recipe", "UserError", "distill", "load"]
+__all__ = ["Features", "Model", "Recipe", "UserError", "distill", "evaluate", "load"]
 
 _HOMES = {
     "Features": "features",
@@ -19,6 +20,7 @@ _HOMES = {
     "Recipe": "recipe",
     "UserError": "errors",
     "distill": "commands.distill",
+    "evaluate": "commands.evaluate",
     "load": "model",
 }
 

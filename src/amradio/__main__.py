@@ -25,6 +25,16 @@ def parser() -> argparse.ArgumentParser:
     distill.add_argument("words", nargs="+", metavar="RECIPE.yaml|key=value", help=WORDS_HELP)
     distill.add_argument("--dry-run", action="store_true", help="check everything, print recipe, teachers and data, and train nothing")
 
+    evaluate = verbs.add_parser("evaluate", help="student, heads and teachers side by side on every task")
+    evaluate.add_argument("path", metavar="PATH", help="a run folder or a model folder")
+    evaluate.add_argument(
+        "words",
+        nargs="*",
+        metavar="EVALUATION.yaml|key=value",
+        help="evaluation files and key=value words; without one: on generated scenes",
+    )
+    evaluate.add_argument("--json", metavar="FILE", help="write all results with their settings, counts and seconds")
+
     verbs.add_parser("teachers", help="well-known teachers: dims, licences, what is on this machine")
     verbs.add_parser("students", help="students and their sizes")
     verbs.add_parser("doctor", help="what this machine can do, and what is missing")
@@ -43,6 +53,10 @@ def call(options: argparse.Namespace) -> None:
         from .commands.quickstart import quickstart
 
         quickstart(*options.words)
+    elif options.verb == "evaluate":
+        from .commands.evaluate import evaluate
+
+        evaluate(options.path, *options.words, json_file=options.json)
     elif options.verb == "doctor":
         from .commands.doctor import doctor
 

@@ -1,6 +1,7 @@
 """What every evaluation is: a plain object that is fed by `predict` and says one row of numbers a model."""
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -32,6 +33,8 @@ class Metric(NamedTuple):
     """%: 0 to 100, gaps are in points; cos: -1 to 1; otherwise a plain number."""
     better: Literal["higher", "lower"] | None = "higher"
     """Which is better; None where neither is."""
+    headline: bool = True
+    """Whether it stands in the table; the machine-readable results have all."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Result:
     """{metric: what a trivial answer scores}."""
     notes: Sequence[str] = ()
     """Plain sentences for the reader: broken images, warnings."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else the machine-readable results hold; JSON."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """All settings of the evaluation; filled in by `measure`."""
     seconds: float = 0.0
@@ -86,6 +91,11 @@ class Bench:
         tensors = (tensor for model in models for tensor in (*model.parameters(), *model.buffers()))
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
+    @property
+    def default_size(self) -> int:
+        """px of the student's view where nobody names one: that of the suite, else of its training, else 224."""
+        return self.image_size or (self.model.config.image_size if self.model is not None else None) or 224
+
     def predict(self, view: View = "crop", image_size: int | None = None) -> Predict:
         """`student`, `student/<head>`, `teacher/<name>`: see `predictors`."""
         return predictors(self.model, self.teachers, image_size or self.image_size, view, self.autocast)
@@ -118,17 +128,17 @@ class EvaluationSettings(Settings):
         raise NotImplementedError
 
 
-def measure(settings: EvaluationSettings, bench: Bench, clock: Callable[[], float]) -> Result:
-    """Runs one evaluation on a bench. clock: seconds, e.g. time.perf_counter. Raises UserError for an unknown row of `models`."""
-    begun = clock()
+def measure(settings: EvaluationSettings, evaluation: Evaluation, bench: Bench) -> Result:
+    """Runs an evaluation (built from `settings`) on a bench. Raises UserError for an unknown row of `models`."""
+    begun = time.perf_counter()
     predict = bench.predict(settings.view, settings.image_size)
     if settings.models is not None:
         unknown = [name for name in settings.models if name not in predict]
         if unknown:
             raise UserError(*(f"models: there is no row '{name}'; {nearest(name, predict)}" for name in unknown))
         predict = {name: predict[name] for name in settings.models}
-    result = settings.build().run(predict, bench)
-    return replace(result, settings=settings.model_dump(mode="json"), seconds=clock() - begun)
+    result = evaluation.run(predict, bench)
+    return replace(result, settings=settings.model_dump(mode="json"), seconds=time.perf_counter() - begun)
 
 
 def summary_of(features: Features) -> Tensor:

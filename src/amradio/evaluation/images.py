@@ -1,7 +1,7 @@
 """Images of any size for evaluations: read in a fixed order, broken ones counted and named, encoded by every model in one pass."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,25 +126,30 @@ def windows(items: Iterator[tuple[int, Tensor]], size: int = WINDOW) -> Iterator
         yield window
 
 
+Parts = Mapping[str, Tensor]
+
+
 @torch.inference_mode()
-def encode(predict: Predict, images: Sequence[Tensor], device: torch.device, take: Callable[[Features], Tensor]) -> dict[str, Tensor]:
-    """What `take` takes of each model's features, [N, ...] in the order of `images` (uint8 [3, H, W] each, of any sizes).
+def encode(predict: Predict, images: Sequence[Tensor], device: torch.device, take: Callable[[Features], Parts]) -> dict[str, Parts]:
+    """What `take` takes of each model's features: {model: {part: [N, ...]}}, in the order of `images` (uint8 [3, H, W], of any sizes).
 
     Images of one size are batched, and so are those that a model's preparation brings to one size; a model with several outputs
-    is computed once. take: Features of a batch -> [B, ...], of one shape for all images.
+    is computed once. take: Features of a batch -> {part: [B, ...]}, of one shape for all images.
     """
-    batches = _batched(images, device)
-    found: dict[str, Tensor] = {}
+    batches = batched(images, device)
+    found: dict[str, Parts] = {}
     for outputs in _by_joint(predict):
         first = next(iter(outputs.values()))
-        parts: dict[str, list[Tensor]] = {name: [] for name in outputs}
+        taken: dict[str, dict[str, list[Tensor]]] = {name: {} for name in outputs}
         order: list[int] = []
         for indices, batch in _prepared(first.joint, batches) if isinstance(first, Predictor) else batches:
             order += indices
             for name, call in outputs.items():
-                parts[name].append(take(call.of_prepared(batch) if isinstance(call, Predictor) else call(batch)))
+                features = call.of_prepared(batch) if isinstance(call, Predictor) else call(batch)
+                for key, part in take(features).items():
+                    taken[name].setdefault(key, []).append(part)
         back = torch.tensor(order, device=device).argsort()
-        found |= {name: torch.cat(part)[back] for name, part in parts.items()}
+        found |= {name: {key: torch.cat(part)[back] for key, part in parts.items()} for name, parts in taken.items()}
     return {name: found[name] for name in predict}
 
 
@@ -159,7 +164,7 @@ def _by_joint(predict: Predict) -> list[dict[str, Callable[[Tensor], Features]]]
 Batches = list[tuple[list[int], Tensor]]
 
 
-def _batched(images: Sequence[Tensor], device: torch.device) -> Batches:
+def batched(images: Sequence[Tensor], device: torch.device) -> Batches:
     """(indices, float [B, 3, H, W] in [0, 1]) by size."""
     groups: dict[torch.Size, list[int]] = {}
     for index, image in enumerate(images):

@@ -3,13 +3,15 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pydantic
+import torch
+from torch import Tensor
 
 from ..config import Settings, one_of
-from ..data.folder import EXTENSIONS
+from ..data.folder import EXTENSIONS, Folder
 from ..data.scenes import CLASS_NAMES, Scene, Scenes
 from ..errors import UserError
 from .base import Positive
@@ -62,6 +64,18 @@ class ClassFolderSettings(ImageSetSettings):
         return ClassFolder(Path(self.path).expanduser(), self.limit)
 
 
+class ImageFolderSettings(ImageSetSettings):
+    """Images of a folder and the folders in it, nothing known of them."""
+
+    type: Literal["folder"] = "folder"
+    path: str
+    """The folder."""
+
+    def build(self) -> "ImageFolder":
+        """Lists the files; raises UserError where there is no such folder or no image in it."""
+        return ImageFolder(self.path, self.limit)
+
+
 class ScenesImagesSettings(ImageSetSettings):
     """Generated scenes with the class of their principal object, captions and masks."""
 
@@ -96,8 +110,15 @@ LABELLED: tuple[type[ImageSetSettings], ...] = (ClassFolderSettings, ScenesImage
 """Sets with classes."""
 CAPTIONED: tuple[type[ImageSetSettings], ...] = (CocoCaptionsSettings, ScenesImagesSettings)
 """Sets with captions."""
-AnyLabelled: Any = one_of(LABELLED)
-AnyCaptioned: Any = one_of(CAPTIONED)
+IMAGES: tuple[type[ImageSetSettings], ...] = (ImageFolderSettings, ClassFolderSettings, CocoCaptionsSettings, ScenesImagesSettings)
+"""Sets of images, whatever is known of them."""
+
+if TYPE_CHECKING:
+    AnyLabelled = ClassFolderSettings | ScenesImagesSettings
+    AnyCaptioned = CocoCaptionsSettings | ScenesImagesSettings
+    AnyImages = ImageFolderSettings | AnyLabelled | AnyCaptioned
+else:
+    AnyLabelled, AnyCaptioned, AnyImages = one_of(LABELLED), one_of(CAPTIONED), one_of(IMAGES)
 
 
 class _Files(ImageSet):
@@ -139,6 +160,22 @@ class ClassFolder(_Files, LabelledSet):
     def describe(self) -> str:
         """`1,743 images of 100 classes in /path`."""
         return f"{len(self):,} images of {len(self.classes)} classes in {self.root}"
+
+
+class ImageFolder(_Files):
+    """See `ImageFolderSettings`."""
+
+    def __init__(self, path: str, limit: int | None = None):
+        folder = Folder(path)
+        super().__init__(folder.path, [folder.key(index) for index in spread(folder.count(), limit)])
+
+    def describe(self) -> str:
+        """`174 images in /path`."""
+        return f"{len(self):,} images in {self.root}"
+
+    def identity(self) -> Iterator[str]:
+        """The names."""
+        yield from self.names
 
 
 def _readable_names(path: Path, folders: Sequence[str]) -> list[str]:
@@ -250,3 +287,21 @@ def read_json(file: Path) -> Any:
         raise UserError(f"{file}: there is no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not valid JSON ({error})") from None
+
+
+def labels_in(known: LabelledSet, asked: LabelledSet) -> Tensor:
+    """The labels of `asked` as indices into the classes of `known`, int64 [N]; UserError where a class is not known there."""
+    if list(known.classes) == list(asked.classes):
+        return torch.tensor(asked.labels)
+    strangers = [name for name in asked.classes if name not in known.classes]
+    if strangers:
+        raise UserError(
+            f"{asked.describe()}: the class {', '.join(repr(name) for name in strangers[:10])} is none of the {len(known.classes)} classes "
+            f"of {known.describe()}; both sets need the same classes"
+        )
+    return torch.tensor([known.classes.index(asked.classes[label]) for label in asked.labels])
+
+
+def share_of_most_frequent(labels: Tensor) -> float:
+    """Per cent that a constant answer scores at best; labels: int64 [N]."""
+    return 100 * float(labels.bincount().max()) / len(labels)

@@ -48,6 +48,10 @@ class Joint:
             found = head(found) if head is not None else found
         return Features(*(None if kind is None else kind.float() for kind in found))
 
+    def forget(self) -> None:
+        """Drops what is remembered of the last batch."""
+        self._prepare.last = self._encode.last = None
+
 
 class Predictor:
     """One output of a model."""
@@ -63,6 +67,11 @@ class Predictor:
     def of_prepared(self, prepared: Tensor) -> Features:
         """The same of what `joint.prepare` gave."""
         return self.joint.encode(prepared, self.head)
+
+    def fresh(self, prepared: Tensor) -> Features:
+        """The same, computed anew: for clocks and counters."""
+        self.joint.forget()
+        return self.of_prepared(prepared)
 
 
 def predictors(

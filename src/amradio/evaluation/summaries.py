@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from ..features import Features
 from .base import Bench, summary_of
 from .cache import Summaries
 from .images import Broken, ImageSet, encode, readable, windows
@@ -26,11 +27,15 @@ def summaries(images: ImageSet, predict: Predict, bench: Bench, broken: Broken) 
     indices: list[int] = []
     for window in windows(bench.progress(readable(images, broken, bench.num_workers), images.describe(), len(images))):
         indices += [index for index, _ in window]
-        for name, features in encode(missing, [image for _, image in window], bench.device, summary_of).items():
-            parts[name].append(features.cpu())
+        for name, found_here in encode(missing, [image for _, image in window], bench.device, _take).items():
+            parts[name].append(found_here["summary"].cpu())
     bench.cache.broken[identity] = dict(broken.reasons)
     for name, part in parts.items():
         found[name] = Summaries(torch.cat(part), torch.tensor(indices))
         if name in keys:
             bench.cache.put(keys[name], found[name])
     return {name: found[name] for name in predict}
+
+
+def _take(features: Features) -> dict[str, torch.Tensor]:
+    return {"summary": summary_of(features)}

@@ -1,0 +1,75 @@
+"""`amradio evaluate`: student, heads and teachers side by side."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..config import parse_yaml, validate
+from ..engine.checkpoint import disk_errors
+from ..errors import UserError
+from ..evaluation.base import Result
+from ..evaluation.suite import Suite, run_suite
+from ..model import Model, load
+from ..recipe import Recipe
+from ..run import environment
+from ..teachers.base import Teacher
+from ..training import load_teachers
+from .bar import bar
+from .results import print_results
+
+SCENES = Path(__file__).with_name("scenes.yaml")
+
+
+def evaluate(
+    path: str | Path, *words: str, json_file: str | Path | None = None, teachers: Mapping[str, Teacher] | None = None
+) -> dict[str, Result]:
+    """Evaluates the student in `path`, its heads and its teachers, prints one table, and returns the results by evaluation.
+
+    path: a run folder (whose teachers are loaded as its config.yaml says) or a model folder. words: evaluation files and `key=value`,
+    merged left to right; without a word the built-in evaluations on generated scenes. json_file: where machine-readable results go.
+    teachers: objects of one's own, by the name of their head. Raises UserError with what is missing, before anything is measured.
+    """
+    suite = Suite.load(*(words or (str(SCENES),)))
+    model = load(path)
+    found = {**teachers_of(Path(path), teachers or {}), **suite.load_teachers()}
+    results = evaluate_models(model, found, suite)
+    if json_file is not None:
+        write_json(results, Path(json_file), {"path": str(path), "teachers": {name: teacher.source for name, teacher in found.items()}})
+    return results
+
+
+def evaluate_models(model: Model | None, teachers: Mapping[str, Teacher], suite: Suite) -> dict[str, Result]:
+    """The same for models that are loaded: measures, prints the table, returns the results by evaluation."""
+    results = run_suite(suite, suite.bench(model, teachers, bar))
+    print_results(results)
+    return results
+
+
+def teachers_of(path: Path, own: Mapping[str, Teacher]) -> dict[str, Teacher]:
+    """The teachers of a run folder, and `own`; of a model folder `own` alone. Raises UserError where one cannot be loaded."""
+    config = path / "config.yaml"
+    if not config.is_file():
+        return dict(own)
+    data = parse_yaml(config.read_text(encoding="utf-8"), str(config))
+    recipe = validate(Recipe, data, f"{config}: ")
+    missing = [name for name, settings in recipe.teachers.items() if settings.type == "own" and name not in own]
+    if missing:
+        raise UserError(
+            *(f"teachers: '{name}' is an object of one's own; pass it: amradio.evaluate(..., teachers=...)" for name in missing)
+        )
+    return {**load_teachers(recipe, {name: own[name] for name in own if name in recipe.teachers}), **own}
+
+
+def write_json(results: Mapping[str, Result], file: Path, about: Mapping[str, Any]) -> None:
+    """All numbers with their settings, counts, seconds and fingerprints, and the machine they were measured on."""
+    content = {**about, "environment": environment(), "results": {name: plain(result) for name, result in results.items()}}
+    with disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def plain(result: Result) -> dict[str, Any]:
+    """A result as JSON takes it."""
+    return {**asdict(result), "metrics": [metric._asdict() for metric in result.metrics], "notes": list(result.notes)}

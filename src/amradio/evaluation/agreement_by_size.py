@@ -1,0 +1,209 @@
+"""Agreement of heads with their teachers, over a list of student sizes: does the student change its mind with the resolution?
+
+The mode switch of AM-RADIO (figure 5): a student trained at separate sizes may agree with a teacher at one size and not at the next.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import pydantic
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError
+from ..features import KINDS, Features, Kind, resize_grid
+from ..losses import LossSettings
+from ..normalize import SMALLEST_STD, Moments
+from .base import Bench, Evaluation, EvaluationSettings, Metric, Positive, Predict, Result, View
+from .cka import Cka
+from .images import Broken, ImageSet, batched, readable, windows
+from .labelled import AnyImages, spread
+from .plot import Line, draw_lines
+
+Statistics = Mapping[tuple[str, Kind], tuple[Tensor, Tensor]]
+"""(mean, std) [D] in float64 of each teacher's kind of feature."""
+COLLAPSE = 0.7
+"""A size whose agreement is below this share of the best size's is warned of."""
+LEARNT = 0.1
+"""Below this agreement there is nothing that could collapse."""
+MEASURES = (
+    Metric("std cosine", "cos"),
+    Metric("cosine", "cos", headline=False),
+    Metric("constant cosine", "cos", None, headline=False),
+    Metric("fidelity", "", headline=False),
+    Metric("CKA", "cos", headline=False),
+    Metric("loss", "", "lower", headline=False),
+)
+
+
+class AgreementSettings(EvaluationSettings):
+    """How near each head is to its teacher on whole images: standardised cosine, cosine beside that of a constant answer, fidelity
+    (variance of the teacher / mean squared error), linear CKA, and AM-RADIO's loss in the teacher's own space."""
+
+    view: ClassVar[View] = "whole"
+
+    type: Literal["agreement"] = "agreement"
+    data: AnyImages
+    """Any images."""
+    image_sizes: Annotated[list[Positive], pydantic.Field(min_length=1)] | None = None
+    """px of the student's view, one measurement each; teachers always see what they see at `image_size`.
+    null for `image_size` alone."""
+    cells_per_image: Positive = 16
+    """Cells of each map that CKA is measured on."""
+    plot: str | None = None
+    """A PNG file of the standardised cosine against the size; null for none."""
+
+    def build(self) -> "AgreementBySize":
+        """Opens the data; raises UserError where they are missing."""
+        sizes = self.image_sizes or ([self.image_size] if self.image_size else None)
+        return AgreementBySize(self.data.build(), sizes, self.cells_per_image, Path(self.plot) if self.plot else None)
+
+
+class AgreementBySize(Evaluation):
+    """See `AgreementSettings`."""
+
+    def __init__(self, images: ImageSet, image_sizes: Sequence[int] | None, cells: int, plot: Path | None):
+        self.images, self.image_sizes, self.cells, self.plot = images, image_sizes, cells, plot
+
+    def run(self, predict: Predict, bench: Bench) -> Result:
+        """One row a head, at the first size; all sizes are in the details under `by size`."""
+        heads = [name for name in bench.teachers if f"student/{name}" in predict and f"teacher/{name}" in predict]
+        if not heads:
+            raise UserError("agreement: no head of the student has its teacher here; name the teachers in the evaluation's `teachers`")
+        sizes = list(dict.fromkeys(self.image_sizes or [bench.default_size]))
+        students = {size: bench.predict("whole", size) for size in sizes}
+        broken = Broken()
+        statistics = self._statistics(heads, predict, bench, broken)
+        found = self._compare(heads, predict, students, statistics, bench)
+        by_size = {f"student/{name}": {size: _row(found, name, size) for size in sizes} for name in heads}
+        if self.plot is not None:
+            self._draw(by_size)
+        metrics = [metric._replace(name=f"{kind} {metric.name}") for kind in KINDS for metric in MEASURES]
+        return Result(
+            metrics=metrics,
+            rows={row: values[sizes[0]] for row, values in by_size.items()},
+            counts={"images": len(self.images), "sizes": len(sizes), "broken": len(broken.reasons)},
+            fingerprint=self.images.fingerprint(),
+            notes=(*broken.note(), *collapses(by_size)),
+            details={"by size": {row: {str(size): each for size, each in sizes_.items()} for row, sizes_ in by_size.items()}},
+        )
+
+    def _batches(self, bench: Bench, broken: Broken, title: str) -> Iterator[Tensor]:
+        read = bench.progress(readable(self.images, broken, bench.num_workers), f"{title}: {self.images.describe()}", len(self.images))
+        return (batch for window in windows(read) for _, batch in batched([image for _, image in window], bench.device))
+
+    def _statistics(self, heads: Sequence[str], predict: Predict, bench: Bench, broken: Broken) -> Statistics:
+        """(mean, std) of every channel of the teachers over all images."""
+        moments: dict[tuple[str, Kind], Moments] = {}
+        for images in self._batches(bench, broken, "statistics"):
+            for name in heads:
+                for kind, found in _kinds(predict[f"teacher/{name}"](images)).items():
+                    moments.setdefault((name, kind), Moments(found.shape[-1], found.device)).update(found)
+        return {key: moment.finish() for key, moment in moments.items()}
+
+    def _compare(
+        self, heads: Sequence[str], predict: Predict, students: Mapping[int, Predict], statistics: Statistics, bench: Bench
+    ) -> "dict[tuple[str, Kind, int], Comparison]":
+        comparisons: dict[tuple[str, Kind, int], Comparison] = {}
+        for images in self._batches(bench, Broken(), "agreement"):
+            for name in heads:
+                targets = _kinds(predict[f"teacher/{name}"](images))
+                for size, student in students.items():
+                    for kind, prediction in _kinds(student[f"student/{name}"](images)).items():
+                        if kind in targets:
+                            key = (name, kind, size)
+                            if key not in comparisons:
+                                comparisons[key] = Comparison(kind, statistics[name, kind], self.cells)
+                            comparisons[key].update(prediction, targets[kind])
+        return comparisons
+
+    def _draw(self, by_size: Mapping[str, Mapping[int, Mapping[str, float]]]) -> None:
+        assert self.plot is not None
+        lines = []
+        for row, sizes in by_size.items():
+            for kind in KINDS:
+                key = f"{kind} std cosine"
+                points = [(float(size), values[key]) for size, values in sorted(sizes.items()) if key in values]
+                if points:
+                    lines.append(Line(f"{row.removeprefix('student/')} {kind}", points))
+        draw_lines(lines, self.plot, "standardised cosine against px of the student's view")
+
+
+class Comparison:
+    """Sums over images of what a head says and what its teacher says, for one kind and size."""
+
+    def __init__(self, kind: Kind, statistics: tuple[Tensor, Tensor], cells: int):
+        """statistics: (mean, std) [D] of the teacher; cells: of each map that CKA looks at."""
+        self.kind: Kind = kind
+        self.mean, self.std = (tensor.float() for tensor in statistics)
+        self.cells = cells
+        self.loss = getattr(LossSettings(), kind).build()
+        self.sums = torch.zeros(5, dtype=torch.float64, device=self.mean.device)
+        self.num_images = self.num_vectors = 0
+        self.cka: Cka | None = None
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """prediction, target: [B, D] or [B, H, W, D] in teacher space; maps are compared on the teacher's grid."""
+        if self.kind == "spatial":
+            prediction = resize_grid(prediction, (target.shape[1], target.shape[2]))
+        scale = torch.where(self.std < SMALLEST_STD, torch.ones_like(self.std), self.std)
+        standard = [(each - self.mean) / scale for each in (prediction, target)]
+        cosines = (
+            F.cosine_similarity(*standard, dim=-1),
+            F.cosine_similarity(prediction, target, dim=-1),
+            F.cosine_similarity(self.mean.expand_as(target), target, dim=-1),
+        )
+        per_image = [each.flatten(1).mean(1) if each.ndim > 1 else each for each in cosines]
+        error = (prediction.double() - target.double()).square().sum()
+        added = [each.double().sum() for each in (*per_image, self.loss(prediction, target))]
+        self.sums += torch.stack([*added, error])
+        self.num_images += len(target)
+        self.num_vectors += target[..., 0].numel()
+        x, y = (self._some(each) for each in (prediction, target))
+        self.cka = self.cka or Cka(x.shape[1], y.shape[1], x.device)
+        self.cka.update(x - self.mean, y - self.mean)
+
+    def _some(self, features: Tensor) -> Tensor:
+        if self.kind == "summary":
+            return features
+        cells = features.flatten(1, 2)
+        return cells[:, spread(cells.shape[1], self.cells)].flatten(0, 1)
+
+    def values(self) -> dict[str, float]:
+        """By the names of `MEASURES`."""
+        assert self.cka is not None
+        *means, error = (self.sums / torch.tensor([self.num_images] * 4 + [self.num_vectors], device=self.sums.device)).tolist()
+        fidelity = float(self.std.double().square().sum()) / max(error, 1e-30)
+        names = [metric.name for metric in MEASURES]
+        return dict(zip(names, (*means[:3], fidelity, self.cka.value(), means[3]), strict=True))
+
+
+def collapses(by_size: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[str]:
+    """A warning for every head and kind whose standardised cosine at some size falls far below that of its best size."""
+    found = []
+    for row, sizes in by_size.items():
+        for kind in KINDS:
+            values = {size: each[key] for size, each in sizes.items() if (key := f"{kind} std cosine") in each}
+            low = sorted(
+                size for size, value in values.items() if value < COLLAPSE * max(values.values()) and max(values.values()) > LEARNT
+            )
+            if low:
+                best = max(values, key=lambda size: values[size])
+                at = ", ".join(f"{size} px ({values[size]:.2f})" for size in low)
+                found.append(
+                    f"warning: {row} {kind} collapses at {at}, against {values[best]:.2f} at {best} px: the student switches modes there; "
+                    "train all teachers at these sizes"
+                )
+    return found
+
+
+def _row(found: "Mapping[tuple[str, Kind, int], Comparison]", name: str, size: int) -> dict[str, float]:
+    return {
+        f"{kind} {key}": value for kind in KINDS if (name, kind, size) in found for key, value in found[name, kind, size].values().items()
+    }
+
+
+def _kinds(features: Features) -> dict[Kind, Tensor]:
+    return {kind: value for kind in KINDS if (value := getattr(features, kind)) is not None}

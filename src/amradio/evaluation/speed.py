@@ -1,0 +1,132 @@
+"""Throughput, latency, size and work of student, heads and teachers on the device at hand."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..features import Features
+from .base import Bench, Evaluation, EvaluationSettings, Metric, Positive, Predict, Result
+from .predictors import Predictor
+
+WARM_UP = 2
+LEAST_CALLS = 5
+
+
+class ThroughputSettings(EvaluationSettings):
+    """Images/s, latency, parameters, GMACs and (on a GPU) peak memory of every model, each at its legal size nearest to `image_sizes`."""
+
+    type: Literal["throughput"] = "throughput"
+    image_sizes: Annotated[list[Positive], pydantic.Field(min_length=1)] | None = None
+    """px of square images; null for `image_size`."""
+    batch_sizes: list[Positive] = pydantic.Field([1, 32], min_length=1)
+    """Images a call; the first also gives the latency."""
+    seconds: float = pydantic.Field(1.0, gt=0)
+    """How long each of them is called (at least five times)."""
+
+    def build(self) -> "Throughput":
+        """Never fails."""
+        return Throughput(self.image_sizes or (self.image_size and [self.image_size]) or None, self.batch_sizes, self.seconds)
+
+
+class Throughput(Evaluation):
+    """See `ThroughputSettings`."""
+
+    def __init__(self, image_sizes: Sequence[int] | None, batch_sizes: Sequence[int], seconds: float):
+        self.image_sizes, self.batch_sizes, self.seconds = image_sizes, batch_sizes, seconds
+
+    def run(self, predict: Predict, bench: Bench) -> Result:
+        """The table's columns are of the first size: images/s of the largest batch, latency of the first; all are in the details."""
+        sizes = list(self.image_sizes or [bench.default_size])
+        details: dict[str, dict[str, Any]] = {}
+        for size in sizes:
+            calls = {name: call for name, call in bench.predict("whole", size).items() if name in predict}
+            for name, call in calls.items():
+                assert isinstance(call, Predictor)
+                details.setdefault(name, {})[str(size)] = self._measure(call, _part(bench, name), size, bench.device)
+        rows = {name: self._row(found[str(sizes[0])]) for name, found in details.items()}
+        metrics = [
+            Metric("images/s", ""),
+            Metric("latency ms", "", "lower"),
+            Metric("p95 ms", "", "lower", headline=False),
+            Metric("M parameters", "", "lower"),
+            Metric("GMACs", "", "lower"),
+            Metric("peak MB", "", "lower"),
+        ]
+        notes = [
+            f"throughput at {sizes[0]} px, {max(self.batch_sizes)} images a call; latency of {self.batch_sizes[0]}; "
+            "a head includes the student"
+        ]
+        return Result(
+            metrics=metrics if bench.device.type == "cuda" else metrics[:-1],
+            rows=rows,
+            counts={"calls at least": LEAST_CALLS, "threads": torch.get_num_threads()},
+            notes=notes,
+            details=details,
+        )
+
+    def _measure(self, call: Predictor, parts: Sequence[nn.Module], size: int, device: torch.device) -> dict[str, Any]:
+        draws = torch.Generator().manual_seed(0)
+        images = torch.rand(max(self.batch_sizes), 3, size, size, generator=draws).to(device)
+        view = call.joint.prepare(images)
+        found: dict[str, Any] = {
+            "input": list(view.shape[-2:]),
+            "M parameters": sum(p.numel() for part in parts for p in part.parameters()) / 1e6,
+            "GMACs": macs(call.fresh, view[:1]) / 1e9,
+        }
+        for batch in self.batch_sizes:
+            found[f"batch {batch}"] = time_calls(call.fresh, view[:batch], self.seconds)
+        return found
+
+    def _row(self, found: Mapping[str, Any]) -> dict[str, float]:
+        first, largest = found[f"batch {self.batch_sizes[0]}"], found[f"batch {max(self.batch_sizes)}"]
+        row = {"images/s": largest["images/s"], "latency ms": first["median ms"], "p95 ms": first["p95 ms"]}
+        row |= {key: found[key] for key in ("M parameters", "GMACs")}
+        return row | ({"peak MB": largest["peak MB"]} if "peak MB" in largest else {})
+
+
+@torch.inference_mode()
+def time_calls(call: Callable[[Tensor], Features], images: Tensor, seconds: float) -> dict[str, float]:
+    """images/s and latency of one call (median, 95th percentile, ms) over calls of `seconds` in all; on CUDA also the peak in MB."""
+    is_cuda = images.is_cuda
+    for _ in range(WARM_UP):
+        call(images)
+    if is_cuda:
+        torch.cuda.synchronize(images.device)
+        torch.cuda.reset_peak_memory_stats(images.device)
+    times: list[float] = []
+    while len(times) < LEAST_CALLS or sum(times) < seconds:
+        begun = time.perf_counter()
+        call(images)
+        if is_cuda:
+            torch.cuda.synchronize(images.device)
+        times.append(time.perf_counter() - begun)
+    times.sort()
+    median = times[len(times) // 2]
+    found = {
+        "images/s": len(images) / median,
+        "median ms": 1e3 * median,
+        "p95 ms": 1e3 * times[min(len(times) - 1, int(0.95 * len(times)))],
+    }
+    return found | ({"peak MB": torch.cuda.max_memory_allocated(images.device) / 1e6} if is_cuda else {})
+
+
+def macs(call: Callable[[Tensor], Features], images: Tensor) -> float:
+    """Multiply-accumulates of one call: matrix products, convolutions and attention, as torch counts them."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        call(images)
+    return counter.get_total_flops() / 2
+
+
+def _part(bench: Bench, name: str) -> list[nn.Module]:
+    """The modules that a row needs."""
+    kind, _, rest = name.partition("/")
+    if kind == "teacher":
+        return [bench.teachers[rest]]
+    assert bench.model is not None
+    return [bench.model.network.student, *([bench.model.network.heads[rest]] if rest else [])]

@@ -1,0 +1,86 @@
+"""Several evaluations of the same models, from one YAML file."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+import pydantic
+import torch
+
+from ..config import Settings, defaults, one_of, read_words, validate
+from ..engine.distributed import autocast_dtype, find_device
+from ..errors import UserError
+from ..model import Model
+from ..teachers import TEACHERS
+from ..teachers.base import Teacher
+from . import EVALUATIONS
+from .base import Bench, Positive, Result, measure
+from .progress import Progress, silent
+
+
+class Suite(Settings):
+    """What is measured, and on what."""
+
+    evaluations: Annotated[dict[str, one_of(EVALUATIONS)], pydantic.Field(min_length=1)]  # type: ignore[valid-type]
+    """The evaluations by a name of one's own, which heads their columns."""
+    teachers: dict[str, one_of(TEACHERS)] = pydantic.Field(default_factory=dict)  # type: ignore[valid-type]
+    """Teachers beside those of the run folder, by the name of their head; needed where PATH is a model folder."""
+    image_size: Positive | None = None
+    """px of the student's view where an evaluation names none; null for the size at which the student was trained last."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Autocast of all models; auto takes bfloat16 where the device computes it."""
+    num_workers: int = pydantic.Field(0, ge=0)
+    """Processes that read images."""
+
+    @classmethod
+    def load(cls, *words: str) -> Self:
+        """Reads a suite from words, each a YAML file or `key=value`, merged left to right; raises UserError with every problem at once."""
+        return validate(cls, read_words(words, defaults(cls)))
+
+    def bench(self, model: Model | None, teachers: Mapping[str, Teacher], progress: Progress = silent) -> Bench:
+        """The models on the suite's device. Raises UserError where there is no such device."""
+        device = find_device(self.device)
+        moved = {name: teacher.to(device) for name, teacher in teachers.items()}
+        return Bench(
+            model.to(device) if model is not None else None,
+            moved,
+            image_size=self.image_size,
+            autocast=autocast_dtype(self.precision, device),
+            num_workers=self.num_workers,
+            progress=progress,
+        )
+
+    def load_teachers(self) -> dict[str, Teacher]:
+        """The suite's own teachers on the CPU; raises UserError with what all of them lack."""
+        found: dict[str, Teacher] = {}
+        problems: list[str] = []
+        for name, settings in self.teachers.items():
+            try:
+                found[name] = settings.build().freeze()
+            except UserError as error:
+                problems += [f"teachers.{name}: {problem}" for problem in error.problems]
+        if problems:
+            raise UserError(*problems)
+        return found
+
+
+def run_suite(suite: Suite, bench: Bench) -> dict[str, Result]:
+    """Runs every evaluation; what is missing of any of them is found out before the first one starts. Deterministic on a CPU."""
+    problems: list[str] = []
+    built = {}
+    for name, settings in suite.evaluations.items():
+        try:
+            built[name] = settings.build()
+        except UserError as error:
+            problems += [f"evaluations.{name}: {problem}" for problem in error.problems]
+    if problems:
+        raise UserError(*problems)
+    results: dict[str, Result] = {}
+    for name, evaluation in built.items():
+        torch.manual_seed(0)
+        try:
+            results[name] = measure(suite.evaluations[name], evaluation, bench)
+        except UserError as error:
+            raise UserError(*(f"evaluations.{name}: {problem}" for problem in error.problems)) from None
+    return results

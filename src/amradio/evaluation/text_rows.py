@@ -1,0 +1,92 @@
+"""Which models can be asked in words: those whose summary lies in the space of a teacher's text encoder."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError, nearest
+from ..teachers.base import Teacher
+from .base import Bench
+from .predictors import Predict
+
+TEXTS_AT_ONCE = 2048
+
+
+def texted(predict: Predict, bench: Bench, names: Sequence[str] | None) -> dict[str, tuple[Teacher, Predict]]:
+    """{teacher: (the teacher, its rows `student/<teacher>` and `teacher/<teacher>` of `predict`)} for teachers with a text encoder.
+
+    names: which teachers, None for all that have one. Raises UserError where there is none, or a named one has none.
+    """
+    able = [name for name, teacher in bench.teachers.items() if teacher.has_text]
+    if not able:
+        loaded = ", ".join(f"'{name}'" for name in bench.teachers) or "no teacher"
+        raise UserError(
+            f"a text encoder is needed, and none of the teachers has one (there is: {loaded}); "
+            "add a teacher of type clip, open_clip or siglip under the name of the head"
+        )
+    problems = [
+        f"heads: '{name}' has no text encoder; these have one: {', '.join(able)}"
+        if name in bench.teachers
+        else f"heads: there is no teacher '{name}'; {nearest(name, able)}"
+        for name in names or ()
+        if name not in able
+    ]
+    if problems:
+        raise UserError(*problems)
+    found: dict[str, tuple[Teacher, Predict]] = {}
+    for name in names or able:
+        rows = {row: predict[row] for row in (f"student/{name}", f"teacher/{name}") if row in predict}
+        if rows:
+            found[name] = (bench.teachers[name], rows)
+    if not found:
+        raise UserError(f"models: none of the rows {', '.join(predict)} lies in the space of a text encoder; add student/{able[0]}")
+    return found
+
+
+def read_templates(templates: str | Sequence[str]) -> list[str]:
+    """Prompts with one `{}` each: a list, `openai` for OpenAI's 80 of ImageNet, or a text file with one a line. Raises UserError."""
+    if templates == "openai":
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+        return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+    if isinstance(templates, str):
+        file = Path(templates).expanduser()
+        if not file.is_file():
+            raise UserError(f"templates: {file}: there is no such file; give 'openai', a list, or a text file with one prompt a line")
+        templates = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    wrong = [template for template in templates if template.count("{}") != 1]
+    if wrong or not templates:
+        raise UserError(f"templates: each has one {{}} where the class goes, found {wrong[0]!r}" if wrong else "templates: there is none")
+    return list(templates)
+
+
+def class_embeddings(teacher: Teacher, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Embeddings of class names, float32 [C, D] of length 1: every prompt normalised, their mean over templates, normalised.
+
+    The published rule of CLIP's zero-shot classifier (Radford et al. 2021, section 3.1.4).
+    """
+    at_once = max(1, TEXTS_AT_ONCE // len(templates))
+    parts = []
+    for start in range(0, len(classes), at_once):
+        prompts = [template.replace("{}", name) for name in classes[start : start + at_once] for template in templates]
+        each = F.normalize(teacher.encode_text(prompts), dim=1)
+        parts.append(F.normalize(each.unflatten(0, (-1, len(templates))).mean(1), dim=1))
+    return torch.cat(parts)
+
+
+def summary_rows(groups: Iterable[tuple[Teacher, Predict]]) -> Predict:
+    """All rows together."""
+    return {row: call for _, rows in groups for row, call in rows.items()}
+
+
+def with_summary(predict: Predict, bench: Bench) -> Predict:
+    """Less the heads that were not taught a summary; raises UserError where none is left."""
+    config = bench.model.config.heads if bench.model is not None else {}
+    without = [name for name in predict if name.startswith("student/") and config[name.removeprefix("student/")].summary is None]
+    left = {name: call for name, call in predict.items() if name not in without}
+    if not left:
+        raise UserError(f"{', '.join(without)}: this head has no summary, so it says nothing in text space; train it with summary_weight 1")
+    return left
