@@ -34,8 +34,9 @@ class Checkpoints:
         """
         final = self.folder / f"{PREFIX}{step:09d}"
         aside = self.folder / f".{final.name}.part"
-        with disk_errors(self.folder):
-            shutil.rmtree(aside, ignore_errors=True)
+        with disk_errors(self.folder), _gone_on_failure(aside):
+            for stale in self.folder.glob(f".{PREFIX}*.part"):  # of a process that was killed
+                shutil.rmtree(stale, ignore_errors=True)
             aside.mkdir(parents=True)
             for name, values in tensors.items():
                 save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, aside / f"{name}.safetensors")
@@ -78,6 +79,16 @@ class Checkpoints:
             raise UserError(
                 f"{folder}: this checkpoint cannot be read ({reason}); delete the folder to go on from the one before"
             ) from None
+
+
+@contextmanager
+def _gone_on_failure(folder: Path) -> Iterator[None]:
+    """Removes a half-written folder when what is inside fails: on a full disk its space is needed."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _to_disk(path: Path) -> None:
