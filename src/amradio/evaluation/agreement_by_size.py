@@ -71,7 +71,7 @@ class AgreementBySize(Evaluation):
         """One row a head, at the first size; all sizes are in the details under `by size`."""
         heads = [name for name in bench.teachers if f"student/{name}" in predict and f"teacher/{name}" in predict]
         if not heads:
-            raise UserError("agreement: no head of the student has its teacher here; name the teachers in the evaluation's `teachers`")
+            raise UserError("no head of the student has its teacher here; name the teachers under `teachers`")
         sizes = list(dict.fromkeys(self.image_sizes or [bench.default_size]))
         students = {size: bench.predict("whole", size) for size in sizes}
         broken = Broken()

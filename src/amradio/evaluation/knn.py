@@ -66,7 +66,8 @@ def nearest_rows(
     best = normalised.new_full((len(queries), k), -torch.inf)
     where = torch.full((len(queries), k), -1, dtype=torch.int64, device=device)
     for start in range(0, len(database), database_chunk):
-        rows = torch.as_tensor(database[start : start + database_chunk]).to(device, dtype)
+        chunk = database[start : start + database_chunk]
+        rows = (chunk if isinstance(chunk, Tensor) else torch.from_numpy(np.array(chunk))).to(device, dtype)
         rows = F.normalize(rows, dim=1)
         for first in range(0, len(queries), query_chunk):
             part = slice(first, first + query_chunk)

@@ -1,0 +1,97 @@
+"""`amradio evaluate` on a run folder and on a model folder; its table and its machine-readable results."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+import amradio
+from amradio.__main__ import main
+from amradio.commands.results import best_of, gap, headline_columns
+from amradio.errors import UserError
+from amradio.evaluation import Metric, Result
+from amradio.evaluation.suite import Suite
+from amradio.recipe import Recipe
+from evaluations import SMALL, add_tokenizer
+
+COMMANDS = Path(amradio.__file__).parent / "commands"
+
+
+@pytest.fixture
+def run_folder(recipe: Callable[..., Recipe], teacher_folders: dict[str, Path]) -> Path:
+    add_tokenizer(teacher_folders["clip"])
+    return amradio.distill(recipe("stages.0.steps=2"))
+
+
+@pytest.fixture
+def evaluation_file(tmp_path: Path) -> Path:
+    path = tmp_path / "evaluation.yaml"
+    chosen = {kind: {"type": kind, **SMALL[kind]} for kind in ("knn", "zero_shot", "agreement", "throughput")}
+    path.write_text(yaml.safe_dump({"evaluations": chosen, "device": "cpu"}))
+    return path
+
+
+def test_a_run_folder(run_folder: Path, evaluation_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["evaluate", str(run_folder), str(evaluation_file), "evaluations.knn.k=[3]", "--json", str(tmp_path / "deep" / "x.json")]) == 0
+    )
+    printed = capsys.readouterr().out
+    for word in ("student/clip", "teacher/dino", "gap clip", "floor", "k=3 %", "*"):
+        assert word in printed, word
+    found = json.loads((tmp_path / "deep" / "x.json").read_text())
+    assert found["path"] == str(run_folder)
+    assert set(found["teachers"]) == {"clip", "dino", "sam"}
+    for result in found["results"].values():
+        assert {"rows", "settings", "counts", "seconds", "fingerprint", "floors", "metrics", "details"} <= set(result)
+    assert set(found["results"]["knn"]["rows"]) >= {"student", "student/sam", "teacher/dino"}
+    assert found["results"]["knn"]["settings"]["k"] == [3]
+    assert set(found["results"]["agreement"]["details"]["by size"]["student/dino"]) == {"32", "48"}
+
+
+def test_a_model_folder(run_folder: Path, teacher_folders: dict[str, Path]) -> None:
+    alone = amradio.evaluate(
+        run_folder / "model", "evaluations.knn={type: knn, database: {type: scenes, length: 20}, queries: {type: scenes, length: 9}}"
+    )
+    assert set(alone["knn"].rows) == {"student", "student/clip", "student/dino", "student/sam"}
+    word = "evaluations.zero_shot={type: zero_shot, data: {type: scenes, length: 9}, templates: ['a {}']}"
+    with pytest.raises(UserError, match=r"evaluations.zero_shot: a text encoder is needed .*there is: no teacher"):
+        amradio.evaluate(run_folder / "model", word)
+    clip = f"teachers.clip={{type: clip, model: {teacher_folders['clip']}}}"
+    assert "teacher/clip" in amradio.evaluate(run_folder / "model", word, clip)["zero_shot"].rows
+
+
+def test_what_the_user_can_put_right(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = "teachers.x={type: clip, model: ./nowhere}"
+    for words, message in (
+        (["nowhere"], "nowhere: there is no such folder"),
+        ([run_folder, "evaluations.x={type: knn}"], "evaluations.x.database: this key is required"),
+        ([run_folder, "evaluatoins.x=knn"], "there is no such key; did you mean 'evaluations'"),
+        ([run_folder, "evaluations={}"], "evaluations: "),
+        ([run_folder, teacher, "evaluations.a={type: throughput}"], "teachers.x: teacher './nowhere'"),
+    ):
+        assert main(["evaluate", *map(str, words)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_columns_gaps_and_the_best() -> None:
+    metrics = [Metric("a"), Metric("b", "cos"), Metric("c", "", "lower"), Metric("hidden", headline=False)]
+    rows = {
+        "student": {"a": 50.0, "c": 3.0},
+        "student/clip": {"a": 60.0, "b": 0.5, "c": 2.0, "hidden": 1.0},
+        "teacher/clip": {"a": 55.0, "b": 0.75, "c": 9.0},
+        "teacher/sam": {"a": 70.0, "c": 1.0},
+    }
+    a, b, c = headline_columns({"x": Result(metrics, rows, {})})
+    assert [best_of(column) for column in (a, b, c)] == [["teacher/sam"], ["teacher/clip"], ["teacher/sam"]]
+    assert gap(a, "student/clip", ["teacher/clip"]) == 5
+    assert gap(a, "student", ["teacher/clip", "teacher/sam"]) == -20
+    assert gap(b, "student/clip", ["teacher/clip"]) == -25
+    assert gap(b, "student", ["teacher/clip"]) is None
+    assert gap(c, "student", ["teacher/clip"]) is None
+
+
+def test_the_built_in_file_is_a_suite() -> None:
+    suite = Suite.load(str(COMMANDS / "scenes.yaml"))
+    assert {settings.type for settings in suite.evaluations.values()} >= {"zero_shot", "knn", "agreement", "throughput"}
