@@ -2,6 +2,9 @@ from .agreement_by_size import AgreementSettings
 from .base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result, Rows, measure
 from .knn import KnnSettings
 from .linear_classification import LinearClassificationSettings
+from .linear_segmentation import LinearSegmentationSettings
+from .open_vocabulary_segmentation import OpenVocabularySegmentationSettings
+from .promptable_segmentation import PromptableSegmentationSettings
 from .retrieval import RetrievalSettings
 from .speed import ThroughputSettings
 from .statistics import StatisticsSettings
@@ -11,6 +14,9 @@ EVALUATIONS: tuple[type[EvaluationSettings], ...] = (
     KnnSettings,
     ZeroShotSettings,
     RetrievalSettings,
+    LinearSegmentationSettings,
+    OpenVocabularySegmentationSettings,
+    PromptableSegmentationSettings,
     AgreementSettings,
     StatisticsSettings,
     LinearClassificationSettings,
