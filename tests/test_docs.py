@@ -15,6 +15,7 @@ from amradio.__main__ import parser
 from amradio.config import parse_yaml
 from amradio.data import SourceSettings
 from amradio.data.decode import decode
+from amradio.evaluation.suite import Suite
 from amradio.formats.folder import write_folder
 from amradio.losses import Loss
 from amradio.recipe import Recipe
@@ -23,7 +24,9 @@ from amradio.teachers import TEACHERS, TeacherSettings
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RECIPES = [*sorted((ROOT / "recipes").glob("*.yaml")), ROOT / "src/amradio/commands/quickstart.yaml"]
+EVALUATION_FILES = [*sorted((ROOT / "recipes").glob("*_evaluation.yaml")), ROOT / "src/amradio/commands/scenes.yaml"]
+TRAINING_RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path not in EVALUATION_FILES)
+RECIPES = [*TRAINING_RECIPES, ROOT / "src/amradio/commands/quickstart.yaml"]
 OWN_TEACHER = "class MyResNet"
 
 
@@ -72,6 +75,13 @@ def test_reference_of_keys_is_up_to_date() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_is_valid_and_opens_with_command_cost_and_result(path: Path) -> None:
     assert Recipe.load(str(path)).out.startswith("runs/")
+    head = "".join(line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.startswith("#")).lower()
+    assert all(word in head for word in ("command:", "cost", "result"))
+
+
+@pytest.mark.parametrize("path", EVALUATION_FILES, ids=lambda path: path.name)
+def test_every_evaluation_file_is_valid_and_opens_with_command_cost_and_result(path: Path) -> None:
+    assert Suite.load(str(path)).evaluations
     head = "".join(line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.startswith("#")).lower()
     assert all(word in head for word in ("command:", "cost", "result"))
 

@@ -12,7 +12,10 @@ from amradio.recipe import Recipe
 from runs import losses
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = [*sorted((ROOT / "recipes").glob("*.yaml")), ROOT / "src" / "amradio" / "commands" / "quickstart.yaml"]
+SHIPPED = [
+    *sorted(path for path in (ROOT / "recipes").glob("*.yaml") if not path.stem.endswith("_evaluation")),
+    ROOT / "src" / "amradio" / "commands" / "quickstart.yaml",
+]
 
 BUILDERS = {
     "clip": tiny.tiny_clip,
