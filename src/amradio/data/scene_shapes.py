@@ -8,7 +8,7 @@ import numpy as np
 SHAPES: tuple[str, ...] = ("disc", "square", "triangle", "star", "ring", "cross", "crescent", "heart")
 TEXTURES: tuple[str, ...] = ("plain", "striped", "checked", "dotted")
 
-PERIODS = {"striped": 0.48, "checked": 0.8, "dotted": 0.4}  # in radii of the object
+PERIODS = {"striped": 0.48, "checked": 0.8, "dotted": 0.46}  # in radii of the object
 
 SQRT3 = np.float32(3**0.5)
 
@@ -38,7 +38,7 @@ def texture_mix(texture: str, u: np.ndarray, v: np.ndarray, radius: float, radiu
         return -0.5 - 2 * p * q
     from_dot = np.sqrt((a - np.floor(a) - 0.5) ** 2 + (b - np.floor(b) - 0.5) ** 2)
     other = (np.floor(a) + np.floor(b)) % 2
-    return np.clip(0.5 + (0.33 - from_dot) * soft, 0, 1) * (1 - 2 * other)
+    return np.clip(0.5 + (0.4 - from_dot) * soft, 0, 1) * (1 - 2 * other)
 
 
 def shade(distance: np.ndarray, toward_shadow: np.ndarray) -> np.ndarray:

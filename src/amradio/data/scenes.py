@@ -18,8 +18,8 @@ CLASS_NAMES: tuple[str, ...] = tuple(f"{texture} {colour}" for colour in COLOURS
 SIZES: dict[str, tuple[float, float]] = {"small": (0.24, 0.28), "medium": (0.29, 0.34), "large": (0.35, 0.41)}
 
 MAX_DISTRACTORS = 4
-FLOCK = 0.5  # chance that a smaller object is of the principal's class, as things flock in the real world
-USUAL_TONES = 0.85  # share of the objects whose stripes are pale and whose checks are deep; on the others it is the other way round
+FLOCK = 0.75  # chance that a smaller object is of the principal's class, as things flock in the real world
+USUAL_TONES = 0.8  # share of the objects whose stripes are pale and whose checks are deep; on the others it is the other way round
 NOISE_GRIDS = (3, 6, 12, 24, 48)  # cells a side of the octaves of the noise, coarse to fine
 
 
@@ -218,10 +218,11 @@ def _surface(rng: np.random.Generator, noise: np.ndarray, x: np.ndarray, y: np.n
         mix = tone + 0.35 * np.sin(25 * along + 4 * noise[1]) - 1.2 * (board % 1 < 0.06)
     else:
         mix = 0.6 * noise[1] + 0.5 * noise[2] * np.sin(60 * along + 6 * noise[0])
-    # Muted: of low saturation, so that colour belongs to the objects.
-    low = _rgb(360 * hue, 0.22 * saturation, 0.22 + 0.4 * value)
-    high = _rgb(360 * hue + 80 * (turned - 0.5), 0.22 * saturation, 0.38 + 0.45 * value)
-    part = (0.5 + (0.25 + 0.3 * contrast) * mix).astype(np.float32)[..., None]
+    # Muted, so that colour belongs to the objects; varied within a picture more than between pictures, so that the ground
+    # does not give a picture away.
+    low = _rgb(360 * hue, 0.22 * saturation, 0.26 + 0.14 * value)
+    high = _rgb(360 * hue + 80 * (turned - 0.5), 0.22 * saturation, 0.56 + 0.2 * value)
+    part = (0.5 + (0.35 + 0.3 * contrast) * mix).astype(np.float32)[..., None]
     return low + part * (high - low)
 
 
@@ -262,9 +263,9 @@ def _develop(rng: np.random.Generator, image: np.ndarray, light: tuple[np.float3
     x, y = _pixels(image_size)
     fall, vignette, exposure, grain, dapple, *tint = rng.random(8).tolist()
     lit = 1 - (0.1 + 0.2 * fall) * (light[0] * (x - 0.5) + light[1] * (y - 0.5))
-    lit = lit * (1 - (0.2 + 0.5 * vignette) * ((x - 0.5) ** 2 + (y - 0.5) ** 2)) * (0.75 + 0.5 * exposure)
+    lit = lit * (1 - (0.2 + 0.5 * vignette) * ((x - 0.5) ** 2 + (y - 0.5) ** 2)) * (0.85 + 0.3 * exposure)
     # Shade that falls in patches, as under trees; the coarse noise turned about, so that it follows no surface.
-    lit = lit * (1 + 0.7 * dapple * noise[0][::-1, ::-1])
+    lit = lit * (1 + 0.9 * dapple * noise[0][::-1, ::-1])
     image = image * (lit[..., None] * (1 + 0.06 * (np.array(tint) - 0.5))).astype(np.float32)
     image += rng.standard_normal(image.shape, dtype=np.float32) * np.float32(0.008 + 0.02 * grain)
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
