@@ -28,7 +28,7 @@ K = 20
 
 
 def main() -> None:
-    options = parse_arguments()
+    options, others = parse_arguments(), rivals()
     print(
         f"database {options.database:,} x {options.dim} in float16, {options.queries:,} queries, k = {K}, {torch.get_num_threads()} threads"
     )
@@ -39,10 +39,10 @@ def main() -> None:
         seconds, found = clocked(lambda: nearest_rows(queries, database, K).indices.numpy())
         result: dict[str, object] = {"amradio": seconds, "amradio memory MB": peak_megabytes() - before}
         wanted = normalised(np.asarray(database, np.float32)), normalised(queries.numpy())
-        for name, search in rivals().items():
+        for name, search in others.items():
             result[name], other = clocked(lambda search=search: search(*wanted))
             result[f"{name}: same neighbours"] = float((np.sort(other, 1) == np.sort(found, 1)).mean())
-    times = {name: float(value) for name, value in result.items() if name in ("amradio", *rivals())}  # type: ignore[arg-type]
+    times = {name: float(value) for name, value in result.items() if name in ("amradio", *others)}  # type: ignore[arg-type]
     result["ratio to the faster"] = min(value for name, value in times.items() if name != "amradio") / times["amradio"]
     result["full size is more by"] = FULL / (options.database * options.queries * options.dim)
     for name, value in result.items():
