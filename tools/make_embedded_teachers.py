@@ -25,8 +25,8 @@ from transformers import CLIPModel, CLIPTokenizer, Dinov2WithRegistersModel, Sam
 TEACHERS = {"clip": clip, "dino": dino, "sam": sam}
 CLASSES = {"clip": CLIPModel, "dino": Dinov2WithRegistersModel, "sam": SamModel}
 STEPS = {"clip": 3000, "dino": 5000, "sam": 4000}
-# Scenes learnt from; what is measured comes from the worlds seed + 10 (k-NN's known pictures) and seed + 11.
-POOL, KNOWN, TEST = 40000, 4000, 1000
+# What is measured comes from the worlds seed + 10 (k-NN's known pictures) and seed + 11.
+KNOWN, TEST = 4000, 1000
 
 
 def options() -> argparse.Namespace:
@@ -36,6 +36,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the scenes, the weights and the order of training")
     parser.add_argument("--steps", type=int, help=f"updates; by default {STEPS}")
     parser.add_argument("--minutes", type=float, help="stop after so long, with the schedule fitted to it (not reproducible)")
+    parser.add_argument("--pictures", type=int, default=24000, help="scenes to learn from")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--image-size", type=int, default=64, help="px, a multiple of 8")
@@ -56,7 +57,7 @@ def options() -> argparse.Namespace:
 def pool_for(name: str, given: argparse.Namespace) -> pictures.Pictures:
     """What the teacher learns from."""
     if not given.images:
-        return pictures.scenes(given.seed, POOL, given.image_size, masks=name == "sam")
+        return pictures.scenes(given.seed, given.pictures, given.image_size, masks=name == "sam")
     if name == "clip":
         return pictures.captioned(given.images, given.captions, given.image_size)
     if name == "sam":

@@ -43,6 +43,7 @@ def write(folder: Path, name: str, made: dict, scores: dict[str, float], held_ou
     rows = "\n".join(f"| {SCORES[key]} | {100 * value:.1f} % |" for key, value in scores.items())
     how = f"`{made.get('command', 'tools/make_embedded_teachers.py')}`\n(seed {made.get('seed')}, {made.get('steps')} steps, "
     how += f"{made.get('minutes')} minutes, {made.get('pictures')} pictures)."
+    how += f" {made['note']}" if "note" in made else ""
     where = (
         f"{len(held_out[1].images)} held-out scenes of another seed, {len(CLASS_NAMES)} classes" if held_out else "not measured: no scenes"
     )

@@ -17,15 +17,17 @@ from transformers import BitImageProcessor, Dinov2WithRegistersConfig, Dinov2Wit
 from .budget import Budget, half_cosine
 from .measure import knn_of, likeness_iou
 from .pictures import IMAGENET_MEAN, IMAGENET_STD, Pictures, normalised
-from .views import crop, relight
+from .statistics import texture_statistics
+from .views import crop, relight, repaint
 
 BATCH, RATE, WEIGHT_DECAY, MOMENTUM = 48, 2e-3, 0.04, 0.992
 # Few prototypes, or Sinkhorn-Knopp gives each picture of a small batch its own and the backgrounds are learnt (seen: 38 %).
-PROTOTYPES, TEACHER_HEAT, STUDENT_HEAT = 64, 0.06, 0.1
+PROTOTYPES, TEACHER_HEAT, STUDENT_HEAT = 32, 0.06, 0.1
 GLOBAL_SIDE, LOCAL_SIDE = 0.75, 0.5  # of the picture's side
 LOCALS, LOCAL_SCALE, GLOBAL_SCALE = 4, (0.12, 0.4), (0.4, 0.9)
 MASKED, PATCH_WEIGHT, KOLEO = 0.4, 0.5, 0.05
-RELIGHT, GREY = 1.3, 0.1
+RELIGHT, GREY = 1.2, 0.1
+DEEP, STATISTICS = False, 2.0
 
 
 def build(image_size: int, width: int = 128, depth: int = 4) -> Dinov2WithRegistersModel:
@@ -63,7 +65,8 @@ class Projector(nn.Module):
 
     def __init__(self, width: int, hidden: int = 512, bottleneck: int = 128) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck))
+        layers = [nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)]
+        self.mlp = nn.Sequential(*layers) if DEEP else nn.Linear(width, bottleneck)
         self.prototypes = nn.Parameter(F.normalize(torch.randn(PROTOTYPES, bottleneck), dim=1))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -77,6 +80,7 @@ class Branch(nn.Module):
         super().__init__()
         width = backbone.config.hidden_size
         self.backbone, self.head, self.patch_head = backbone, Projector(width), Projector(width)
+        self.statistics = nn.Linear(width, 8)
 
     def forward(self, images: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] and bool [B, tokens] -> class token [B, D], patch tokens [B, tokens, D]."""
@@ -107,7 +111,7 @@ def koleo(summaries: Tensor) -> Tensor:
 
 
 def view(images: Tensor, scale: tuple[float, float], side: int, spread: float) -> Tensor:
-    return normalised(relight(crop(images, scale, side, spread), RELIGHT, GREY), IMAGENET_MEAN, IMAGENET_STD)
+    return normalised(relight(repaint(crop(images, scale, side, spread)), RELIGHT, GREY), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def block_mask(batch: int, tokens: int, device: torch.device) -> Tensor:
@@ -116,8 +120,8 @@ def block_mask(batch: int, tokens: int, device: torch.device) -> Tensor:
     return torch.rand(batch, tokens, device=device) < share
 
 
-def loss_of(student: Branch, teacher: Branch, images: Tensor) -> Tensor:
-    """The loss of one batch, uint8 [B, 3, S, S]."""
+def loss_of(student: Branch, teacher: Branch, images: Tensor, statistics: Tensor) -> Tensor:
+    """The loss of one batch, uint8 [B, 3, S, S], whose texture statistics, standardised, are [B, 8]."""
     side, batch = images.shape[-1], len(images)
     large, small = round(side * GLOBAL_SIDE / 8) * 8, round(side * LOCAL_SIDE / 8) * 8
     both = torch.cat([view(images, GLOBAL_SCALE, large, 1.0) for _ in range(2)])
@@ -135,6 +139,8 @@ def loss_of(student: Branch, teacher: Branch, images: Tensor) -> Tensor:
         total = total + cross_entropy(part, targets[0]) + cross_entropy(part, targets[1])
     total = total / (2 + 2 * LOCALS)
     total = total + PATCH_WEIGHT * cross_entropy(student.patch_head(seen_patches[masked]), patch_targets)
+    foretold = student.statistics(torch.cat((seen, local))).float()
+    total = total + STATISTICS * F.smooth_l1_loss(foretold, statistics.repeat(2 + LOCALS, 1))
     return total + KOLEO * sum(koleo(part) for part in seen.chunk(2)) / 2
 
 
@@ -148,13 +154,16 @@ def train(pool: Pictures, held_out: tuple[Pictures, Pictures] | None, budget: Bu
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": plain, "weight_decay": 0}], betas=(0.9, 0.98)
     )
+    statistics = torch.cat([texture_statistics(batch.float() / 255) for batch in pool.images.split(500)])
+    statistics = (statistics - statistics.mean(0)) / statistics.std(0)
     due, running = 0.0, 0.0
     while budget.progress < 1:
         for group in optimizer.param_groups:
             group["lr"] = budget.rate(RATE)
-        images = pool.images[torch.randint(len(pool.images), (BATCH,))].to(device)
+        chosen = torch.randint(len(pool.images), (BATCH,))
+        images, known = pool.images[chosen].to(device), statistics[chosen].to(device)
         with torch.autocast(device, torch.bfloat16):
-            loss = loss_of(student, teacher, images)
+            loss = loss_of(student, teacher, images, known)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)

@@ -15,14 +15,15 @@ from .views import relight
 BATCH, PROMPTS, RATE, WEIGHT_DECAY = 32, 4, 1.5e-3, 0.05
 SMALLEST = 24  # px; smaller objects are not asked for in training
 JUDGED = 64  # px; the smallest object that is judged
-RELIGHT = 0.5
+RELIGHT, FOCAL = 0.5, 20
 
 
 def build(image_size: int, width: int = 128, depth: int = 4, prompt_width: int = 64) -> SamModel:
     """A small SamModel, its weights drawn so that it can be trained from scratch.
 
-    transformers leaves SAM's encoder at a range of 1e-10 and scales the random frequencies of positions by half its width,
-    which is right for weights that will be loaded and hopeless to start from; the original starts at 0.02 and 1.
+    transformers leaves SAM's encoder at a range of 1e-10, its decoder at 0.02, and scales the random frequencies of positions
+    by half its width: right for weights that will be loaded, hopeless to start from. The original starts from torch's own
+    ranges, and frequencies of std 1.
     """
     shared = {"image_size": image_size, "patch_size": 8}
     vision = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": width // 32, "mlp_ratio": 3.0}
@@ -36,6 +37,9 @@ def build(image_size: int, width: int = 128, depth: int = 4, prompt_width: int =
         attn_implementation="eager",  # the fused kernel's backward is eight times slower on a CPU in bf16
     )
     model = SamModel(config)
+    for part in model.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            part.reset_parameters()
     with torch.no_grad():
         model.shared_image_embedding.positional_embedding.normal_()
         model.prompt_encoder.shared_embedding.positional_embedding = model.shared_image_embedding.positional_embedding
@@ -128,16 +132,20 @@ def iou(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def loss_of(logits: Tensor, scores: Tensor, masks: Tensor) -> Tensor:
-    """Focal (20) + dice (1) of the best of the masks, and the squared error of all predicted IoU, as in SAM."""
-    logits, wanted = logits.float(), masks[:, :, None].float().expand_as(logits)
-    plain = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    """Focal and dice, mostly of the best of the masks, and the squared error of all predicted IoU, as in SAM, at the decoder's size.
+
+    logits [B, P, M, h, w], predicted IoU [B, P, M], bool masks [B, P, S, S].
+    """
+    logits, side = logits.float(), logits.shape[-1]
+    wanted = F.adaptive_avg_pool2d(masks.flatten(0, 1).float(), side).view(*masks.shape[:2], 1, side, side).expand_as(logits)
     shares = logits.sigmoid()
-    right = shares * wanted + (1 - shares) * (1 - wanted)
-    weight = 0.25 * wanted + 0.75 * (1 - wanted)
-    focal = (4 * weight * (1 - right) ** 2 * plain).mean((-2, -1))
-    dice = 1 - (2 * (shares * wanted).sum((-2, -1)) + 1) / (shares.sum((-2, -1)) + wanted.sum((-2, -1)) + 1)
-    truth = iou(logits.detach(), masks)
-    return (5 * focal + dice).amin(-1).mean() + F.mse_loss(scores.float(), truth)
+    plain = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    focal = ((shares - wanted) ** 2 * plain).mean((-2, -1))
+    dice = 1 - (2 * (shares * wanted).sum((-2, -1)) + 1) / ((shares + wanted).sum((-2, -1)) + 1)
+    truth = iou(logits.detach(), masks=wanted[:, :, 0] > 0.5)
+    each = FOCAL * focal + dice
+    # A little of the mean keeps all masks usable, so that a wrong choice among them costs less.
+    return 0.8 * each.amin(-1).mean() + 0.2 * each.mean() + F.mse_loss(scores.float(), truth)
 
 
 @torch.inference_mode()
@@ -178,7 +186,8 @@ def train(pool: Pictures, held_out: tuple[Pictures, Pictures] | None, budget: Bu
             embeddings = embed(model, views)
             several = budget.step % 4 < 2
             prompt = {"input_boxes": boxes(masks, 0.1)} if budget.step % 4 == 3 else {"input_points": clicks(masks)}
-            loss = loss_of(*predict(model, embeddings, prompt, several=several), masks)
+            output = model(image_embeddings=embeddings, multimask_output=several, **prompt)
+            loss = loss_of(output.pred_masks, output.iou_scores, masks)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -42,4 +42,30 @@ def relight(views: Tensor, strength: float = 1.0, grey_share: float = 0.0) -> Te
     coloured = torch.rand(len(views), 1, 1, 1, device=views.device) >= grey_share
     views = grey + (views - grey) * draw(-0.3, 0.2) * coloured
     views = middle + (views - middle) * draw(-0.3, 0.3)
+    views = turn_hue(views, 12 * strength)
     return views + torch.randn_like(views) * (0.05 * strength * torch.rand(len(views), 1, 1, 1, device=views.device))
+
+
+def turn_hue(views: Tensor, degrees: float) -> Tensor:
+    """Turns each picture's colours about the grey axis by up to `degrees`: float32 [B, 3, H, W] in and out."""
+    angle = torch.empty(len(views), 1, 1, device=views.device).uniform_(-degrees, degrees).deg2rad()
+    ones = torch.ones(3, 3, device=views.device) / 3
+    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=views.device) / 3**0.5
+    turn = angle.cos() * (torch.eye(3, device=views.device) - ones) + ones + angle.sin() * cross
+    return (turn @ views.flatten(2)).view_as(views)
+
+
+def repaint(views: Tensor, share: float = 0.8) -> Tensor:
+    """Another brightness for what has little colour, in `share` of the pictures: float32 [B, 3, H, W], about in [0, 1].
+
+    The ground of a picture is the same in all of its crops and the easiest thing to recognise them by; repainted, it tells
+    nothing, and what is left to learn is the objects (seen: without, 20-NN accuracy falls while the loss improves).
+    """
+
+    def draw(low: float, high: float, channels: int = 1) -> Tensor:
+        return torch.empty(len(views), channels, 1, 1, device=views.device).uniform_(low, high)
+
+    most = views.amax(1, keepdim=True)
+    saturation = (most - views.amin(1, keepdim=True)) / most.clamp(min=0.05)
+    dull = torch.sigmoid(14 * (0.38 - saturation)) * (draw(0, 1) < share)
+    return views + dull * (views * draw(0.3, 1.1) + draw(-0.1, 0.4) + draw(-0.06, 0.06, channels=3) - views)
