@@ -10,7 +10,8 @@ from .pictures import Pictures
 
 WHAT = {
     "clip": "a small `CLIPModel`, trained contrastively on pictures and their captions",
-    "dino": "a small `Dinov2WithRegistersModel`, trained by self-distillation without any label or caption",
+    "dino": "a small `Dinov2WithRegistersModel`, trained by self-distillation, with texture statistics of the picture to foretell"
+    " beside it, without any label or caption",
     "sam": "a small `SamModel`, trained to draw the mask of whatever a click or a box points at",
 }
 WEAKNESS = {
