@@ -56,7 +56,7 @@ def test_a_model_folder(run_folder: Path, teacher_folders: dict[str, Path]) -> N
     )
     assert set(alone["knn"].rows) == {"student", "student/clip", "student/dino", "student/sam"}
     word = "evaluations.zero_shot={type: zero_shot, data: {type: scenes, length: 9}, templates: ['a {}']}"
-    with pytest.raises(UserError, match=r"evaluations.zero_shot: a text encoder is needed .*there is: no teacher"):
+    with pytest.raises(UserError, match=r"evaluations.zero_shot: a text encoder is needed.*there is: no teacher"):
         amradio.evaluate(run_folder / "model", word)
     clip = f"teachers.clip={{type: clip, model: {teacher_folders['clip']}}}"
     assert "teacher/clip" in amradio.evaluate(run_folder / "model", word, clip)["zero_shot"].rows
