@@ -2,13 +2,13 @@
 """Trains the three embedded teachers from a seed and writes them in transformers' own formats, each with a card.
 
     python tools/make_embedded_teachers.py --out src/amradio/teachers/embedded
-    python tools/make_embedded_teachers.py --only dino --steps 5000 --out /tmp/teachers
+    python tools/make_embedded_teachers.py --only dino --steps 1000 --out /tmp/teachers
     python tools/make_embedded_teachers.py --only clip --images photos --captions captions.json --image-size 128 --minutes 60 --out mine
     python tools/make_embedded_teachers.py --only sam --images photos --instances instances.json --minutes 60 --out mine
     python tools/make_embedded_teachers.py --scores-only --out src/amradio/teachers/embedded
 
 Without --images they learn from scenes (`amradio.data.scenes`), and what they reach is measured on other seeds. On one core
-the defaults take about 10 (clip), 70 (dino) and 25 (sam) minutes; the command sets one thread unless told otherwise,
+the defaults take about 14 (clip), 12 (dino) and 28 (sam) minutes; the command sets one thread unless told otherwise,
 for threads that contend cost a factor of four.
 """
 
@@ -24,7 +24,7 @@ from transformers import CLIPModel, CLIPTokenizer, Dinov2WithRegistersModel, Sam
 
 TEACHERS = {"clip": clip, "dino": dino, "sam": sam}
 CLASSES = {"clip": CLIPModel, "dino": Dinov2WithRegistersModel, "sam": SamModel}
-STEPS = {"clip": 3000, "dino": 5000, "sam": 4000}
+STEPS = {"clip": 800, "dino": 1000, "sam": 3800}
 # What is measured comes from the worlds seed + 10 (k-NN's known pictures) and seed + 11.
 KNOWN, TEST = 4000, 1000
 

@@ -16,7 +16,7 @@ WHAT = {
 }
 WEAKNESS = {
     "clip": "It draws no masks, and its patches do not follow outlines: it was asked only for one vector a picture.",
-    "dino": "It knows no words and draws no masks. Colours it tells apart best; textures less surely than `clip` does.",
+    "dino": "It knows no words and draws no masks. Shapes and sizes it hardly groups.",
     "sam": "It does not know what an object is: it has no summary, no words, and its features, averaged, tell classes apart poorly.",
 }
 SCORES = {
