@@ -2,9 +2,10 @@
 
 DINO (arXiv 2104.14294) with what DINOv2 (arXiv 2304.07193) added: an averaged copy of the student sees two large crops, the
 student must say the same from those and from small crops (cross-entropy over prototypes, balanced by Sinkhorn-Knopp) and
-at masked patches (iBOT), and KoLeo keeps summaries apart. A thousand steps of a small batch do not suffice to find textures that
-way (seen: 20-NN accuracy of 50 to 54 %, raw pixels 33 %; with what follows over 80 %), so the summary also foretells statistics of the picture's structure
-tensor, an older kind of target that needs no label either (as in MaskFeat, arXiv 2112.09133).
+at masked patches (iBOT), and KoLeo keeps summaries apart. A thousand steps of a small batch do not suffice to find textures
+that way (seen: 20-NN accuracy of 50 to 54 %, raw pixels 33 %; with what follows over 80 %), so the summary also foretells
+statistics of the picture's structure tensor, an older kind of target that needs no label either (as in MaskFeat,
+arXiv 2112.09133).
 """
 
 import copy
@@ -29,7 +30,7 @@ GLOBAL_SIDE, LOCAL_SIDE = 0.75, 0.5  # of the picture's side
 LOCALS, LOCAL_SCALE, GLOBAL_SCALE = 4, (0.12, 0.4), (0.4, 0.9)
 MASKED, PATCH_WEIGHT, KOLEO = 0.4, 0.5, 0.05
 RELIGHT, GREY = 1.2, 0.1
-DEEP, STATISTICS = False, 2.0
+STATISTICS = 2.0  # weight of the texture statistics
 
 
 def build(image_size: int, width: int = 128, depth: int = 4) -> Dinov2WithRegistersModel:
@@ -65,14 +66,14 @@ def summary(model: Dinov2WithRegistersModel, device: str):
 class Projector(nn.Module):
     """Summary or patch [.., D] -> prototype logits [.., K], cosines to unit prototypes."""
 
-    def __init__(self, width: int, hidden: int = 512, bottleneck: int = 128) -> None:
+    def __init__(self, width: int, bottleneck: int = 128) -> None:
         super().__init__()
-        layers = [nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)]
-        self.mlp = nn.Sequential(*layers) if DEEP else nn.Linear(width, bottleneck)
+        # One layer: the summary itself then has to be what the prototypes group (seen: 52 % after 340 steps, 41 % with three).
+        self.project = nn.Linear(width, bottleneck)
         self.prototypes = nn.Parameter(F.normalize(torch.randn(PROTOTYPES, bottleneck), dim=1))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.normalize(self.mlp(tokens), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+        return F.normalize(self.project(tokens), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
 
 
 class Branch(nn.Module):
