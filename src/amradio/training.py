@@ -223,7 +223,7 @@ class Training:
             autocast=self.autocast,
             open_batches=self._open_batches,
             begin_stage=self._begin_stage,
-            evaluate=self.evaluate,
+            evaluate=self._evaluate_aside,
             evaluate_due=self._evaluate_due,
             save=self.save,
             spare=self._spare,
@@ -293,6 +293,10 @@ class Training:
             return False
         return step % every == 0 or step == self.recipe.num_steps
 
+    def _evaluate_aside(self, step: int) -> None:
+        with self.clock.paused():
+            self.evaluate(step)
+
     def evaluate(self, step: int) -> None:
         """Held-out agreement with every teacher of the stage that `step` ends or is in, into evaluations/ and metrics.jsonl."""
         stage = next(stage for stage in self.stages if step <= stage.end)
@@ -308,7 +312,6 @@ class Training:
         self.processes.first_does(
             lambda: self.folder.write(f"evaluations/step_{step:09d}/agreement.json", json.dumps(self.agreement, indent=1) + "\n")
         )
-        self.clock.take()
 
     def _agreement(self, group: Group) -> Agreement:
         limit = self.recipe.evaluate.batches * group.settings.batch_size
