@@ -81,7 +81,7 @@ class Log:
         if self._bar is None:
             print(line, flush=True)
         else:
-            self._bar.console.print(line, markup=False, highlight=False)
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         with disk_errors(self.folder), open(self.folder / "train.log", "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
