@@ -7,9 +7,10 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
+from . import formats
 from .errors import UserError, nearest
 from .features import Features
-from .network import Network, NetworkConfig, read_folder
+from .network import Network, NetworkConfig
 
 
 class Model(nn.Module):
@@ -57,13 +58,13 @@ class Model(nn.Module):
 
     @property
     def summary_dim(self) -> int:
-        """Channels of the backbone's summary: all its summaries, one after another."""
-        return self.network.student.summary_dim * self.network.student.num_summaries
+        """Channels of the backbone's summary: its summaries, one after another."""
+        return self.network.summary_dim
 
     @property
     def spatial_dim(self) -> int:
         """Channels of the backbone's map."""
-        return self.network.student.spatial_dim
+        return self.network.spatial_dim
 
     def nearest_size(self, height: int, width: int) -> tuple[int, int]:
         """The legal input size nearest to height x width px."""
@@ -78,9 +79,9 @@ class Model(nn.Module):
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Model:
-    """Loads a model folder, or the model of a run folder. Never unpickles code.
+    """Loads a model in any format that `formats.FORMATS` reads, found from the content; of a run folder its model. Never unpickles code.
 
     Raises UserError where there is no model, a file is damaged, or weights and config do not fit.
     """
-    config, network = read_folder(path)
-    return Model(config, network).to(device)
+    found = formats.read(path)
+    return Model(found.config, found.network).to(device)

@@ -1,25 +1,18 @@
-"""The network that is trained and handed over: one student and a head per teacher, and its model folder."""
+"""The network that is trained and handed over: one student and a head per teacher."""
 
-import json
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import pydantic
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .config import Settings, one_of, validate
+from .config import Settings, one_of
 from .errors import UserError
 from .features import Features
 from .heads import HEADS, Head
 from .students import STUDENTS
 from .students.base import Student
-
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 
 
 class HeadPart(Settings):
@@ -52,11 +45,17 @@ class NetworkConfig(Settings):
     heads: dict[str, HeadConfig] = pydantic.Field(default_factory=dict)
     image_size: int | None = None
     """Pixels at which it was trained last; the size to prefer."""
+    summary_slots: list[int] | None = None
+    """Which of the student's summaries make the backbone's summary, in this order; null for all. (Published models leave out SAM's.)"""
+    rotates: bool = False
+    """Whether the map is centred and rotated before anything reads it (`rotation`; RADIOv2.5-H-norm)."""
 
     def build(self) -> "Network":
         """A network with fresh weights (or started from those that the student's settings name)."""
         student = self.student.build(self.num_summaries)
-        return Network(student, {name: _build_head(head, student) for name, head in self.heads.items()})
+        heads = {name: _build_head(head, student) for name, head in self.heads.items()}
+        rotation = Rotation(student.spatial_dim) if self.rotates else None
+        return Network(student, heads, self.summary_slots, rotation)
 
     def without_start(self) -> "NetworkConfig":
         """The same network, to be filled from its own weights and from nothing else."""
@@ -71,64 +70,62 @@ def _build_head(config: HeadConfig, student: Student) -> Head:
     return Head(summary, spatial, config.slot, student.summary_dim)
 
 
+class Rotation(nn.Module):
+    """Centres a map and multiplies it by a matrix, [..., D] -> [..., D]: y = tx (x - mean). The identity until it is filled."""
+
+    mean: Tensor
+    tx: Tensor
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("tx", torch.eye(dim))
+
+    def forward(self, spatial: Tensor) -> Tensor:
+        """See the class."""
+        return (spatial - self.mean) @ self.tx.T
+
+
 class Network(nn.Module):
     """A student and its heads, by the name of their teacher."""
 
-    def __init__(self, student: Student, heads: dict[str, Head]):
+    def __init__(
+        self, student: Student, heads: dict[str, Head], summary_slots: Sequence[int] | None = None, rotation: Rotation | None = None
+    ):
+        """summary_slots: which summaries make the backbone's; None for all. rotation: of the map, before the heads read it."""
         super().__init__()
         self.student = student
         self.heads = nn.ModuleDict(heads)
+        self.summary_slots = tuple(range(student.num_summaries)) if summary_slots is None else tuple(summary_slots)
+        self.rotation = rotation
+
+    @property
+    def summary_dim(self) -> int:
+        """Channels of the backbone's summary."""
+        return len(self.summary_slots) * self.student.summary_dim
+
+    @property
+    def spatial_dim(self) -> int:
+        """Channels of the backbone's map."""
+        return self.student.spatial_dim
 
     def forward(self, images: Tensor, draws: Tensor | None = None, heads: Iterable[str] = ()) -> dict[str, Features]:
         """Features of the backbone and of the named heads.
 
         images: [B, 3, H, W], RGB in [0, 1]; draws: [B, 8] uniform in [0, 1), the random numbers of a training step.
-        Returns `backbone` (summary [B, num_summaries * summary_dim], spatial [B, H', W', D]) and one entry a head.
+        Returns `backbone` (summary [B, summary_dim], spatial [B, H', W', spatial_dim]) and one entry a head.
         """
-        backbone = self.student(images, draws)
-        return {"backbone": backbone} | {name: self.heads[name](backbone) for name in heads}
+        found = self.student(images, draws)
+        if self.rotation is not None:
+            found = found._replace(spatial=self.rotation(found.spatial))
+        return {"backbone": self.choose(found)} | {name: self.heads[name](found) for name in heads}
 
-
-def read_folder(path: str | Path) -> tuple[NetworkConfig, Network]:
-    """Reads a model folder (config.json and model.safetensors), or that of a run folder, on the CPU.
-
-    Raises UserError where there is none, a file is damaged, or weights and config do not fit.
-    """
-    folder = Path(path)
-    if not folder.exists():
-        raise UserError(f"{folder}: there is no such folder; give a model folder (RUN/model) or a run folder")
-    if not (folder / CONFIG_FILE).is_file() and (folder / "model" / CONFIG_FILE).is_file():
-        folder = folder / "model"
-    config = read_config(folder)
-    network = config.without_start().build()
-    weights = read_weights(folder / WEIGHTS_FILE)
-    load_exactly(network, weights, str(folder / WEIGHTS_FILE))
-    return config, network
-
-
-def read_config(folder: Path) -> NetworkConfig:
-    """The config.json of a model folder."""
-    file = folder / CONFIG_FILE
-    if not file.is_file():
-        raise UserError(f"{folder}: there is no {CONFIG_FILE}; give a model folder (RUN/model) or a run folder")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid JSON ({error}); the file is damaged") from None
-    if not isinstance(data, dict) or data.get("format") != "amradio":
-        kind = data.get("model_type") if isinstance(data, dict) else None
-        raise UserError(f"{file}: not a model folder of amradio (model_type: {kind}); this version reads its own format only")
-    return validate(NetworkConfig, data, where=f"{file}: ")
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; raises UserError where it is missing or damaged."""
-    if not file.is_file():
-        raise UserError(f"{file}: there is no such file; the model folder is not complete")
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file}: not a whole safetensors file ({error}); copy it again") from None
+    def choose(self, features: Features) -> Features:
+        """The student's features with the summaries of `summary_slots` alone."""
+        if features.summary is None or self.summary_slots == tuple(range(self.student.num_summaries)):
+            return features
+        parts = features.summary.split(self.student.summary_dim, 1)
+        return features._replace(summary=torch.cat([parts[slot] for slot in self.summary_slots], 1))
 
 
 def load_exactly(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:

@@ -163,7 +163,7 @@ class Recipe(Settings):
         for name, teacher in teachers.items():
             parts = {kind: self._part(name, teacher, kind) for kind in KINDS}
             heads[name] = HeadConfig(**parts, slot=slot if parts["summary"] else 0, teacher=_card(self.teachers[name], teacher))
-            slot += parts["summary"] is not None
+            slot += parts["summary"] is not None and not self.student.shares_summary
         image_size = self.stages[-1].partitions[0].image_size
         return NetworkConfig(student=self.student, num_summaries=max(1, slot), heads=heads, image_size=image_size)
 

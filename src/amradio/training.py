@@ -169,7 +169,7 @@ class Training:
         for name, teacher in self.task.teachers.items():
             million = sum(p.numel() for p in teacher.parameters()) / 1e6
             self.log.say(f"teacher {name}: {teacher.source}, {million:.2f} M parameters, licence {teacher.licence}")
-        unread = network.student.num_summaries - sum(head.summary is not None for head in network.heads.values())  # type: ignore[union-attr]
+        unread = network.student.num_summaries - len({head.slot for head in network.heads.values() if head.summary is not None})
         if unread:
             self.log.warn(f"{unread} of the student's {network.student.num_summaries} summaries is read by no head")
         started = getattr(network.student, "started_from", None)
@@ -334,7 +334,7 @@ class Training:
     def folded_network(self) -> Network:
         """The network as it is handed over: averaged weights where there are any, heads that speak raw teacher space."""
         network = self.ema.average if self.ema else self.task.network
-        handed_over = Network(network.student, dict(copy.deepcopy(network.heads)))  # type: ignore[arg-type]
+        handed_over = Network(network.student, dict(copy.deepcopy(network.heads)), network.summary_slots, network.rotation)  # type: ignore[arg-type]
         fold_normalizers(self.task, handed_over)
         return handed_over
 

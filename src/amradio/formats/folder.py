@@ -5,9 +5,73 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from ..network import CONFIG_FILE, WEIGHTS_FILE, Network, NetworkConfig
+from ..config import validate
+from ..errors import UserError
+from ..network import Network, NetworkConfig, load_exactly
+from .base import Format, Found
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+class ModelFolder(Format):
+    """`amradio`: our own format, which carries everything."""
+
+    name = "amradio"
+
+    def recognises(self, path: Path) -> bool:
+        """A folder whose config.json says `format: amradio` (or is no JSON at all: `read` says so), or a run folder with one in `model`."""
+        file = folder_of(path) / CONFIG_FILE
+        if not file.is_file():
+            return False
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return True
+        return isinstance(found, dict) and found.get("format") == "amradio"
+
+    def read(self, path: Path, align_corners: bool | None = None) -> Found:
+        """See the base."""
+        folder = folder_of(path)
+        config = read_config(folder)
+        if align_corners is not None and "align_corners" in type(config.student).model_fields:
+            config = config.model_copy(update={"student": config.student.model_copy(update={"align_corners": align_corners})})
+        network = config.without_start().build()
+        load_exactly(network, read_weights(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
+        return Found(config, network)
+
+
+def folder_of(path: Path) -> Path:
+    """The model folder: `path` itself, or `path/model` of a run folder."""
+    return path / "model" if (path / "model" / CONFIG_FILE).is_file() and not (path / CONFIG_FILE).is_file() else path
+
+
+def read_config(folder: Path) -> NetworkConfig:
+    """The config.json of a model folder."""
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise UserError(f"{folder}: there is no {CONFIG_FILE}; give a model folder (RUN/model) or a run folder")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not valid JSON ({error}); the file is damaged") from None
+    if not isinstance(data, dict) or data.get("format") != "amradio":
+        raise UserError(f"{file}: it does not say `format: amradio`; it is not a model folder of amradio")
+    return validate(NetworkConfig, data, where=f"{file}: ")
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; raises UserError where it is missing or damaged."""
+    if not file.is_file():
+        raise UserError(f"{file}: there is no such file; the model folder is not complete")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file}: not a whole safetensors file ({error}); copy it again") from None
 
 
 def write_folder(folder: Path, config: NetworkConfig, network: Network, notes: Mapping[str, Any]) -> None:

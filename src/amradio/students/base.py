@@ -32,6 +32,11 @@ class StudentRow(NamedTuple):
 class StudentSettings(Settings):
     """What is common to all students; each kind adds its own keys and `build`."""
 
+    @property
+    def shares_summary(self) -> bool:
+        """Whether all heads read one and the same summary, so that the student has one however many teachers there are."""
+        return False
+
     def build(self, num_summaries: int) -> "Student":
         """A freshly initialised student (or one started from the weights that the settings name).
 

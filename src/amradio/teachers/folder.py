@@ -5,9 +5,10 @@ from typing import Literal
 import pydantic
 from torch import Tensor
 
+from .. import formats
 from ..errors import UserError, nearest
 from ..features import Features
-from ..network import Network, read_folder
+from ..network import Network
 from .base import Teacher, TeacherSettings
 from .precision import cast
 
@@ -25,10 +26,9 @@ class ModelSettings(TeacherSettings):
 
     def build(self) -> Teacher:
         """Raises UserError where the folder is not a whole model folder or has no such head."""
-        config, network = read_folder(self.path)
+        config, network, _ = formats.read(self.path)
         if self.head is None:
-            student = network.student
-            dims = (student.summary_dim * student.num_summaries, student.spatial_dim)
+            dims = (network.summary_dim, network.spatial_dim)
         elif self.head in config.heads:
             head = config.heads[self.head]
             dims = (head.summary.dim if head.summary else None, head.spatial.dim if head.spatial else None)

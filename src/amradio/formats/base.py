@@ -1,0 +1,87 @@
+"""What every format is: how a model in it is recognised, read and written, and how a user loads what was written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..errors import UserError
+from ..features import Features
+from ..network import Network, NetworkConfig
+
+
+class Found(NamedTuple):
+    """A model that was read."""
+
+    config: NetworkConfig
+    network: Network
+    """On the CPU, in the dtype of the file."""
+    dead: tuple[str, ...] = ()
+    """Keys of the file that are known to do nothing, and were left out."""
+
+
+class ExportSettings(NamedTuple):
+    """What a user may choose at export; a format refuses what it has no place for."""
+
+    heads: tuple[str, ...]
+    """Names of the heads that go along, in this order."""
+    dtype: str = "float32"
+    """`float32`, `float16` or `bfloat16`: of the weights."""
+    image_size: int | None = None
+    """Pixels at which a format of one fixed size is made; None for the model's own."""
+
+
+class Format:
+    """One format. Reading and writing never run code from a file."""
+
+    name: str
+    """The word of `amradio export --format`."""
+    suffix: str = ""
+    """How a written file ends; empty where a folder is written."""
+    tolerance: float = 1e-4
+    """Largest absolute difference in float32 that counts as the same model, over outputs of about unit size."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether the file or folder is of this format: from its content, reading little, running nothing, raising nothing."""
+        raise NotImplementedError
+
+    def read(self, path: Path, align_corners: bool | None = None) -> Found:
+        """Reads a model. align_corners: how a ViT's position table is stretched; None for what the format says, or false.
+
+        Raises UserError for a damaged file, a missing or left-over key, a wrong shape.
+        """
+        raise NotImplementedError
+
+    def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
+        """Why this model cannot be written in this format, one sentence each; empty where it can. Heads without a place: see `carries`."""
+        raise NotImplementedError
+
+    def carries(self, config: NetworkConfig) -> tuple[str, ...]:
+        """Names of the heads that this format has a place for."""
+        raise NotImplementedError
+
+    def write(self, target: Path, model: Found, settings: ExportSettings) -> None:
+        """Writes to `target`: a file that does not exist, or an empty folder where `suffix` is empty. Raises UserError where it cannot."""
+        raise NotImplementedError
+
+    def outputs(self, target: Path, images: Tensor, settings: ExportSettings) -> Mapping[str, Features] | None:
+        """What the written model says of images [B, 3, H, W] in [0, 1], computed by the target library; None where it is not installed.
+
+        By name: `backbone` and the heads. Inside a `Features`, a kind that the library has not is None.
+        """
+        raise NotImplementedError
+
+    def snippet(self, target: Path, settings: ExportSettings) -> str:
+        """The Python lines with which a user loads `target`."""
+        raise NotImplementedError
+
+
+def refuse(path: Path, forms: tuple[Format, ...]) -> UserError:
+    """Of a path that no format recognises."""
+    names = ", ".join(form.name for form in forms)
+    if not path.exists():
+        return UserError(f"{path}: there is no such file or folder; give a model folder, a run folder or a checkpoint file")
+    if path.is_dir() and not (path / "config.json").is_file():
+        return UserError(f"{path}: there is no config.json in it; give a model folder (RUN/model), a run folder or a checkpoint file")
+    return UserError(f"{path}: not a model in a format that is read here ({names})")
