@@ -358,7 +358,7 @@ BLOCK = "student.blocks.0.mlp.fc1.weight"
         (lambda folder: (folder / "config.json").unlink(), "there is no config.json"),
         (lambda folder: (folder / "config.json").write_text('{"format": "amrad'), "not valid JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "not a model in a format that is read here"),
-        (lambda folder: (folder / "config.json").write_textXX,
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "not a model in a format that is read here"),
         (edit_weights(lambda weights: weights.pop(BLOCK)), f"missing: {BLOCK}"),
         (edit_weights(lambda weights: weights.update(more=torch.zeros(1))), "not known: more"),
         (edit_weights(lambda weights: weights.update({BLOCK: torch.zeros(3, 4)})), f"wrong shape: {BLOCK} is [3, 4], not [128, 32]"),
