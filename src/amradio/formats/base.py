@@ -25,7 +25,7 @@ class ExportSettings(NamedTuple):
     """What a user may choose at export; a format refuses what it has no place for."""
 
     heads: tuple[str, ...]
-    """Names of the heads that go along, in this order."""
+    """Names of the heads that go along, in this order; the model that `Format.write` gets has these and no others."""
     dtype: str = "float32"
     """`float32`, `float16` or `bfloat16`: of the weights."""
     image_size: int | None = None
@@ -39,8 +39,8 @@ class Format:
     """The word of `amradio export --format`."""
     suffix: str = ""
     """How a written file ends; empty where a folder is written."""
-    tolerance: float = 1e-4
-    """Largest absolute difference in float32 that counts as the same model, over outputs of about unit size."""
+    reader: str = "amradio's own reader"
+    """What `outputs` computes with: the target library, or our reader where there is none to be installed."""
 
     def recognises(self, path: Path) -> bool:
         """Whether the file or folder is of this format: from its content, reading little, running nothing, raising nothing."""
@@ -62,13 +62,27 @@ class Format:
         raise NotImplementedError
 
     def write(self, target: Path, model: Found, settings: ExportSettings) -> None:
-        """Writes to `target`: a file that does not exist, or an empty folder where `suffix` is empty. Raises UserError where it cannot."""
+        """Writes to `target`: a file that does not exist, or an empty folder where `suffix` is empty. Raises UserError where it cannot.
+
+        model: its floating-point weights have the dtype of the settings already. The card of a folder is not written here.
+        """
         raise NotImplementedError
 
-    def outputs(self, target: Path, images: Tensor, settings: ExportSettings) -> Mapping[str, Features] | None:
-        """What the written model says of images [B, 3, H, W] in [0, 1], computed by the target library; None where it is not installed.
+    def tolerance(self, settings: ExportSettings) -> float:
+        """Largest difference of an output that counts as the same model, as a share of the output's deviation (of 1 where that is less)."""
+        del settings
+        return 1e-4
 
-        By name: `backbone` and the heads. Inside a `Features`, a kind that the library has not is None.
+    def sizes(self, network: Network, settings: ExportSettings) -> tuple[tuple[int, int], ...]:
+        """(height, width) in px at which the written model is compared with ours: two, one of them not square, where both are legal."""
+        del settings
+        return network.student.nearest_size(128, 128), network.student.nearest_size(96, 160)
+
+    def outputs(self, target: Path, images: Tensor, settings: ExportSettings) -> Mapping[str, Features] | None:
+        """What the written model says of images [B, 3, H, W] in [0, 1], computed by `reader`; None where that is not installed.
+
+        In float32 from the written weights, so that half weights compare as exactly as full ones (a format whose file computes in half
+        says so in its `tolerance`). By name: `backbone` and the heads. Inside a `Features`, a kind that the library has not is None.
         """
         raise NotImplementedError
 
