@@ -1,6 +1,6 @@
 """The network that is trained and handed over: one student and a head per teacher."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import pydantic
@@ -35,6 +35,21 @@ class HeadConfig(Settings):
     """What the model card says of the teacher: kind, source, licence."""
 
 
+class TrainingFacts(Settings):
+    """What is known of a model's training; it goes into the card of whatever the model is exported to."""
+
+    step: int
+    """Optimizer updates so far."""
+    num_steps: int
+    """Of the whole run."""
+    data: str
+    """What it was trained on, in words."""
+    agreement: dict[str, dict[str, float]] = pydantic.Field(default_factory=dict)
+    """Held-out agreement with each teacher, by `NAME/KIND` (rows as of `evaluation.agreement`)."""
+    recipe: str | None = None
+    """The resolved recipe as YAML."""
+
+
 class NetworkConfig(Settings):
     """What `config.json` of a model folder says, and all that is needed to build the network."""
 
@@ -49,6 +64,10 @@ class NetworkConfig(Settings):
     """Which of the student's summaries make the backbone's summary, in this order; null for all. (Published models leave out SAM's.)"""
     rotates: bool = False
     """Whether the map is centred and rotated before anything reads it (`rotation`; RADIOv2.5-H-norm)."""
+    training: TrainingFacts | None = None
+    """How it was trained, where that is known."""
+    origin: str | None = None
+    """Name and format of the foreign file that the model was read from, where it was."""
 
     def build(self) -> "Network":
         """A network with fresh weights (or started from those that the student's settings name)."""
@@ -128,14 +147,17 @@ class Network(nn.Module):
         return features._replace(summary=torch.cat([parts[slot] for slot in self.summary_slots], 1))
 
 
-def load_exactly(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Fills `module` from `weights`; raises UserError that names every missing, left-over and misshapen key (at most 10 each)."""
+def load_exactly(module: nn.Module, weights: dict[str, Tensor], where: str, name: Callable[[str], str] = str) -> None:
+    """Fills `module` from `weights`; it takes their dtype where all of them share one of half precision, and stays as it is otherwise.
+
+    name: spells a key of the module as the file does, for messages. Raises UserError that names every missing, left-over and misshapen
+    key (at most 10 each).
+    """
     own = module.state_dict()
-    missing = [key for key in own if key not in weights]
-    extra = [key for key in weights if key not in own]
-    shapes = [
-        f"{k} is {list(weights[k].shape)}, not {list(own[k].shape)}" for k in own if k in weights and weights[k].shape != own[k].shape
-    ]
+    missing = [name(key) for key in own if key not in weights]
+    extra = [name(key) for key in weights if key not in own]
+    both = [key for key in own if key in weights and weights[key].shape != own[key].shape]
+    shapes = [f"{name(key)} is {list(weights[key].shape)}, not {list(own[key].shape)}" for key in both]
     found = [
         f"{where}: {what}: {', '.join(keys[:10])}{f' and {len(keys) - 10} more' if len(keys) > 10 else ''}"
         for what, keys in (("missing", missing), ("not known", extra), ("wrong shape", shapes))
@@ -143,5 +165,18 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], where: str) -> N
     ]
     if found:
         raise UserError(*found)
+    dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+    if dtypes in ({torch.float16}, {torch.bfloat16}):
+        cast_weights(module, dtypes.pop())
     with torch.no_grad():
         module.load_state_dict(weights)
+
+
+def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
+    """Casts, in place, what a file would hold; mean and std of the images are not in it and keep their precision."""
+    apart = {key for key, _ in module.named_buffers()} - module.state_dict().keys()
+    kept = {key: module.get_buffer(key) for key in apart}
+    module.to(dtype)
+    for key, buffer in kept.items():
+        owner, _, last = key.rpartition(".")
+        module.get_submodule(owner).register_buffer(last, buffer, persistent=False)

@@ -16,7 +16,7 @@ class Found(NamedTuple):
 
     config: NetworkConfig
     network: Network
-    """On the CPU, in the dtype of the file."""
+    """On the CPU; in float32, or in the half precision that all weights of the file share."""
     dead: tuple[str, ...] = ()
     """Keys of the file that are known to do nothing, and were left out."""
 
