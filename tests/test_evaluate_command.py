@@ -65,7 +65,7 @@ def test_a_model_folder(run_folder: Path, teacher_folders: dict[str, Path]) -> N
 def test_what_the_user_can_put_right(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = "teachers.x={type: clip, model: ./nowhere}"
     for words, message in (
-        (["nowhere"], "nowhere: there is no such folder"),
+        (["nowhere"], "nowhere: there is no such file or folder"),
         ([run_folder, "evaluations.x={type: knn}"], "evaluations.x.database: this key is required"),
         ([run_folder, "evaluatoins.x=knn"], "there is no such key; did you mean 'evaluations'"),
         ([run_folder, "evaluations={}"], "evaluations: "),

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ..evaluation.base import Metric, Result
-from .tables import print_table
+from .tables import print_table, width
 
 BEST, NOTHING = "*", "-"
 TITLE = f"Evaluation ({BEST} best of its column)"
-WIDTH = 10
-"""Columns beside one another; more are set below."""
+SPACING = 3
+"""Characters between two columns."""
 
 
 class Column(NamedTuple):
@@ -26,17 +26,26 @@ def print_results(results: Mapping[str, Result]) -> None:
     """Prints one table of the headline metrics of all evaluations, then agreement by size where it was measured, then every note.
 
     The best model of a column is marked with *. Below the models stand the gaps in points (hundredths of a cosine) and the floors.
-    A table that is wide is set in blocks.
+    What is too wide for a line is set below, as another table.
     """
     columns = list(headline_columns(results))
     names = sorted({name for column in columns for name in column.values}, key=_order)
-    for start in range(0, len(columns), WIDTH):
-        print_table("" if start else TITLE, *_table(columns[start : start + WIDTH], names))
+    title = TITLE
+    while columns:
+        count = next(count for count in range(len(columns), 0, -1) if count == 1 or _width(*_table(columns[:count], names)) <= width())
+        print_table(title, *_table(columns[:count], names))
+        title, columns = "", columns[count:]
     for name, result in results.items():
         _print_by_size(name, result)
     for name, result in results.items():
         counts = ", ".join(f"{count:,} {what}" for what, count in result.counts.items() if count or what != "broken")
         print(f"{name}: {counts}; {result.seconds:.1f} s" + "".join(f"; {note}" for note in result.notes))
+
+
+def _width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Characters that a table takes."""
+    columns = zip(headings, *rows, strict=True)
+    return sum(max(len(line) for cell in column for line in cell.split("\n")) + SPACING for column in columns)
 
 
 def _table(columns: Sequence[Column], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -96,7 +105,7 @@ def _cell(column: Column, name: str) -> str:
     if name not in column.values:
         return NOTHING
     text = _number(column.values[name], column.metric)
-    return text + (BEST if name in best_of(column) and len(column.values) > 1 else " ")
+    return (BEST if name in best_of(column) and len(column.values) > 1 else "") + text
 
 
 def _number(value: float, metric: Metric) -> str:

@@ -7,6 +7,12 @@ from rich.console import Console
 from rich.table import Table
 
 
+def width() -> int:
+    """Characters a line: of the terminal, or what a page takes where there is none."""
+    console = Console()
+    return console.width if console.is_terminal else 120
+
+
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Prints a table; columns whose cells are all numbers are set flush right."""
     cells = [[str(cell) for cell in row] for row in rows]
@@ -23,4 +29,4 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def _is_number(cell: str) -> bool:
-    return cell.strip() in ("", "-") or cell.replace(",", "").replace("%", "").replace(".", "", 1).strip().lstrip("-+").isdigit()
+    return cell.strip() in ("", "-") or cell.replace(",", "").replace("%", "").replace(".", "", 1).strip().lstrip("*-+").isdigit()
