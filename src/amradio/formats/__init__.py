@@ -4,16 +4,23 @@ from pathlib import Path
 
 from .base import ExportSettings, Format, Found, refuse
 from .folder import ModelFolder
+from .remote_code import RemoteCode
+from .torchhub import TorchHub
 
-FORMATS: tuple[Format, ...] = (ModelFolder(),)
+FORMATS: tuple[Format, ...] = (ModelFolder(), RemoteCode(), TorchHub())
+"""The first that recognises a path reads it; torchhub takes any file of torch.save, so it stands last."""
 
 
 def read(path: str | Path, align_corners: bool | None = None) -> Found:
     """Reads a model in whichever format it is; see `Format.read`. Raises UserError, also where no format recognises it."""
+    path = Path(path)
     for form in FORMATS:
-        if form.recognises(Path(path)):
-            return form.read(Path(path), align_corners)
-    raise refuse(Path(path), FORMATS)
+        if form.recognises(path):
+            found = form.read(path, align_corners)
+            if form.name == ModelFolder.name or found.config.origin:
+                return found
+            return found._replace(config=found.config.model_copy(update={"origin": f"{path.name} ({form.name})"}))
+    raise refuse(path, FORMATS)
 
 
 __all__ = ["FORMATS", "ExportSettings", "Format", "Found", "read"]

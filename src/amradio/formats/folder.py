@@ -55,13 +55,23 @@ def read_config(folder: Path) -> NetworkConfig:
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise UserError(f"{folder}: there is no {CONFIG_FILE}; give a model folder (RUN/model) or a run folder")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid JSON ({error}); the file is damaged") from None
-    if not isinstance(data, dict) or data.get("format") != "amradio":
+    data = read_json(file)
+    if data.get("format") != "amradio":
         raise UserError(f"{file}: it does not say `format: amradio`; it is not a model folder of amradio")
     return validate(NetworkConfig, data, where=f"{file}: ")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises UserError where it is missing, damaged or something else."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); the folder is not complete") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error}); the file is damaged") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: found {type(data).__name__}; it holds an object in a model's folder")
+    return data
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

@@ -1,0 +1,56 @@
+"""A model as NVIDIA publishes it, between the files it lies in and our network."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ...errors import UserError
+
+
+class Published(NamedTuple):
+    """Weights under our names, and the settings of the training that come with them."""
+
+    settings: Mapping[str, Any]
+    """The training's command line: `args` of the checkpoint or of config.json."""
+    weights: dict[str, Tensor]
+    """By the names of our network (`student.*`, `heads.NAME.summary.*`, `heads.NAME.spatial.*`, `rotation.*`)."""
+    conditioner: Mapping[str, Tensor]
+    """`norm_mean` and `norm_std` of RGB in [0, 1], 3 numbers each."""
+    prefixes: Mapping[str, str]
+    """Start of our name -> start of the file's name, for every group of weights there is."""
+    dead: tuple[str, ...] = ()
+    """Names in the file of what does nothing and was left out."""
+
+    def spell(self, key: str) -> str:
+        """A name of ours as the file has it."""
+        start = next((start for start in sorted(self.prefixes, key=len, reverse=True) if key.startswith(start)), "")
+        return self.prefixes.get(start, "") + key[len(start) :]
+
+    def below(self, start: str) -> dict[str, Tensor]:
+        """The weights whose name begins with `start`, without it."""
+        return {key.removeprefix(start): tensor for key, tensor in self.weights.items() if key.startswith(start)}
+
+
+def split(state: Mapping[str, Tensor], groups: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file under our names, and the groups that occur. groups: start of our name -> start of the file's name.
+
+    A name that belongs to no group stays as it is, and is reported as unknown when the network is filled.
+    """
+    weights: dict[str, Tensor] = {}
+    used: dict[str, str] = {}
+    by_length = sorted(groups.items(), key=lambda pair: len(pair[1]), reverse=True)
+    for key, tensor in state.items():
+        ours, theirs = next(((ours, theirs) for ours, theirs in by_length if key.startswith(theirs)), ("", ""))
+        weights[ours + key.removeprefix(theirs).replace(".grandma", ".gamma")] = tensor
+        used[ours] = theirs
+    return weights, used
+
+
+def square_root(number: int, what: str) -> int:
+    """The side of a square of `number`; raises UserError where it is none."""
+    side = math.isqrt(number)
+    if side * side != number:
+        raise UserError(f"{what}: {number} is not a square number; the file is not a RADIO ViT")
+    return side
