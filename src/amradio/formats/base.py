@@ -73,10 +73,10 @@ class Format:
         del settings
         return 1e-4
 
-    def sizes(self, network: Network, settings: ExportSettings) -> tuple[tuple[int, int], ...]:
+    def sizes(self, model: Found, settings: ExportSettings) -> tuple[tuple[int, int], ...]:
         """(height, width) in px at which the written model is compared with ours: two, one of them not square, where both are legal."""
         del settings
-        return network.student.nearest_size(128, 128), network.student.nearest_size(96, 160)
+        return model.network.student.nearest_size(128, 128), model.network.student.nearest_size(96, 160)
 
     def outputs(self, target: Path, images: Tensor, settings: ExportSettings) -> Mapping[str, Features] | None:
         """What the written model says of images [B, 3, H, W] in [0, 1], computed by `reader`; None where that is not installed.
