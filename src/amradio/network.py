@@ -134,7 +134,24 @@ class Network(nn.Module):
         images: [B, 3, H, W], RGB in [0, 1]; draws: [B, 8] uniform in [0, 1), the random numbers of a training step.
         Returns `backbone` (summary [B, summary_dim], spatial [B, H', W', spatial_dim]) and one entry a head.
         """
-        found = self.student(images, draws)
+        return self._answer(self.student(images, draws), heads)
+
+    def pack(self, images: Sequence[Tensor], heads: Iterable[str] = ()) -> list[dict[str, Features]]:
+        """`forward` for images [3, H, W] of several legal sizes in one pass of the student: for each what it is alone, with B = 1.
+
+        Heads run once for every size. Raises UserError where the student takes one size at a time.
+        """
+        heads = tuple(heads)
+        found = self.student.pack(images)
+        answers: dict[int, dict[str, Features]] = {}
+        for size in dict.fromkeys(image.shape for image in images):
+            members = [number for number, image in enumerate(images) if image.shape == size]
+            answer = self._answer(_joined([found[number] for number in members]), heads)
+            for place, number in enumerate(members):
+                answers[number] = {name: _one(features, place) for name, features in answer.items()}
+        return [answers[number] for number in range(len(images))]
+
+    def _answer(self, found: Features, heads: Iterable[str]) -> dict[str, Features]:
         if self.rotation is not None:
             found = found._replace(spatial=self.rotation(found.spatial))
         return {"backbone": self.choose(found)} | {name: self.heads[name](found) for name in heads}
@@ -145,6 +162,16 @@ class Network(nn.Module):
             return features
         parts = features.summary.split(self.student.summary_dim, 1)
         return features._replace(summary=torch.cat([parts[slot] for slot in self.summary_slots], 1))
+
+
+def _joined(parts: Sequence[Features]) -> Features:
+    """Batches of one size as one."""
+    return Features(*(torch.cat(kinds) if kinds[0] is not None else None for kinds in zip(*parts, strict=True)))
+
+
+def _one(features: Features, number: int) -> Features:
+    """One image of a batch, as a batch of one."""
+    return Features(*(None if kind is None else kind[number : number + 1] for kind in features))
 
 
 def load_exactly(module: nn.Module, weights: dict[str, Tensor], where: str, name: Callable[[str], str] = str) -> None:

@@ -1,7 +1,7 @@
 """What every student is: a backbone with its own preprocessing that speaks `Features`."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 NUM_DRAWS = 8
 """Columns of `draws`: uniform random numbers that one sample may spend in one step."""
+Aggregation = Literal["sparse", "dense"]
+"""Of block outputs: sparse takes those asked for, dense the mean of each one and those before it, back to the last one asked for."""
 
 
 class StudentRow(NamedTuple):
@@ -92,23 +94,91 @@ class Student(nn.Module):
         """
         raise NotImplementedError
 
-    def intermediates(self, images: Tensor, indices: Sequence[int]) -> list[Features]:
-        """Features after each block of `indices` (negative counts from the end), in that order; shapes as of `forward`.
+    @property
+    def window_size(self) -> int | None:
+        """Patches of a window's side in windowed mode, None without windows."""
+        return None
 
-        Raises UserError where the student has no such blocks.
+    def set_windows(self, size: int | None, num_global: int = 4, num_windowed: int | None = None) -> None:
+        """ViTDet's windowed mode: attention within windows of `size` x `size` patches in all but a few blocks; None ends it.
+
+        num_global, num_windowed: which blocks stay global (`windows.global_blocks`). Raises UserError where the student has no such mode.
         """
-        del images, indices
-        raise UserError(f"{type(self).__name__}: this student has no intermediate features; a 'vit' student has")
+        del num_global, num_windowed
+        if size is not None:
+            raise UserError(f"window_size {size}: a student of this kind has no windowed mode; leave it out (a 'vit' student has one)")
+
+    def intermediates(
+        self, images: Tensor, indices: int | Sequence[int] | None = None, aggregation: Aggregation = "sparse", prefix: bool = False
+    ) -> list[Features] | list[tuple[Features, Tensor]]:
+        """Features after each block of `indices`, in that order; shapes as of `forward`.
+
+        indices: negative ones count from the end; a number n stands for the last n blocks, None for all. prefix: pairs with the tokens
+        [B, num_prefix, D] before the patches (summaries, then registers). Raises UserError where the student has no such blocks.
+        """
+        del images, indices, aggregation, prefix
+        raise UserError("intermediates: a student of this kind has none; a 'vit' student has")
+
+    def pack(self, images: Sequence[Tensor]) -> list[Features]:
+        """Features of images [3, H, W] of several legal sizes in one pass, without padding: each as if it were alone, with B = 1.
+
+        Raises UserError where the student cannot.
+        """
+        del images
+        raise UserError("pack: a student of this kind takes images of one size at a time; a 'vit' student takes several")
+
+    def external_preprocessing(self) -> "Conditioner":
+        """Hands out what normalises images in [0, 1], and leaves the identity inside: the student then takes normalised images."""
+        conditioner = Conditioner(self.mean.clone(), self.std.clone())
+        self.mean.zero_()
+        self.std.fill_(1)
+        return conditioner
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves and casts the student, but for mean and std, which stay float32: images are normalised before they are cast."""
+        mean, std = self.mean, self.std
+        super()._apply(fn, recurse)
+        if not mean.is_meta:
+            self.mean, self.std = mean.to(self.mean.device), std.to(self.std.device)
+        return self
 
     def condition(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] -> zero mean and unit deviation per channel; UserError where the size is not legal."""
+        """Images [B, 3, H, W] in [0, 1] -> zero mean and unit deviation per channel, in the dtype of the weights.
+
+        Raises UserError where the size is not legal.
+        """
         if images.ndim != 4 or images.shape[1] != 3:
             raise UserError(f"images: found shape {tuple(images.shape)}; give [B, 3, H, W], RGB in [0, 1]")
-        height, width = int(images.shape[2]), int(images.shape[3])
-        legal = self.nearest_size(height, width)
+        self.check_size(images.shape[2], images.shape[3])
+        return ((images - self.mean) / self.std).to(next(self.parameters()).dtype)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises UserError that names the nearest legal size where height x width px is not one."""
+        if torch.compiler.is_exporting():
+            return  # in a graph for every size, height and width are no numbers
+        legal = self.nearest_size(int(height), int(width))
         if legal != (height, width):
             raise UserError(f"images: {height}x{width} px is not a size this student takes; the nearest is {legal[0]}x{legal[1]} px")
-        return (images - self.mean) / self.std
+
+
+class Conditioner(nn.Module):
+    """Images [..., 3, H, W], RGB in [0, 1] -> normalised by mean and std [3, 1, 1], in the dtype of the images."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        return ((images - self.mean) / self.std).to(images.dtype)
+
+    def inverse(self, normalised: Tensor) -> Tensor:
+        """Undoes `forward`."""
+        return (normalised * self.std + self.mean).to(normalised.dtype)
 
 
 class StartReport(NamedTuple):

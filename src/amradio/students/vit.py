@@ -14,9 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from ..config import AsTuple
 from ..errors import UserError
 from ..features import Features
-from .base import NUM_DRAWS, Student, StudentRow, StudentSettings
+from .base import NUM_DRAWS, Aggregation, Student, StudentRow, StudentSettings
+from .packing import Packing
 from .patch_generator import PatchGenerator, PositionRule
 from .start import start_from
+from .windows import Parted, Windows, global_blocks
 
 
 class VitShape(NamedTuple):
@@ -155,12 +157,34 @@ class Vit(Student):
         self.num_prefix = num_prefix
         self.summary_dim = self.spatial_dim = dim
         self.gradient_checkpointing = gradient_checkpointing
+        self.windows: Windows | None = None
         self.apply(_initialise)
 
+    @property
+    def step(self) -> int:
+        """px of which the sides of an image are multiples: the patch, times the window where there is one."""
+        return self.patch_size * (self.windows.size if self.windows else 1)
+
     def nearest_size(self, height: int, width: int) -> tuple[int, int]:
-        """The nearest multiples of the patch, at least one patch."""
-        p = self.patch_size
-        return max(round(height / p), 1) * p, max(round(width / p), 1) * p
+        """The nearest multiples of the step, at least one."""
+        return max(round(height / self.step), 1) * self.step, max(round(width / self.step), 1) * self.step
+
+    @property
+    def window_size(self) -> int | None:
+        """See the base."""
+        return self.windows.size if self.windows else None
+
+    def set_windows(self, size: int | None, num_global: int = 4, num_windowed: int | None = None) -> None:
+        """See the base."""
+        if size is not None and size < 1:
+            raise UserError(f"window_size {size}: give the patches of a window's side, 1 or more")
+        whole = global_blocks(len(self.blocks), num_global, num_windowed) if size is not None else frozenset()
+        self.windows = Windows(size, whole, self.num_prefix) if size is not None else None
+
+    def check_size(self, height: int, width: int) -> None:
+        """See the base. Compares remainders alone, so that one compiled or exported graph serves all legal sizes."""
+        if height < self.step or width < self.step or height % self.step or width % self.step:
+            super().check_size(height, width)
 
     def no_decay(self) -> set[str]:
         """The position table, the prefix tokens and LayerScale."""
@@ -180,24 +204,44 @@ class Vit(Student):
         Returns summary [B, num_summaries * dim] and spatial [B, H/p, W/p, dim].
         """
         tokens, grid = self._tokens(images, draws)
-        for block in self.blocks:
-            tokens = self._run(block, tokens)
-        return self._features(tokens, grid)
+        state = self._enter(tokens, grid)
+        for number in range(len(self.blocks)):
+            state = self._step(number, state)
+        return self._features(self._leave(state, grid), grid)
 
-    def intermediates(self, images: Tensor, indices: Sequence[int]) -> list[Features]:
-        """Features after the blocks `indices`, in that order; blocks after the last one asked for are not run."""
-        depth = len(self.blocks)
-        wrong = [i for i in indices if not -depth <= i < depth]
-        if wrong:
-            raise UserError(f"intermediates: there is no block {wrong[0]}; this student has {depth}, from 0 to {depth - 1}")
-        wanted = [i % depth for i in indices]
+    def intermediates(
+        self, images: Tensor, indices: int | Sequence[int] | None = None, aggregation: Aggregation = "sparse", prefix: bool = False
+    ) -> list[Features] | list[tuple[Features, Tensor]]:
+        """See the base; blocks after the last one asked for are not run. In windowed blocks the prefix tokens stay as they are."""
+        wanted = _numbers(indices, len(self.blocks))
         tokens, grid = self._tokens(images, None)
-        found: dict[int, Features] = {}
-        for i, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
-            tokens = self._run(block, tokens)
-            if i in wanted:
-                found[i] = self._features(tokens, grid)
-        return [found[i] for i in wanted]
+        state = self._enter(tokens, grid)
+        found: dict[int, Tensor] = {}
+        group: list[Tensor] = []
+        for number in range(max(wanted, default=-1) + 1):
+            state = self._step(number, state)
+            if aggregation == "dense" or number in wanted:
+                group.append(self._leave(state, grid))
+            if number in wanted:
+                found[number] = torch.stack(group).mean(0) if len(group) > 1 else group[0]
+                group = []
+        if prefix:
+            return [(self._features(found[number], grid), found[number][:, : self.num_prefix]) for number in wanted]
+        return [self._features(found[number], grid) for number in wanted]
+
+    def pack(self, images: Sequence[Tensor]) -> list[Features]:
+        """See the base; not in training, and not with windows."""
+        if self.windows is not None or self.training:
+            mode = "with windows" if self.windows is not None else "in training"
+            raise UserError(f"pack: a student {mode} takes images of one size at a time; end that mode, or run one by one")
+        if not images:
+            return []
+        entered = [self._tokens(image[None], None) for image in images]
+        packing = Packing([tokens.shape[1] for tokens, _ in entered])
+        packed = packing.pack([tokens for tokens, _ in entered])
+        for block in self.blocks:
+            packed = packing.run(block, packed)  # pyright: ignore[reportArgumentType]
+        return [self._features(tokens, grid) for tokens, (_, grid) in zip(packing.unpack(packed), entered, strict=True)]
 
     def _tokens(self, images: Tensor, draws: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
         images = self.condition(images)
@@ -208,15 +252,41 @@ class Vit(Student):
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
         return self.patch_generator(images, draws), grid
 
-    def _run(self, block: nn.Module, tokens: Tensor) -> Tensor:
+    def _enter(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor | Parted:
+        return tokens if self.windows is None else self.windows.enter(tokens, grid)
+
+    def _step(self, number: int, state: Tensor | Parted) -> Tensor | Parted:
+        block = self.blocks[number]
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportReturnType]
-        return block(tokens)
+            block = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+        if isinstance(state, Tensor):
+            return block(state)
+        assert self.windows is not None
+        return self.windows.step(block, number, state)  # pyright: ignore[reportArgumentType]
+
+    def _leave(self, state: Tensor | Parted, grid: tuple[int, int]) -> Tensor:
+        if isinstance(state, Tensor):
+            return state
+        assert self.windows is not None
+        return self.windows.leave(state, grid)
 
     def _features(self, tokens: Tensor, grid: tuple[int, int]) -> Features:
         summary = tokens[:, : self.num_summaries].flatten(1)
         spatial = tokens[:, self.num_prefix :].unflatten(1, grid)
         return Features(summary, spatial)
+
+
+def _numbers(indices: int | Sequence[int] | None, depth: int) -> list[int]:
+    """Block numbers from 0 for what `Student.intermediates` takes; UserError for a block that is not there."""
+    if indices is None or isinstance(indices, int):
+        count = depth if indices is None else indices
+        if not 1 <= count <= depth:
+            raise UserError(f"intermediates: the last {count} of {depth} blocks; give a number from 1 to {depth}, or a list of blocks")
+        return list(range(depth - count, depth))
+    wrong = [number for number in indices if not -depth <= number < depth]
+    if wrong:
+        raise UserError(f"intermediates: there is no block {wrong[0]}; this student has {depth}, from 0 to {depth - 1}")
+    return [number % depth for number in indices]
 
 
 def _initialise(module: nn.Module) -> None:
