@@ -222,7 +222,7 @@ class Eradio(Student):
         """The map of each stage, channels first, before the down-sampling to the next: [B, 2^i * width, H / (4 * 2^i), W / (4 * 2^i)]."""
         self._check_batch(images)
         window = make_window(self.window_for(*images.shape[2:]), self.windows.size, images.device)
-        x = self.patch_embed(self.condition(images).contiguous(memory_format=torch.channels_last))
+        x = self.patch_embed(self.condition(images).to(next(self.parameters()).dtype, memory_format=torch.channels_last))
         maps: list[Tensor] = []
         for level in self.levels:
             assert isinstance(level, Level)
