@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import amradio
-from amradio.__main__ import parser
+from amradio.__main__ import main, parser
 from amradio.config import parse_yaml
 from amradio.data import SourceSettings
 from amradio.data.decode import decode
@@ -21,6 +21,7 @@ from amradio.losses import Loss
 from amradio.recipe import Recipe
 from amradio.students import StudentSettings
 from amradio.teachers import TEACHERS, TeacherSettings
+from data_folders import make_shards
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -130,6 +131,28 @@ def test_loading_lines_of_the_readme_run(tmp_path: Path) -> None:
     found: dict = {"model": amradio.load(tmp_path), "images": torch.rand(1, 3, 32, 48)}
     exec(snippet, found)
     assert found["found"]["sam"].spatial.shape == (1, 2, 3, 3)
+
+
+def test_embedding_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
+    """The commands with the small model and pictures of the tests, then the lines that read what they wrote."""
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.load("teachers.clip=own", "data.train=scenes", "student={type: vit, dim: 32, depth: 1, num_heads: 2}", "out=unused")
+    teacher = run_example("colour")["ColourSettings"]().build()
+    config = recipe.network({"clip": teacher})
+    write_folder(tmp_path / "runs/quickstart", config, config.build(), {"step": 1, "num_steps": 1, "data": "scenes", "agreement": {}})
+    (tmp_path / "photos").symlink_to(pictures)
+    make_shards(tmp_path / "shards", (1,) * 100)
+    for _, command in commands():
+        if command.startswith("amradio embed"):
+            assert main([*shlex.split(command)[1:], "--num-workers", "0"]) == 0
+    found: dict = {"model": amradio.load("runs/quickstart"), "amradio": amradio}
+    for _, text in blocks("python"):
+        if "photos" in text:
+            exec(text, found)
+    assert found["summary"].shape == (len(found["keys"]), 32)
+    assert found["spatial"].shape == (24, 32)
+    assert found["about"]["heads"] == '["clip"]'
+    assert len(found["batch"].keys) == 24
 
 
 @pytest.mark.parametrize(("where", "text"), blocks("yaml"), ids=lambda word: word if len(word) < 40 else "")

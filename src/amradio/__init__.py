@@ -5,14 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .commands.distill import distill
+    from .commands.embed import embed
     from .commands.evaluate import evaluate
+    from .embedding import embeddings
     from .errors import UserError
     from .features import Features
     from .model import Model, load
     from .recipe import Recipe
 
 __version__ = "0.1.0"
-__all__ = ["Features", "Model", "Recipe", "UserError", "distill", "evaluate", "load"]
+__all__ = ["Features", "Model", "Recipe", "UserError", "distill", "embed", "embeddings", "evaluate", "load"]
 
 _HOMES = {
     "Features": "features",
@@ -20,6 +22,8 @@ _HOMES = {
     "Recipe": "recipe",
     "UserError": "errors",
     "distill": "commands.distill",
+    "embed": "commands.embed",
+    "embeddings": "embedding",
     "evaluate": "commands.evaluate",
     "load": "model",
 }

@@ -3,10 +3,12 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .errors import UserError
 
+EMBED_OPTIONS = ("heads", "spatial", "image_size", "batch_size", "dtype", "precision", "device", "num_workers")
 WORDS_HELP = "recipe files and key=value words, merged left to right"
 
 
@@ -35,10 +37,26 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--json", metavar="FILE", help="write all results with their settings, counts and seconds")
 
+    _add_embed(verbs)
     verbs.add_parser("teachers", help="well-known teachers: dims, licences, what is on this machine")
     verbs.add_parser("students", help="students and their sizes")
     verbs.add_parser("doctor", help="what this machine can do, and what is missing")
     return top
+
+
+def _add_embed(verbs: Any) -> None:
+    embed = verbs.add_parser("embed", help="features of a folder, a list or tar shards of images, into one file")
+    embed.add_argument("path", metavar="PATH", help="a run folder, or a model in any format that is read")
+    embed.add_argument("images", metavar="IMAGES", help="a folder of images, a text file with a path on each line, or tar shards")
+    embed.add_argument("--out", required=True, metavar="FILE", help="a new file that ends with .safetensors or .parquet")
+    embed.add_argument("--heads", metavar="A,B", help="heads whose features are written beside those of the backbone")
+    embed.add_argument("--spatial", choices=("none", "pooled", "full"), help="maps: left out (default), their mean, every cell")
+    embed.add_argument("--image-size", metavar="N", help="px of the short side, or `own` for that of each image; default: that of training")
+    embed.add_argument("--batch-size", type=int, metavar="N", help="images that the model sees at once (default 64)")
+    embed.add_argument("--dtype", choices=("float16", "float32"), help="of the numbers in the file (default float16)")
+    embed.add_argument("--precision", choices=("auto", "float32", "bfloat16"), help="of the computation (default float32)")
+    embed.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda or cuda:N")
+    embed.add_argument("--num-workers", type=int, metavar="N", help="processes that read images; default: the cores, less one")
 
 
 def call(options: argparse.Namespace) -> None:
@@ -57,6 +75,11 @@ def call(options: argparse.Namespace) -> None:
         from .commands.evaluate import evaluate
 
         evaluate(options.path, *options.words, json_file=options.json)
+    elif options.verb == "embed":
+        from .commands.embed import embed
+
+        given = {name: value for name, value in vars(options).items() if name in EMBED_OPTIONS and value is not None}
+        embed(options.path, options.images, options.out, **(given | _parsed(given)))
     elif options.verb == "doctor":
         from .commands.doctor import doctor
 
@@ -65,6 +88,16 @@ def call(options: argparse.Namespace) -> None:
         from .commands import listings
 
         listings.list_teachers() if options.verb == "teachers" else listings.list_students()
+
+
+def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`--heads a,b` and `--image-size 224` as settings take them."""
+    found: dict[str, Any] = {}
+    if "heads" in given:
+        found["heads"] = [name for name in given["heads"].split(",") if name]
+    if str(given.get("image_size", "")).isdigit():
+        found["image_size"] = int(given["image_size"])
+    return found
 
 
 def main(words: Sequence[str] | None = None) -> int:

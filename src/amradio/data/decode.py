@@ -36,9 +36,12 @@ class UnreadableError(Exception):
     """A picture that cannot be read; the message is the reason."""
 
 
-def decode(data: Encoded) -> np.ndarray:
-    """The whole picture, upright: uint8 [H, W, 3] RGB. Raises UnreadableError."""
-    return _guarded(data, lambda image: _upright(_to_rgb(image), _orientation(image)))
+def decode(data: Encoded, least: int | None = None) -> np.ndarray:
+    """The whole picture, upright: uint8 [H, W, 3] RGB. Raises UnreadableError.
+
+    least: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as its short side keeps so many px; None for whole size.
+    """
+    return _guarded(data, lambda image: _upright(_to_rgb(_smaller(image, least)), _orientation(image)))
 
 
 def crop_and_resize(data: Encoded, choose: Callable[[int, int], Box], size: int, full: bool = False) -> np.ndarray:
@@ -67,6 +70,13 @@ def _guarded(data: Encoded, read: Callable[[Image.Image], Image.Image]) -> np.nd
             raise UnreadableError(found) from None
         except Exception as error:  # Pillow's readers raise nearly anything on broken input
             raise UnreadableError(f"{type(error).__name__}: {error}") from error
+
+
+def _smaller(image: Image.Image, least: int | None) -> Image.Image:
+    shrink = _reduction(image, (0, 0, *image.size), least) if least else 1
+    if shrink > 1:
+        image.draft(None, (image.width // shrink, image.height // shrink))  # pyright: ignore[reportArgumentType]
+    return image
 
 
 def _cropped(image: Image.Image, choose: Callable[[int, int], Box], size: int, full: bool) -> Image.Image:

@@ -1,7 +1,7 @@
 """A folder of image files, however deep."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -37,8 +37,11 @@ class Folder(Source):
         names = sorted(_image_files(self.path))
         if not names:
             raise UserError(f"{self.path}: there is no image in this folder or below it; looked for {', '.join(EXTENSIONS)}")
+        self.keep(names)
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Keeps the names as two tensors and not as a list of strings: workers share their memory, also with ten million names."""
         encoded = [os.fsencode(name) for name in names]
-        # Two tensors and not a list of strings: workers share their memory, also with ten million names.
         self.letters = torch.from_numpy(np.frombuffer(b"".join(encoded), dtype=np.uint8).copy())
         self.ends = torch.from_numpy(np.cumsum([len(name) for name in encoded], dtype=np.int64))
 
@@ -59,6 +62,11 @@ class Folder(Source):
     def read(self, place: Place) -> bytes:
         """The bytes of the file. Raises OSError."""
         return (self.path / self.key(place)).read_bytes()
+
+
+def first_image(root: Path) -> str | None:
+    """The relative path of some image in a folder or below it; None where there is none."""
+    return next(_image_files(root), None)
 
 
 def _image_files(root: Path) -> Iterator[str]:

@@ -8,8 +8,8 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from typing import Any, NamedTuple
@@ -156,7 +156,7 @@ def _draws(seed: int, step: int, share: range) -> torch.Tensor:
 
 def train_loader(source: Source, feed: Feed, crop: Crop, start_step: int, num_workers: int | None) -> Iterator[Batch]:
     """Batches of the steps start_step, start_step + 1, ... without end. Raises UserError where the source gave out."""
-    yield from _load(TrainSteps(source, feed, crop), itertools.count(start_step), num_workers)
+    yield from _batches(TrainSteps(source, feed, crop), itertools.count(start_step), num_workers)
 
 
 def val_loader(source: Source, feed: Feed, limit: int | None, num_workers: int | None) -> Iterator[Batch]:
@@ -164,7 +164,7 @@ def val_loader(source: Source, feed: Feed, limit: int | None, num_workers: int |
     total = source.count(limit)
     held: Batch | None = None
     skipped: tuple[str, ...] = ()
-    for batch in _load(ValSteps(source, feed, total), range(-(-total // feed.batch_size)), num_workers):
+    for batch in _batches(ValSteps(source, feed, total), range(-(-total // feed.batch_size)), num_workers):
         skipped += batch.skipped
         if not batch.keys:
             continue
@@ -177,7 +177,20 @@ def val_loader(source: Source, feed: Feed, limit: int | None, num_workers: int |
         raise UserError(f"{source.describe()}: none of the {len(skipped)} images that were tried can be read; the first: {skipped[0]}")
 
 
-def _load(steps: Dataset, numbers: Iterable[int], num_workers: int | None) -> Iterator[Batch]:
+def _batches(steps: Dataset, numbers: Iterable[int], num_workers: int | None) -> Iterator[Batch]:
+    with closing(load_items(steps, numbers, num_workers)) as items:
+        for found in items:
+            if isinstance(found, _Failure):
+                raise UserError(found.problem)
+            images, keys, draws, skipped = found
+            yield Batch(images, tuple(keys), draws, tuple(skipped))  # pinning turns tuples into lists
+
+
+def load_items(steps: Dataset, numbers: Iterable[int], num_workers: int | None) -> Generator[Any]:
+    """`steps[number]` of all `numbers`, in order, made by workers (None: the cores that are there, less one; 0: none).
+
+    Closing the iterator ends the workers. With a GPU, tensors come in pinned memory, and tuples as lists.
+    """
     workers = default_workers() if num_workers is None else num_workers
     loader = DataLoader(
         steps,
@@ -199,11 +212,7 @@ def _load(steps: Dataset, numbers: Iterable[int], num_workers: int | None) -> It
     atexit.register(stop)
     forget = atexit.unregister  # an iterator that lives to the interpreter's end finds this module's names gone
     try:
-        for found in batches:
-            if isinstance(found, _Failure):
-                raise UserError(found.problem)
-            images, keys, draws, skipped = found
-            yield Batch(images, tuple(keys), draws, tuple(skipped))  # pinning turns tuples into lists
+        yield from batches
     finally:
         forget(stop)
         stop()

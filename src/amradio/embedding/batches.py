@@ -1,0 +1,146 @@
+"""Features of many images, batch by batch."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data import SourceSettings
+from ..data.source import Source
+from ..data.whole import CHUNK, WholeImage, open_images, whole_images
+from ..engine.distributed import autocast_dtype
+from ..errors import UserError, nearest
+from ..evaluation.predictors import scaled
+from ..features import Features
+from ..model import Model
+from ..teachers.base import resize
+from .settings import ImageSize
+
+WAITING = 4
+"""Batches' worth of images that wait for others of their legal size; beyond it the fullest group is computed as it is."""
+LONGEST = 16
+"""Long side to short side; what is longer is left out: at a short side of 432 px a line of 1 x 5000 px would have 2 million wide."""
+
+
+class Embedding(NamedTuple):
+    """What a model says of a batch of images of one legal size."""
+
+    keys: tuple[str, ...]
+    """B names: paths relative to the folder, `shard/name`, or lines of the list."""
+    features: dict[str, Features]
+    """`backbone` and one entry a head, float32 on the model's device: summary [B, D], spatial [B, H, W, D]."""
+    numbers: tuple[int, ...]
+    """The places of the images in the source's order."""
+    broken: Mapping[str, str]
+    """{key: reason} of the unreadable images that were met since the last batch; they are in none."""
+
+
+class View(NamedTuple):
+    """How images become the model's input and how it is run."""
+
+    image_size: int | None
+    """px of the short side; None for that of each image."""
+    batch_size: int
+    autocast: torch.dtype | None = None
+
+    @property
+    def least(self) -> int | None:
+        """px that the short side of a JPEG keeps when it is decoded; twice what is needed, so that the resize has something to average."""
+        return self.image_size and 2 * self.image_size
+
+
+def embeddings(
+    model: Model,
+    images: str | Path | SourceSettings,
+    heads: Iterable[str] = (),
+    image_size: ImageSize = "trained",
+    batch_size: int = 64,
+    precision: str = "float32",
+    num_workers: int | None = 0,
+) -> Iterator[Embedding]:
+    """Features of every readable image of a folder, a list or tar shards (see `data.whole.open_images`), each once, batch by batch.
+
+    The whole image is resized (bicubic, antialiased), its short side to `image_size` px, to the nearest legal size. Where images come out
+    at several sizes, a batch holds images of one size, and batches are only nearly in order. The rest is as in `EmbedSettings`.
+    Raises UserError for an unknown head, and where there is no image or not one can be read.
+    """
+    source, view = open_images(images), find_view(model, image_size, batch_size, precision)
+    known = check_heads(model, heads)
+    chunks = range(-(-source.count() // CHUNK))
+    met: dict[str, str] = {}
+    found = 0
+    with closing(whole_images(source, chunks, view.least, num_workers)) as reading:
+        for embedding in embed_batches(model, reading, known, view):
+            met, found = met | dict(embedding.broken), found + len(embedding.keys)
+            if embedding.keys:
+                yield embedding
+    refuse_nothing(source, found, met)
+
+
+def find_view(model: Model, image_size: ImageSize, batch_size: int, precision: str) -> View:
+    """The settings' view of images for this model."""
+    size = {"trained": model.config.image_size, "own": None}[image_size] if isinstance(image_size, str) else image_size
+    return View(size, batch_size, autocast_dtype(precision, next(model.parameters()).device))
+
+
+def check_heads(model: Model, heads: Iterable[str]) -> tuple[str, ...]:
+    """The names once each; raises UserError for those that the model has not."""
+    names = tuple(dict.fromkeys(heads))
+    unknown = [name for name in names if name not in model.heads]
+    if unknown:
+        raise UserError(
+            *(f"heads: there is no head '{name}'; {nearest(name, model.heads) if model.heads else 'there is none'}" for name in unknown)
+        )
+    return names
+
+
+def refuse_nothing(source: Source, found: int, broken: Mapping[str, str]) -> None:
+    """Raises UserError where not one image was read."""
+    if not found:
+        first = next((f"{key}: {reason}" for key, reason in broken.items()), "there is no image in it")
+        raise UserError(f"{source.describe()}: none of the {len(broken)} images can be read; the first: {first}")
+
+
+def embed_batches(model: Model, images: Iterable[WholeImage], heads: tuple[str, ...], view: View) -> Iterator[Embedding]:
+    """Batches of images of one legal size; the last one may have no image, where only broken ones are left to be named."""
+    device = next(model.parameters()).device
+    waiting: dict[tuple[int, int], list[tuple[WholeImage, Tensor]]] = {}
+    broken: dict[str, str] = {}
+    for image in images:
+        reason = image.reason or _too_long(image.image)
+        if image.image is None or reason:
+            broken[image.key] = reason
+            continue
+        pixels = image.image[None].to(device, non_blocking=True).float() / 255
+        legal = model.nearest_size(*scaled(pixels, view.image_size))
+        group = waiting.setdefault(legal, [])
+        group.append((image._replace(image=None), resize(pixels, legal)))
+        if len(group) == view.batch_size or sum(map(len, waiting.values())) >= WAITING * view.batch_size:
+            fullest = max(waiting, key=lambda size: len(waiting[size]))
+            yield _embed(model, waiting.pop(fullest), heads, view, broken)
+            broken = {}
+    for group in waiting.values():
+        yield _embed(model, group, heads, view, broken)
+        broken = {}
+    if broken:
+        yield Embedding((), {}, (), broken)
+
+
+def _too_long(image: Tensor | None) -> str:
+    if image is None or max(image.shape[1:]) <= LONGEST * min(image.shape[1:]):
+        return ""
+    return f"{image.shape[2]}x{image.shape[1]} px: one side is more than {LONGEST} times the other"
+
+
+@torch.inference_mode()
+def _embed(
+    model: Model, group: list[tuple[WholeImage, Tensor]], heads: tuple[str, ...], view: View, broken: Mapping[str, str]
+) -> Embedding:
+    pixels = torch.cat([each for _, each in group])
+    with torch.autocast(pixels.device.type, view.autocast, enabled=view.autocast is not None):
+        found = model(pixels, heads=heads)
+    features = {name: Features(*(None if kind is None else kind.float() for kind in each)) for name, each in found.items()}
+    return Embedding(tuple(image.key for image, _ in group), features, tuple(image.number for image, _ in group), broken)

@@ -1,0 +1,161 @@
+"""Features of some images as tensors by name, and the folder in which a job keeps them until all are there."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..engine.checkpoint import disk_errors
+from ..errors import UserError
+from .batches import Embedding
+
+Columns = dict[str, Tensor]
+"""`summary` [N, D]; `spatial` [N, D] (pooled) or [cells of all N images, D] with `spatial.grid` int32 [N, 2] (full); of a head with its
+name in front: `clip.summary`."""
+
+
+class Part(NamedTuple):
+    """What is known of the images of one part without its tensors."""
+
+    keys: list[str]
+    broken: dict[str, str]
+
+
+def columns(embedding: Embedding, spatial: str, dtype: torch.dtype) -> list[Columns]:
+    """The rows of each image of a batch, on the CPU. Raises UserError where a number is not finite in `dtype`."""
+    stored: Columns = {}
+    grids: dict[str, Tensor] = {}
+    for name, features in embedding.features.items():
+        prefix = "" if name == "backbone" else f"{name}."
+        if features.summary is not None:
+            stored[f"{prefix}summary"] = _stored(f"{prefix}summary", features.summary[:, None], embedding, dtype)
+        if features.spatial is not None and spatial != "none":
+            cells = features.spatial.flatten(1, 2)
+            rows = cells if spatial == "full" else cells.mean(1, keepdim=True)
+            stored[f"{prefix}spatial"] = _stored(f"{prefix}spatial", rows, embedding, dtype)
+            if spatial == "full":
+                grids[f"{prefix}spatial.grid"] = torch.tensor([features.spatial.shape[1:3]], dtype=torch.int32)
+    return [{name: value[row] for name, value in stored.items()} | grids for row in range(len(embedding.keys))]
+
+
+def _stored(name: str, value: Tensor, embedding: Embedding, dtype: torch.dtype) -> Tensor:
+    """[B, rows of an image, D]."""
+    stored = value.to(dtype)
+    bad = (~torch.isfinite(stored)).flatten(1).any(1)
+    if bool(bad.any()):
+        key = embedding.keys[int(bad.nonzero()[0])]
+        if bool(torch.isfinite(value).all()):
+            largest = float(value.abs().max())
+            raise UserError(f"{key}: {name} holds {largest:.4g}, which is beyond {str(dtype).removeprefix('torch.')}; write dtype float32")
+        raise UserError(f"{key}: {name} is not a finite number; look at this image, or compute with precision float32")
+    return stored.cpu()
+
+
+class Parts:
+    """The folder `OUT.parts`: manifest.json, and part_000000.safetensors ..., each written aside and then renamed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def begin(self, manifest: Mapping[str, Any]) -> None:
+        """Makes the folder, or takes it up; raises UserError where it holds another job's parts."""
+        old = self._json("manifest.json")
+        if old is not None:
+            changed = [f"{key}: {old.get(key)} -> {manifest.get(key)}" for key in {**old, **manifest} if old.get(key) != manifest.get(key)]
+            if changed:
+                raise UserError(
+                    f"{self.folder}: it holds the parts of another job; changed: {'; '.join(changed)}; "
+                    "take these back to go on with it, or delete the folder to start anew"
+                )
+            return
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_aside(self.folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+
+    def note_joined(self, rows: int, broken: Mapping[str, str]) -> None:
+        """Notes what the whole file holds, right before it gets its name."""
+        with disk_errors(self.folder):
+            write_aside(self.folder / "joined.json", json.dumps({"rows": rows, "broken": broken}).encode())
+
+    def joined(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What `note_joined` noted, where these are the parts of the job `manifest`."""
+        return self._json("joined.json") if self._json("manifest.json") == manifest else None
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        file = self.folder / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+    def path(self, number: int) -> Path:
+        """Of one part."""
+        return self.folder / f"part_{number:06d}.safetensors"
+
+    def write(self, number: int, part: Part, rows: Mapping[int, Columns]) -> None:
+        """rows: of each image by its number; they are put in this order."""
+        names = dict.fromkeys(name for row in rows.values() for name in row)
+        tensors = {name: torch.cat([rows[image][name] for image in sorted(rows)]) for name in names}
+        path = self.path(number)
+        aside = path.with_name(f".{path.name}.part")
+        with disk_errors(self.folder):
+            save_file(tensors, aside, metadata={"keys": json.dumps(part.keys), "broken": json.dumps(part.broken)})
+            to_disk(aside)
+            aside.replace(path)
+
+    def read(self, number: int) -> Part | None:
+        """What a part holds; None where it is not there, or damaged (then it is taken away, to be made again)."""
+        path = self.path(number)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                found = file.metadata()
+                return Part(json.loads(found["keys"]), json.loads(found["broken"]))
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            path.unlink()
+            return None
+
+    def tensors(self, number: int) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of one part, one at a time."""
+        with safe_open(self.path(number), "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                yield name, file.get_tensor(name)
+
+    def shapes(self, number: int) -> dict[str, list[int]]:
+        """The shapes of a part's tensors."""
+        with safe_open(self.path(number), "pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+
+    def tensor(self, number: int, name: str) -> Tensor:
+        """One tensor of one part."""
+        with safe_open(self.path(number), "pt") as file:
+            return file.get_tensor(name)
+
+    def remove(self) -> None:
+        """Deletes the folder; by name it is gone at once."""
+        gone = self.folder.with_name(f".{self.folder.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        self.folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Writes a small file aside, then renames it."""
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_bytes(content)
+    to_disk(aside)
+    aside.replace(path)
+
+
+def to_disk(path: Path) -> None:
+    """Waits until a file lies on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
