@@ -100,7 +100,7 @@ def meaning_of(field: FieldInfo) -> str:
     """The field's description; of a settings class that has one value only, the class's own."""
     inner = settings_in(field.annotation)
     said = field.description or (first_paragraph(inner[0][1]) if len(inner) == 1 else "")
-    return said.replace("|", "\\|")
+    return " ".join(said.split()).replace("|", "\\|")
 
 
 def value_of(field: FieldInfo) -> str:

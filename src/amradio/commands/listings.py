@@ -21,6 +21,10 @@ def list_teachers() -> None:
 
 def list_students() -> None:
     """Prints every size of every student."""
-    rows = [(r.type, r.size, r.dim, r.depth, r.num_heads, r.patch_size, f"{r.parameters / 1e6:,.1f}") for r in students.catalogue()]
+    rows = [
+        (r.type, r.size, r.dim, r.depth or "-", r.num_heads or "-", r.patch_size, f"{r.parameters / 1e6:,.1f}")
+        for r in students.catalogue()
+    ]
     print_table("Students", ("type", "size", "dim", "depth", "heads", "patch", "M parameters"), rows)
-    print("Parameters are with the position table of 2048 px and 4 summary tokens. student: {type: TYPE, size: SIZE, patch_size: 16}.")
+    print("ViT: parameters with the position table of 2048 px and 4 summary tokens. student: {type: vit, size: SIZE, patch_size: 16}.")
+    print("timm: these and any other backbone of timm, by name. student: {type: timm, model: NAME}.")

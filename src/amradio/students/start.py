@@ -78,10 +78,10 @@ def start_from(student: nn.Module, source: str) -> StartReport:
 def _read(source: str) -> Source:
     path = Path(source).expanduser()
     if path.is_dir():
-        return Source(source, _tensors(path / "model.safetensors"), _config(path / "config.json"))
+        return Source(source, read_tensors(path / "model.safetensors"), _config(path / "config.json"))
     if path.suffix == ".safetensors":
         beside = path.with_name("config.json")
-        return Source(source, _tensors(path), _config(beside) if beside.is_file() else {})
+        return Source(source, read_tensors(path), _config(beside) if beside.is_file() else {})
     if "/" in source and not source.startswith(("hf-hub:", "hf_hub:")):
         raise UserError(
             f"start_from {source}: there is no such file or folder; give a .safetensors file, a model folder or a timm model name"
@@ -89,7 +89,8 @@ def _read(source: str) -> Source:
     return _from_hub(source)
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a .safetensors file; raises UserError where it is missing or damaged."""
     if not path.is_file():
         raise UserError(
             f"start_from {path}: there is no such file; give a .safetensors file or a folder with config.json and model.safetensors"

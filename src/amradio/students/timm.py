@@ -1,0 +1,360 @@
+"""The timm student: any backbone of timm, at any level of its pyramid; strides, channels and legal sizes are found out, not assumed."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import pydantic
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers.norm import LayerNorm2d
+from timm.models import get_arch_pretrained_cfgs
+from torch import Tensor, nn
+
+from ..errors import UserError, nearest
+from ..features import Features
+from .base import Student, StudentRow, StudentSettings
+from .timm_start import start_trunk
+
+SummaryFrom = Literal["pooled", "token", "map"]
+
+
+class TimmSettings(StudentSettings):
+    """A backbone of timm. Images are normalised as timm says for it."""
+
+    type: Literal["timm"] = "timm"
+    model: str
+    """Name in timm, with the tag of its weights or without: convnext_base, vit_base_patch16_224.augreg_in21k. The tag also says mean, std
+    and size."""
+    level: int | None = None
+    """Which of the maps is the student's: a stage of a pyramid, a block of a ViT, from 0; negative counts from the end. Null takes the
+    last one of 16 px a cell or less, or the first where none is so fine."""
+    neck: bool = False
+    """High-resolution neck: adds the coarser levels, projected and up-sampled, to the map; only for pyramids."""
+    neck_dim: int | None = pydantic.Field(default=None, ge=1)
+    """Channels of the neck's map; null for those of the last level."""
+    summary: Literal["pooled", "token", "map"] = "pooled"
+    """`pooled`: what the model's own classifier would read (of a ViT mostly the class token). `token`: the class token. `map`: the mean of
+    the student's map; what lies above its level, and is in no neck, is then cut off."""
+    summaries: Literal["shared", "per_teacher"] = "shared"
+    """`shared`: all heads read one. `per_teacher`: a linear layer on it for each teacher."""
+    image_size: int | None = pydantic.Field(default=None, ge=1)
+    """px of the square for which windows and position tables are made, where the model has such; null for its own size. Models of fixed
+    size (MaxViT, MViT, Hiera) take that size alone."""
+    start_from: str | None = None
+    """Weights to begin with: `hub` for timm's own of this model and tag, a .safetensors file in timm's names, or a folder with
+    model.safetensors (timm's or a model folder); null begins at random."""
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> "TimmSettings":
+        name, _, tag = self.model.partition(".")
+        if not timm.is_model(name):
+            raise ValueError(f"model: timm has no '{name}'; {nearest(name, timm.list_models())}")
+        tags = [known for known in get_arch_pretrained_cfgs(name) if known.partition(".")[2]]
+        if tag and self.model not in tags:
+            raise ValueError(f"model: timm's {name} has no tag '{tag}'; {nearest(self.model, tags) if tags else 'leave it out'}")
+        if self.neck_dim is not None and not self.neck:
+            raise ValueError("neck_dim sets a neck that `neck: false` leaves out; drop either")
+        return self
+
+    @property
+    def shares_summary(self) -> bool:
+        """See the base."""
+        return self.summaries == "shared"
+
+    def build(self, num_summaries: int) -> "TimmStudent":
+        """The backbone, on the default device. A shared summary is one, whatever `num_summaries` says.
+
+        Raises UserError where it gives no usable map, has no such level, or cannot be of this size.
+        """
+        found = survey(self.model, self.image_size)
+        levels = self._levels(found)
+        if self.summary == "token" and found.token_dim is None:
+            raise UserError(f"student.summary: timm's {self.model} has no class token; use 'pooled' or 'map'")
+        trunk = timm.create_model(self.model, num_classes=0, **found.options)
+        started_from = start_trunk(trunk, self.model, self.start_from, found.options) if self.start_from is not None else None
+        if self.summary == "map":
+            trunk.prune_intermediate_layers(levels, prune_norm=found.is_pyramid, prune_head=True)  # pyright: ignore[reportCallIssue]
+        neck = Neck([found.dims[level] for level in levels], self.neck_dim or found.dims[-1]) if self.neck else None
+        student = TimmStudent(trunk, found, levels, neck, self.summary, None if self.shares_summary else num_summaries)
+        student.started_from = started_from
+        return student
+
+    def _levels(self, found: "Survey") -> list[int]:
+        """The student's level, and with a neck the last level of every coarser stride."""
+        count = len(found.strides)
+        level = found.default_level if self.level is None else self.level
+        if not -count <= level < count:
+            raise UserError(f"student.level: {level} of {count}; timm's {self.model} has levels of {_listed(found.strides)} px a cell")
+        level %= count
+        if not self.neck:
+            return [level]
+        coarser = sorted({stride: n for n, stride in enumerate(found.strides) if stride > found.strides[level]}.values())
+        if not coarser:
+            way_out = "leave neck out" if len(set(found.strides)) == 1 else "give a finer level"
+            raise UserError(f"student.neck: timm's {self.model} has nothing coarser than level {level} to add to it; {way_out}")
+        return [level, *coarser]
+
+    @classmethod
+    def catalogue(cls) -> list[StudentRow]:
+        """The backbones of AM-RADIO's table 7, and what is deployed today; any other name of timm is as good."""
+        return list(WELL_KNOWN)
+
+
+class Survey(NamedTuple):
+    """What was found out about a backbone, without its weights."""
+
+    options: Mapping[str, Any]
+    """With which timm builds it."""
+    strides: tuple[int, ...]
+    """px of a cell of each level."""
+    dims: tuple[int, ...]
+    """Channels of each level."""
+    pooled_dim: int
+    """Channels of what the classifier would read."""
+    token_dim: int | None
+    """Channels of the class token; None where there is none."""
+    input_size: int | None
+    """px of the one square size that it takes; None where any multiple of `step` will do."""
+    step: int
+    least: int
+    """px of the smallest side."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def is_pyramid(self) -> bool:
+        """Whether levels differ in stride. Those of other backbones (ViT) all go through the final norm, so that any may be the map."""
+        return len(set(self.strides)) > 1
+
+    @property
+    def default_level(self) -> int:
+        """The last one of 16 px a cell or less, or the first."""
+        return max((n for n, stride in enumerate(self.strides) if stride <= 16), default=0)
+
+
+@lru_cache(maxsize=64)
+def survey(model: str, image_size: int | None = None) -> Survey:
+    """Finds out what a backbone of timm is by running it on the meta device, where nothing is allocated or computed.
+
+    image_size: px of the square for which windows and position tables are made, None for its own.
+    Raises UserError where there is no usable map (every level of H/stride x W/stride cells), or the size does not suit.
+    """
+    plain = _on_meta(model, {})
+    accepted = inspect.signature(type(plain).__init__).parameters
+    sized = bool(plain.pretrained_cfg["fixed_input_size"])
+    if image_size is not None and not (sized and "img_size" in accepted):
+        raise UserError(f"student.image_size: timm's {model} has no windows or positions of one size; leave it out")
+    options: dict[str, Any] = {"img_size": image_size} if image_size is not None else {}
+    options |= {key: value for key, value in (("dynamic_img_size", True), ("strict_img_size", False)) if key in accepted}
+    trunk = _on_meta(model, options)
+    strides = tuple(int(level["reduction"]) for level in trunk.feature_info)
+    step = max(strides)
+    side = (image_size or trunk.pretrained_cfg["input_size"][-1]) if sized and "dynamic_img_size" not in accepted else None
+    least = step
+    if side is not None:
+        maps, final, pooled = _run(trunk, model, (side, side))
+    else:
+        maps, final, pooled = _run(trunk, model, (2 * step, 3 * step))
+        least = next(cells for cells in (1, 2, 3) if cells == 3 or _runs(trunk, model, cells * step)) * step
+    _check_maps(model, maps, strides, (side, side) if side else (2 * step, 3 * step))
+    return Survey(
+        options=options,
+        strides=strides,
+        dims=tuple(found.shape[1] for found in maps),
+        pooled_dim=pooled.shape[-1],
+        token_dim=final.shape[-1] if final.ndim == 3 and _num_tokens(trunk) else None,
+        input_size=side,
+        step=step,
+        least=least,
+        mean=tuple(trunk.pretrained_cfg["mean"]),
+        std=tuple(trunk.pretrained_cfg["std"]),
+    )
+
+
+def _num_tokens(trunk: Any) -> int:
+    """Tokens before the patches: what timm's transformers call `num_prefix_tokens`, and no other class has."""
+    return trunk.num_prefix_tokens if "num_prefix_tokens" in vars(trunk) else 0
+
+
+def _on_meta(model: str, options: Mapping[str, Any]) -> Any:
+    try:
+        with torch.device("meta"):
+            trunk: Any = timm.create_model(model, num_classes=0, **options)
+    except Exception as error:  # the library raises whatever its builders do
+        raise UserError(f"student: timm cannot build {model} with {dict(options)}: {_first_line(error)}; choose another size") from None
+    if not callable(getattr(type(trunk), "forward_intermediates", None)) or not trunk.feature_info:
+        raise UserError(f"student.model: timm's {model} gives no maps of its stages; choose another backbone")
+    return trunk.eval()
+
+
+def _run(trunk: Any, model: str, size: tuple[int, int]) -> tuple[list[Tensor], Tensor, Tensor]:
+    """(maps of all levels [1, D, H, W], final features, what the classifier would read [1, D]) at height x width px, all on meta."""
+    try:
+        final, maps = trunk.forward_intermediates(torch.empty(1, 3, *size, device="meta"))
+        pooled = trunk.forward_head(final, pre_logits=True)
+    except Exception as error:  # as above
+        height, width = size
+        raise UserError(
+            f"student: timm's {model} cannot be run on {height}x{width} px: {_first_line(error)}; "
+            "set image_size to a size it can be built for, or choose another backbone"
+        ) from None
+    if not isinstance(final, Tensor):
+        raise UserError(f"student.model: timm's {model} has more than one branch, so no map of its own; choose another backbone")
+    return maps, final, pooled
+
+
+def _runs(trunk: Any, model: str, side: int) -> bool:
+    try:
+        _run(trunk, model, (side, side))
+    except UserError:
+        return False
+    return True
+
+
+def _check_maps(model: str, maps: Sequence[Tensor], strides: Sequence[int], size: tuple[int, int]) -> None:
+    """Raises UserError where a level's map is not [1, D, H / stride, W / stride]."""
+    for number, (found, stride) in enumerate(zip(maps, strides, strict=True)):
+        if tuple(found.shape[2:]) != (size[0] // stride, size[1] // stride):
+            raise UserError(
+                f"student.model: timm's {model} has no usable map: level {number} says {stride} px a cell, but gives "
+                f"{'x'.join(map(str, found.shape[2:]))} cells of {size[0]}x{size[1]} px; choose another backbone"
+            )
+
+
+def _listed(strides: Sequence[int]) -> str:
+    distinct = list(dict.fromkeys(strides))
+    return f"{distinct[0]}" if len(distinct) == 1 else ", ".join(map(str, strides))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class Neck(nn.Module):
+    """Brings the levels of a pyramid together at the finest: in the manner of a feature pyramid network, in one step.
+
+    Each level is normalised over its channels and projected where it is (1x1), brought to the finest by nearest neighbour, and added; a
+    depthwise 3x3 smooths the sum. Nothing in it looks at other images.
+    """
+
+    def __init__(self, dims: Sequence[int], out_dim: int):
+        """dims: channels of the levels, finest first."""
+        super().__init__()
+        self.norms = nn.ModuleList(LayerNorm2d(dim) for dim in dims)
+        self.projections = nn.ModuleList(nn.Conv2d(dim, out_dim, 1) for dim in dims)
+        self.smooth = nn.Conv2d(out_dim, out_dim, 3, padding=1, groups=out_dim)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps [B, D_i, H_i, W_i], finest first -> [B, out_dim, H_0, W_0]."""
+        grid = maps[0].shape[-2:]
+        projected = [project(norm(level)) for norm, project, level in zip(self.norms, self.projections, maps, strict=True)]
+        total = projected[0]
+        for coarse in projected[1:]:
+            total = total + F.interpolate(coarse, grid, mode="nearest")
+        return total + self.smooth(total)
+
+
+class TimmStudent(Student):
+    """A backbone of timm as a student.
+
+    Attributes: `levels`, those of timm's `feature_info` that are read, the student's own first; `input_size`, px of the one square size it
+    takes, or None. In training, BatchNorm (where the backbone has it) looks at the whole batch.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        found: Survey,
+        levels: Sequence[int],
+        neck: Neck | None,
+        summary: SummaryFrom,
+        num_summaries: int | None,
+    ):
+        """trunk: of timm, without a classifier. num_summaries: linear layers on the summary, one each; None for one shared summary."""
+        super().__init__()
+        self.mean, self.std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (found.mean, found.std))
+        self.trunk, self.neck = trunk, neck
+        self.levels = tuple(levels)
+        self.patch_size = found.strides[levels[0]]
+        self.spatial_dim = neck.smooth.out_channels if neck is not None else found.dims[levels[0]]
+        self.summary_dim = {"pooled": found.pooled_dim, "token": found.token_dim or 0, "map": self.spatial_dim}[summary]
+        self.num_summaries = num_summaries or 1
+        self.summarise = None if num_summaries is None else nn.Linear(self.summary_dim, num_summaries * self.summary_dim)
+        self._summary, self._norm = summary, not found.is_pyramid
+        self._has_batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trunk.modules())
+        self.input_size, self._step, self._least = found.input_size, found.step, found.least
+
+    def nearest_size(self, height: int, width: int) -> tuple[int, int]:
+        """The nearest multiples of the coarsest stride, or the one size of a backbone of fixed size."""
+        if self.input_size is not None:
+            return self.input_size, self.input_size
+        step = self._step
+        return max(round(height / step) * step, self._least), max(round(width / step) * step, self._least)
+
+    def no_decay(self) -> set[str]:
+        """What timm says of the backbone (tokens, position tables, position biases)."""
+        listed = self.trunk.no_weight_decay() if "no_weight_decay" in dir(self.trunk) else set()  # pyright: ignore[reportCallIssue]
+        return {name for name, _ in self.trunk.named_parameters("trunk") if any(f".{word}." in f"{name}." for word in listed)}
+
+    def fuse_attention(self, fused: bool) -> None:
+        """See the base."""
+        for module in self.trunk.modules():
+            if "fused_attn" in vars(module):
+                module.fused_attn = fused  # type: ignore[assignment]
+
+    def forward(self, images: Tensor, draws: Tensor | None = None) -> Features:
+        """Features of a batch; nothing is drawn.
+
+        images: [B, 3, H, W] in [0, 1], of a legal size (UserError names the nearest).
+        Returns summary [B, num_summaries * summary_dim] and spatial [B, H/patch_size, W/patch_size, spatial_dim].
+        """
+        del draws
+        if self.training and images.shape[0] == 1 and self._has_batchnorm:
+            raise UserError("BatchNorm needs more than one image in training: give a larger batch")
+        final, maps = self._encode(self.condition(images))
+        cells = self.neck(maps) if self.neck is not None else maps[0]
+        if self._summary == "map":
+            summary = cells.mean((2, 3))
+        elif self._summary == "token":
+            summary = final[:, 0]
+        else:
+            summary = self.trunk.forward_head(final, pre_logits=True)  # pyright: ignore[reportCallIssue]
+        if self.summarise is not None:
+            summary = self.summarise(summary)
+        return Features(summary, cells.permute(0, 2, 3, 1))
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(final features, maps [B, D, H, W] of `levels`); what is above the levels is not run where the summary is that of the map."""
+        trunk: Any = self.trunk
+        levels = list(self.levels)
+        if self._summary == "map":
+            maps = trunk.forward_intermediates(images, levels, norm=self._norm, stop_early=True, intermediates_only=True)
+            return maps[-1], maps
+        return trunk.forward_intermediates(images, levels, norm=self._norm)
+
+
+def _row(model: str, dim: int, patch_size: int, parameters: int) -> StudentRow:
+    return StudentRow("timm", model, dim, 0, 0, patch_size, parameters)
+
+
+WELL_KNOWN: tuple[StudentRow, ...] = (
+    _row("tf_efficientnetv2_s", 160, 16, 20177488),
+    _row("resnetv2_101", 1024, 16, 42492480),
+    _row("regnety_064", 576, 16, 29286252),
+    _row("efficientvit_l1", 256, 16, 49453088),
+    _row("convnext_base", 512, 16, 87566464),
+    _row("dm_nfnet_f3", 1536, 16, 251851200),
+    _row("swinv2_small_window8_256", 384, 16, 48959418),
+    _row("maxvit_base_tf_224", 384, 16, 118698708),
+    _row("poolformerv2_m36", 384, 16, 55308168),
+    _row("mvitv2_base", 384, 16, 50703744),
+    _row("vit_small_patch16_224", 384, 16, 21665664),
+    _row("vit_base_patch16_224", 768, 16, 85798656),
+    _row("fastvit_sa12", 256, 16, 10555968),
+    _row("mobilenetv4_conv_medium", 160, 16, 8434512),
+    _row("mobilenetv4_hybrid_medium", 160, 16, 9793648),
+)
+"""The ten backbones of AM-RADIO's table 7 that are not E-RADIO, then others; the numbers are checked by a test."""

@@ -1,0 +1,79 @@
+"""Starts a backbone of timm from weights: timm's own through the hub, or a file; never a pickle."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .base import StartReport
+from .start import read_tensors
+
+HUB = "hub"
+OURS = "student.trunk."
+"""What stands before timm's names in a model folder of ours."""
+
+
+def start_trunk(trunk: nn.Module, model: str, source: str, options: Mapping[str, Any]) -> StartReport:
+    """Fills a backbone of timm in place; windows and position tables of another size are fitted by timm.
+
+    trunk: built by timm from `model` with `options`, without a classifier. source: `hub`, a .safetensors file or a folder with
+    model.safetensors. Raises UserError where it cannot be fetched or read, or nothing in it fits.
+    """
+    if source == HUB:
+        return _fill(trunk, _from_hub(model, options), f"timm's {model}")
+    path = Path(source).expanduser()
+    if not path.is_dir() and path.suffix != ".safetensors":
+        raise UserError(
+            f"student.start_from: {source} is neither '{HUB}' nor a .safetensors file nor a folder; timm's name of the weights stands in "
+            "student.model"
+        )
+    tensors = read_tensors(path / "model.safetensors" if path.is_dir() else path)
+    if any(name.startswith(OURS) for name in tensors):
+        tensors = {name.removeprefix(OURS): tensor for name, tensor in tensors.items() if name.startswith(OURS)}
+    return _fill(trunk, _fitted(model, tensors, options, source), source, tensors)
+
+
+def _from_hub(model: str, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    try:
+        return dict(timm.create_model(model, pretrained=True, **options).state_dict())
+    except Exception as error:  # the hub, the network, the disk: many kinds, all for the user to mend
+        way_out = "give a downloaded .safetensors file in its place, or allow the network"
+        raise UserError(
+            f"student.start_from: timm's weights of {model} cannot be fetched ({type(error).__name__}: {error}); {way_out}"
+        ) from None
+
+
+def _fitted(model: str, tensors: Mapping[str, Tensor], options: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """What timm makes of the tensors of a file: names of older versions are translated, tables of another size resampled."""
+    own = timm.create_model(model, num_classes=0, **options).state_dict()
+    overlay = {"state_dict": dict(tensors), "custom_load": False}
+    try:
+        loaded = timm.create_model(model, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **options).state_dict()
+    except Exception as error:  # as above: a shape that timm cannot fit, a name that its filter misses
+        raise UserError(f"student.start_from: {source} does not fit timm's {model}: {error}") from None
+    # timm leaves what it found no weights for at random: two such models differ there, or agree on a constant
+    return {name: tensor for name, tensor in loaded.items() if name in tensors or not torch.equal(tensor, own[name])}
+
+
+def _fill(trunk: nn.Module, found: Mapping[str, Tensor], source: str, file: Mapping[str, Tensor] | None = None) -> StartReport:
+    """Copies what fits. file: the tensors as they were read, where `found` may be translated or resampled."""
+    own = trunk.state_dict()
+    taken = [name for name in own if name in found and found[name].shape == own[name].shape]
+    if not taken:
+        raise UserError(f"student.start_from: nothing in {source} has a name and shape of this backbone; give the weights of student.model")
+    with torch.no_grad():
+        for name in taken:
+            own[name].copy_(found[name])
+    file = found if file is None else file
+    same = {name for name in taken if name in file and file[name].shape == own[name].shape}
+    return StartReport(
+        source,
+        matched=tuple(name for name in taken if name in same),
+        changed=tuple(name for name in taken if name not in same),
+        left=tuple(name for name in own if name not in taken),
+        unused=tuple(name for name in file if name not in own),
+    )
