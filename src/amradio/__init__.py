@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from .commands.distill import distill
     from .commands.embed import embed
     from .commands.evaluate import evaluate
+    from .commands.export import export
     from .embedding import embeddings
     from .errors import UserError
     from .features import Features
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 __version__ = "0.1.0"
-__all__ = ["Features", "Model", "Recipe", "UserError", "distill", "embed", "embeddings", "evaluate", "load"]
+__all__ = ["Features", "Model", "Recipe", "UserError", "distill", "embed", "embeddings", "evaluate", "export", "load"]
 
 _HOMES = {
     "Features": "features",
@@ -25,6 +26,7 @@ _HOMES = {
     "embed": "commands.embed",
     "embeddings": "embedding",
     "evaluate": "commands.evaluate",
+    "export": "commands.export",
     "load": "model",
 }
 

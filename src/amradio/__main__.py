@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", metavar="FILE", help="write all results with their settings, counts and seconds")
 
     _add_embed(verbs)
+    _add_export(verbs)
     verbs.add_parser("teachers", help="well-known teachers: dims, licences, what is on this machine")
     verbs.add_parser("students", help="students and their sizes")
     verbs.add_parser("doctor", help="what this machine can do, and what is missing")
@@ -57,6 +58,16 @@ def _add_embed(verbs: Any) -> None:
     embed.add_argument("--precision", choices=("auto", "float32", "bfloat16"), help="of the computation (default float32)")
     embed.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda or cuda:N")
     embed.add_argument("--num-workers", type=int, metavar="N", help="processes that read images; default: the cores, less one")
+
+
+def _add_export(verbs: Any) -> None:
+    export = verbs.add_parser("export", help="hand a model over in another format; it is reloaded there and compared")
+    export.add_argument("path", metavar="PATH", help="a run folder, or a model in any format that is read")
+    export.add_argument("--format", required=True, metavar="FORMAT", help="amradio, torchhub, hf, transformers, timm or onnx")
+    export.add_argument("--out", required=True, metavar="PATH", help="a new file or folder; nothing is overwritten")
+    export.add_argument("--heads", metavar="A,B", help="heads that go along; default: all that the format has a place for")
+    export.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights; default: as they are")
+    export.add_argument("--image-size", type=int, metavar="N", help="px, for a format of one fixed size")
 
 
 def call(options: argparse.Namespace) -> None:
@@ -80,6 +91,11 @@ def call(options: argparse.Namespace) -> None:
 
         given = {name: value for name, value in vars(options).items() if name in EMBED_OPTIONS and value is not None}
         embed(options.path, options.images, options.out, **(given | _parsed(given)))
+    elif options.verb == "export":
+        from .commands.export import export
+
+        heads = None if options.heads is None else [name for name in options.heads.split(",") if name]
+        export(options.path, options.format, options.out, heads=heads, dtype=options.dtype, image_size=options.image_size)
     elif options.verb == "doctor":
         from .commands.doctor import doctor
 

@@ -34,6 +34,7 @@ class RemoteCode(Format):
     """`hf`: the folder that the official export pushes to the hub, without its code."""
 
     name = "hf"
+    reader = "amradio's own reader, in a fresh model, because the official code is not run"
 
     def recognises(self, path: Path) -> bool:
         """A folder whose config.json has `args` with `teachers`."""

@@ -27,6 +27,7 @@ class TorchHub(Format):
 
     name = "torchhub"
     suffix = ".pth.tar"
+    reader = "amradio's own reader, in a fresh model, because the official code is not run"
 
     def recognises(self, path: Path) -> bool:
         """Any file of torch.save: `read` says what it lacks."""
@@ -64,12 +65,11 @@ class TorchHub(Format):
     def snippet(self, target: Path, settings: ExportSettings) -> str:
         """See the base."""
         names = f", adaptor_names={list(settings.heads)}" if settings.heads else ""
-        found = (
-            "outputs = model(images)  # a dict: outputs['backbone'].summary, .features" if names else "summary, features = model(images)"
-        )
+        answer = "outputs = model(images)" if names else "summary, features = model(images)"
+        found = "  # a dict: outputs['backbone'].summary, outputs['backbone'].features, ..." if names else ""
         return (
             f'import torch\nmodel = torch.hub.load("NVlabs/RADIO", "radio_model", version="{target}"{names}, trust_repo=True)\n'
-            f"model.eval()\n{found}  # images: RGB in [0, 1], [B, 3, H, W]\n"
+            f"model.eval()  # images: RGB in [0, 1], [B, 3, H, W]\n{answer}{found}\n"
             f'# or without that code: import amradio; model = amradio.load("{target}")'
         )
 

@@ -55,15 +55,16 @@ def catalogue() -> list[Known]:
 def licence_of(model: str, folder: Path, stated: str | None = None) -> str:
     """The licence of a teacher's weights: known by its name, else `stated` by its files, else by its model card, else by nobody."""
     known = licence_by_name(model)
-    return known if known != _NOT_STATED else stated or licence_in(folder) or _NOT_STATED
+    return known if known != NOT_STATED else stated or licence_in(folder) or NOT_STATED
 
 
 def licence_by_name(model: str) -> str:
     """The licence that goes with a hub name, or with a name and tag of OpenCLIP or timm."""
-    return next((licence for start, licence in _LICENCES if model.startswith(start)), _NOT_STATED)
+    return next((licence for start, licence in _LICENCES if model.startswith(start)), NOT_STATED)
 
 
-_NOT_STATED = "not stated; see the model card"
+NOT_STATED = "not stated; see the model card"
+"""Of a licence that nobody states."""
 
 _LICENCES = (
     ("openai/clip-", "MIT"),

@@ -1,0 +1,217 @@
+"""`amradio export`: a model handed over in another format, reloaded and compared before success is reported."""
+
+import copy
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from .. import formats
+from ..engine.checkpoint import disk_errors
+from ..errors import UserError, nearest
+from ..features import KINDS, Features
+from ..formats import ExportSettings, Format, Found
+from ..formats.card import card
+from ..formats.folder import CARD_FILE, PLACEHOLDER
+from ..network import Network, cast_weights
+from ..teachers.catalogue import NOT_STATED, licence_by_name
+from .tables import print_table
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SEED = 0
+
+
+class Difference(NamedTuple):
+    """How far an output of the written model is from ours."""
+
+    output: str
+    """`backbone/summary`, `clip/spatial`, ..."""
+    largest: float
+    """Largest absolute difference, in units of the output's deviation where that is above 1."""
+
+
+class Exported(NamedTuple):
+    """What was written."""
+
+    path: Path
+    differences: tuple[Difference, ...]
+    """Of every output that the format has; empty where the target library is not installed."""
+    left_out: tuple[str, ...]
+    """Heads that the format has no place for."""
+    snippet: str
+    """The Python lines with which a user loads it."""
+
+
+def export(
+    path: str | Path,
+    format: str,
+    out: str | Path,
+    *,
+    heads: Sequence[str] | None = None,
+    dtype: str | None = None,
+    image_size: int | None = None,
+) -> Exported:
+    """Writes the model in `path` to `out` in another format, reloads it there, compares, and prints what a user needs to know.
+
+    path: a model in any format that amradio reads, or a run folder. format: a name of `formats.FORMATS`. out: a new file or folder;
+    nothing is overwritten. heads: names of those that go along; by default all that the format has a place for. dtype: of the weights,
+    `float32`, `float16` or `bfloat16`; by default the model's own. image_size: px, for a format of one fixed size.
+    Raises UserError, and leaves nothing behind, where the format cannot hold the model or where it says something else when reloaded.
+    """
+    form, target = _format(format), Path(out)
+    _check_out(form, target)
+    found = formats.read(path)
+    chosen, left_out = _choose_heads(found, form, heads)
+    model = _cast(_with_licences(chosen), dtype)
+    settings = ExportSettings(tuple(model.config.heads), _dtype_of(model.network), image_size)
+    reasons = form.lacks(model.config, model.network)
+    if reasons:
+        raise UserError(*(f"{path}: cannot be written as '{form.name}': {reason}" for reason in reasons))
+    with _aside(form, target) as place:
+        form.write(place, model, settings)
+        differences = compare(form, place, model, settings)
+        lines = form.snippet(place, settings)
+        if not form.suffix:
+            text = card(model.config, model.network, {form.name: lines.replace(str(place), PLACEHOLDER)})
+            (place / CARD_FILE).write_text(text, encoding="utf-8")
+    exported = Exported(target, differences, left_out, lines.replace(str(place), str(target)))
+    _report(exported, form, found, settings)
+    return exported
+
+
+def _format(name: str) -> Format:
+    found = next((form for form in formats.FORMATS if form.name == name), None)
+    if found is None:
+        raise UserError(f"format: there is no '{name}'; {nearest(name, (form.name for form in formats.FORMATS))}")
+    return found
+
+
+def _check_out(form: Format, out: Path) -> None:
+    if form.suffix and not out.name.endswith(form.suffix):
+        raise UserError(f"out: {out}: format '{form.name}' is a file whose name ends in {form.suffix}; give such a name")
+    taken = (out.is_dir() and any(out.iterdir())) if not form.suffix else out.is_dir()
+    if taken or (out.exists() and not out.is_dir()):
+        raise UserError(f"out: {out} exists; nothing was touched; give another name")
+
+
+def _choose_heads(found: Found, form: Format, wanted: Sequence[str] | None) -> tuple[Found, tuple[str, ...]]:
+    """The model with the wanted heads alone, and the heads that the format has no place for."""
+    there, places = found.config.heads, form.carries(found.config)
+    names = tuple(name for name in there if name in places) if wanted is None else tuple(wanted)
+    problems = [f"heads: there is no head '{name}'; {nearest(name, there)}" for name in names if name not in there]
+    lost = [name for name in names if name in there and name not in places]
+    problems += [f"heads: format '{form.name}' has no place for head '{name}'; leave it out" for name in lost]
+    if problems:
+        raise UserError(*problems)
+    network = found.network
+    kept = Network(network.student, {name: network.heads[name] for name in names}, network.summary_slots, network.rotation)  # type: ignore[arg-type]
+    config = found.config.model_copy(update={"heads": {name: there[name] for name in names}})
+    left_out = tuple(name for name in there if name not in places) if wanted is None else ()
+    return Found(config, kept, found.dead), left_out
+
+
+def _with_licences(model: Found) -> Found:
+    """Official files name the teachers but not their licences: those of well-known ones are filled in."""
+    heads = {}
+    for name, head in model.config.heads.items():
+        known = licence_by_name(str(head.teacher.get("source")))
+        licence = head.teacher.get("licence") or (known if known != NOT_STATED else None)
+        heads[name] = head.model_copy(update={"teacher": {**head.teacher, "licence": licence}})
+    return model._replace(config=model.config.model_copy(update={"heads": heads}))
+
+
+def _cast(model: Found, dtype: str | None) -> Found:
+    if dtype is None:
+        return model
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: there is no '{dtype}'; {nearest(dtype, DTYPES)}")
+    network = copy.deepcopy(model.network)
+    cast_weights(network, DTYPES[dtype])
+    return model._replace(network=network)
+
+
+def _dtype_of(network: Network) -> str:
+    found = next(parameter.dtype for parameter in network.parameters())
+    return next(name for name, dtype in DTYPES.items() if dtype == found)
+
+
+@contextmanager
+def _aside(form: Format, out: Path) -> Iterator[Path]:
+    """A place beside `out` to write to; it takes the place of `out` when all went well, and is gone when not."""
+    place = out.with_name(f".part-{out.name}")
+    with disk_errors(out.parent):
+        _remove(place)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not form.suffix:
+            place.mkdir()
+    try:
+        with disk_errors(out.parent):
+            yield place
+            place.replace(out)
+    finally:
+        _remove(place)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+@torch.inference_mode()
+def compare(form: Format, target: Path, model: Found, settings: ExportSettings) -> tuple[Difference, ...]:
+    """The largest difference of every output between `target`, computed by `form.reader`, and the model, on all `form.sizes`.
+
+    Empty where the library is not installed. Raises UserError where a difference is above `form.tolerance`, where an output is not
+    finite or has another shape, and where a head that was to go along is missing.
+    """
+    network = copy.deepcopy(model.network).float().eval()
+    largest: dict[str, float] = {}
+    for height, width in form.sizes(model, settings):
+        images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(SEED))
+        theirs = form.outputs(target, images, settings)
+        if theirs is None:
+            return ()
+        for name, difference in _differences(network(images, None, settings.heads), theirs).items():
+            largest[name] = max(largest.get(name, 0.0), difference)
+    wrong = [f"{name} differs by {value:.1e}" for name, value in largest.items() if not value <= form.tolerance(settings)]
+    if wrong:
+        allowed = f"more than {form.tolerance(settings):.0e} is not accepted; nothing was kept"
+        raise UserError(f"export: reloaded with {form.reader}, the written model is not the same: {', '.join(wrong)}; {allowed}")
+    return tuple(Difference(*pair) for pair in largest.items())
+
+
+def _differences(ours: Mapping[str, Features], theirs: Mapping[str, Features]) -> dict[str, float]:
+    """By output; infinite where it is missing, not finite or of another shape."""
+    found = {}
+    for name, features in ours.items():
+        if name not in theirs:
+            found[name] = float("inf")
+            continue
+        for kind in KINDS:
+            own, other = getattr(features, kind), getattr(theirs[name], kind)
+            if own is None or other is None:
+                continue
+            same_shape = own.shape == other.shape and bool(other.isfinite().all())
+            gap = (own - other.float()).abs().max().item() if same_shape else float("inf")
+            found[f"{name}/{kind}"] = gap / max(1.0, own.std().item())
+    return found
+
+
+def _report(exported: Exported, form: Format, found: Found, settings: ExportSettings) -> None:
+    files = [exported.path] if exported.path.is_file() else [path for path in exported.path.rglob("*") if path.is_file()]
+    megabytes = sum(path.stat().st_size for path in files) / 1e6
+    print(f"{exported.path}: {found.config.student.type} in format '{form.name}', {settings.dtype}, {megabytes:,.1f} MB")
+    if exported.differences:
+        print(f"Reloaded with {form.reader}. Largest difference from the model, at two sizes or at the only one:")
+        print_table("", ("output", "difference"), [(name, f"{value:.1e}") for name, value in exported.differences])
+    else:
+        print(f"Not compared: {form.reader} is not installed here.")
+    if exported.left_out:
+        print(f"Left out, because the format has no place for them: {', '.join(exported.left_out)}")
+    if found.dead:
+        print(f"Not used by the model, and left out: {', '.join(found.dead)}")
+    print(f"\nLoad it:\n\n{exported.snippet}")

@@ -1,0 +1,123 @@
+"""The model card: what a model is, whose terms it is under, how it was made and measured, and how each format of it is loaded."""
+
+from collections.abc import Mapping
+
+from ..network import Network, NetworkConfig, TrainingFacts
+from ..students.base import CLIP_MEAN, CLIP_STD
+
+LIBRARIES = {"transformers": "transformers", "timm": "timm", "onnx": "onnx"}
+"""Format -> the library that the front matter names; amradio for the others."""
+TERMS = (
+    ("CC BY-NC", "no commercial use"),
+    ("non-commercial", "no commercial use"),
+    ("research only", "research only"),
+    ("DINOv3", "terms of its own, also for what is derived from it"),
+    ("NVIDIA Open Model", "commercial use under its terms"),
+    ("Apache-2.0", "commercial use"),
+    ("apache-2.0", "commercial use"),
+    ("MIT", "commercial use"),
+    ("mit", "commercial use"),
+    ("BSD", "commercial use"),
+    ("bsd", "commercial use"),
+)
+"""Part of a licence's name -> what it implies, in a few words; the first that fits."""
+UNKNOWN = "unknown: read its model card"
+RESTRICTED = ("no commercial use", "research only")
+
+
+def terms(licence: object) -> str:
+    """What a licence implies, in a few words; not legal advice."""
+    return next((implied for word, implied in TERMS if word in str(licence)), UNKNOWN)
+
+
+def card(config: NetworkConfig, network: Network, loading: Mapping[str, str]) -> str:
+    """The model card in Markdown with a YAML front matter. loading: format -> the lines that load the model in it."""
+    parts = [
+        _front_matter(loading),
+        _introduction(config, network),
+        _loading(loading),
+        _input(config, network),
+        _teachers(config),
+        _training(config.training) if config.training else "",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _front_matter(loading: Mapping[str, str]) -> str:
+    library = next((LIBRARIES[name] for name in loading if name in LIBRARIES), "amradio")
+    tags = "[image-feature-extraction, distillation, am-radio, amradio]"
+    return f"---\nlibrary_name: {library}\npipeline_tag: image-feature-extraction\ntags: {tags}\n---"
+
+
+def _introduction(config: NetworkConfig, network: Network) -> str:
+    million = sum(parameter.numel() for parameter in network.student.parameters()) / 1e6
+    heads = sum(parameter.numel() for parameter in network.heads.parameters()) / 1e6
+    lines = [
+        f"# {config.student.type} student of {', '.join(config.heads) or 'no teacher'}",
+        "",
+        f"One backbone of {million:.2f} M parameters: a summary of {network.summary_dim} channels for the image, and a map with a vector",
+        f"of {network.spatial_dim} channels for every {network.student.patch_size} x {network.student.patch_size} px.",
+    ]
+    if config.heads:
+        lines += [f"A head per teacher ({heads:.2f} M parameters together) speaks that teacher's own feature space."]
+    if config.origin:
+        lines += ["", f"Converted from {config.origin}; the terms of that model hold for this one."]
+    return "\n".join([*lines, ""])
+
+
+def _loading(loading: Mapping[str, str]) -> str:
+    lines = ["## Load it", ""]
+    for name, snippet in loading.items():
+        lines += [f"Format `{name}`:", "", "```python", snippet, "```", ""]
+    return "\n".join(lines)
+
+
+def _input(config: NetworkConfig, network: Network) -> str:
+    low, high = network.student.nearest_size(1, 1)
+    lines = ["## Input", "", f"RGB. Sides are multiples of {low} px" + (f" and {high} px" if high != low else "") + "."]
+    if config.image_size is not None:
+        lines[-1] += f" The size to prefer is {config.image_size} px."
+    lines += [
+        f"Normalised with mean {list(CLIP_MEAN)} and std {list(CLIP_STD)} of values in [0, 1]; in amradio, torch hub and",
+        "transformers the model does that itself.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _teachers(config: NetworkConfig) -> str:
+    if not config.heads:
+        return ""
+    lines = ["## Teachers and their terms", ""]
+    lines += ["| head | summary | spatial | teacher | licence of the teacher's weights | which implies |", "|---|--:|--:|---|---|---|"]
+    for name, head in config.heads.items():
+        dims = " | ".join(str(part.dim) if part else "-" for part in (head.summary, head.spatial))
+        licence = head.teacher.get("licence") or "not stated"
+        lines.append(f"| {name} | {dims} | {head.teacher.get('source') or 'not stated'} | {licence} | {terms(licence)} |")
+    lines += ["", "A model distilled from weights under a licence may be bound by it: read the licences of the teachers."]
+    strict = [name for name, head in config.heads.items() if terms(head.teacher.get("licence")) in RESTRICTED]
+    unknown = [name for name, head in config.heads.items() if terms(head.teacher.get("licence")) == UNKNOWN]
+    if strict:
+        lines.append(f"**The weights of {', '.join(strict)} are not for commercial use.**")
+    if unknown:
+        lines.append(f"The terms of {', '.join(unknown)} are not known to amradio.")
+    return "\n".join([*lines, ""])
+
+
+def _training(training: TrainingFacts) -> str:
+    lines = ["## Training", "", f"{training.step} of {training.num_steps} steps on {training.data}.", ""]
+    if training.agreement:
+        lines += ["Held-out agreement with the teachers (cosine of features standardised per channel; a constant answer scores 0):", ""]
+        lines += agreement_table(training.agreement)
+        lines.append("")
+    if training.recipe:
+        lines += ["<details><summary>The recipe</summary>", "", "```yaml", training.recipe.rstrip(), "```", "", "</details>", ""]
+    return "\n".join(lines)
+
+
+def agreement_table(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Markdown lines of `{name: {standardised_cosine, cosine, constant_cosine}}`."""
+    lines = ["| feature | standardised cosine | raw cosine | raw cosine of a constant |", "|---|--:|--:|--:|"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | {row['standardised_cosine']:.3f} | {row['cosine']:.3f} | {row['constant_cosine']:.3f} |")
+    return lines
