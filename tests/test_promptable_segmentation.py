@@ -79,7 +79,7 @@ def test_many_prompts_are_made_in_parts(sam: SamTeacher, monkeypatch: pytest.Mon
     boxes = torch.tensor([[4.0 * k, 2.0 * k, 4.0 * k + 20, 2.0 * k + 15] for k in range(7)])
     spatial = sam(to_square(sam, image)).spatial
     at_once = prompted(sam, spatial, "box", boxes, image)
-    monkeypatch.setattr("amradio.evaluation.promptable_segmentation.PROMPTS", 3)
+    monkeypatch.setattr("amradio.teachers.prompted.PROMPTS", 3)
     assert torch.equal(prompted(sam, spatial, "box", boxes, image), at_once)
 
 

@@ -1,8 +1,8 @@
 """`amradio.load` and what it returns: a frozen model with a head per teacher."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -10,19 +10,28 @@ from torch import Tensor, nn
 from . import formats
 from .errors import UserError, nearest
 from .features import Features
-from .network import Network, NetworkConfig
+from .network import Network, NetworkConfig, cast_weights
+from .students.base import Aggregation, Conditioner
+
+if TYPE_CHECKING:  # transformers and its kin take seconds to import, and only `text` and `masks` want them
+    from .teachers.base import Teacher
+    from .teachers.prompted import MaskDecoder
+    from .teachers.text import TextEncoder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Model(nn.Module):
     """A student with its heads, ready to use: in eval mode, heads speak raw teacher space.
 
-    Attributes: `config` as in config.json.
+    Attributes: `config` as in config.json; `dead`: keys of the file that are known to do nothing, and were left out.
     """
 
-    def __init__(self, config: NetworkConfig, network: Network):
+    def __init__(self, config: NetworkConfig, network: Network, dead: tuple[str, ...] = ()):
         super().__init__()
         self.config = config
         self.network = network
+        self.dead = dead
         self.eval().requires_grad_(False)
 
     @overload
@@ -32,7 +41,8 @@ class Model(nn.Module):
     def forward(self, images: Tensor, heads: Iterable[str] | None = None) -> Features | dict[str, Features]:
         """Features of images.
 
-        images: [B, 3, H, W], RGB float in [0, 1], of a legal size (`nearest_size`), on the model's device.
+        images: [B, 3, H, W], RGB float in [0, 1], of a legal size (`nearest_size`), on the model's device. Any float dtype: they are
+        normalised in float32 and cast to the dtype of the weights, in which features come back.
         Without `heads` the backbone's Features: summary [B, summary_dim], spatial [B, H', W', spatial_dim].
         With `heads` a dict with `backbone` and one entry a name. Raises UserError for an unknown head, a wrong shape or size.
         """
@@ -40,11 +50,99 @@ class Model(nn.Module):
             raise UserError(f"images: expected float [B, 3, H, W] in [0, 1], found {images.dtype} {list(images.shape)}")
         if heads is None:
             return self.network(images)["backbone"]
-        wanted = list(heads)
-        unknown = [name for name in wanted if name not in self.config.heads]
-        if unknown:
-            raise UserError(*(f"heads: there is no head '{name}'; {nearest(name, self.config.heads)}" for name in unknown))
-        return self.network(images, None, wanted)
+        return self.network(images, None, self._known(heads))
+
+    @overload
+    def pack(self, images: Sequence[Tensor], heads: None = None) -> list[Features]: ...
+    @overload
+    def pack(self, images: Sequence[Tensor], heads: Iterable[str]) -> list[dict[str, Features]]: ...
+    def pack(self, images: Sequence[Tensor], heads: Iterable[str] | None = None) -> list[Features] | list[dict[str, Features]]:
+        """Features of images of several sizes in one pass, without padding: each image attends to itself alone.
+
+        images: [3, H, W] each, as of `forward`, every one of a legal size of its own. Returns for each what `forward` gives for it alone
+        (with B = 1). Raises UserError as `forward`, and where the student cannot (ViT students without windows can).
+        """
+        for number, image in enumerate(images):
+            if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+                raise UserError(f"images: number {number}: expected float [3, H, W] in [0, 1], found {image.dtype} {list(image.shape)}")
+        found = self.network.pack(images, self._known(heads or ()))
+        return [features["backbone"] for features in found] if heads is None else found
+
+    @overload
+    def intermediates(
+        self,
+        images: Tensor,
+        indices: int | Iterable[int] | None = None,
+        *,
+        aggregation: Aggregation = "sparse",
+        prefix: Literal[False] = False,
+    ) -> list[Features]: ...
+    @overload
+    def intermediates(
+        self, images: Tensor, indices: int | Iterable[int] | None = None, *, aggregation: Aggregation = "sparse", prefix: Literal[True]
+    ) -> list[tuple[Features, Tensor]]: ...
+    def intermediates(
+        self, images: Tensor, indices: int | Iterable[int] | None = None, *, aggregation: Aggregation = "sparse", prefix: bool = False
+    ) -> list[Features] | list[tuple[Features, Tensor]]:
+        """Features after blocks, for ViT students; UserError for others. Shapes as of `forward`; no norm and no head is laid on them.
+
+        indices: numbers of blocks, negative ones count from the end; a number n stands for the last n blocks, None for all.
+        aggregation: sparse gives the outputs of these blocks; dense the mean over each of them and the blocks before it, back to the
+        last one asked for. prefix: pairs (features, all tokens before the patches [B, num_prefix, D]: summaries, then registers).
+        """
+        if aggregation not in ("sparse", "dense"):
+            raise UserError(f"aggregation: there is no '{aggregation}'; there is: sparse, dense")
+        numbers = indices if isinstance(indices, int) or indices is None else list(indices)
+        student, choose = self.network.student, self.network.choose
+        if prefix:
+            pairs = cast(list[tuple[Features, Tensor]], student.intermediates(images, numbers, aggregation, prefix=True))
+            return [(choose(features), tokens) for features, tokens in pairs]
+        return [choose(features) for features in cast(list[Features], student.intermediates(images, numbers, aggregation))]
+
+    def text(self, head: str, *, teacher: "Teacher | str | Path | None" = None) -> "TextEncoder":
+        """The text encoder of a head's teacher: `model.text("clip")(["a dog"])` lies in the space of the head's summary.
+
+        teacher: where it is, if config.json does not lead to it: a folder, a hub name, `embedded clip`, or a Teacher object.
+        Raises UserError where the head has no summary, or the teacher is not on this machine, has no text encoder or other dimensions.
+        """
+        from .teachers.of_head import text_encoder
+
+        part = self.config.heads[self._known([head])[0]]
+        return text_encoder(head, part.teacher, part.summary and part.summary.dim, teacher).to(self.device)
+
+    def masks(self, head: str, *, teacher: "Teacher | str | Path | None" = None) -> "MaskDecoder":
+        """SAM's promptable mask decoder on the map of a head: see `MaskDecoder`. teacher, errors: as of `text`.
+
+        The student sees the square that SAM would see, at `image_size` px (`MaskDecoder.look` takes another).
+        """
+        from .teachers.base import resize
+        from .teachers.of_head import mask_decoder
+
+        part = self.config.heads[self._known([head])[0]]
+
+        def encode(square: Tensor, image_size: int | None) -> Tensor:
+            side = image_size or self.image_size or square.shape[-1]
+            spatial = self(resize(square, self.nearest_size(side, side)), heads=[head])[head].spatial
+            assert spatial is not None
+            return spatial
+
+        return mask_decoder(head, part.teacher, part.spatial and part.spatial.dim, teacher, encode).to(self.device)
+
+    def external_preprocessing(self) -> Conditioner:
+        """Hands out what normalises images, and leaves the identity inside: from then on the model takes normalised images.
+
+        For pipelines that normalise by themselves. A second call hands out the identity.
+        """
+        return self.network.student.external_preprocessing()
+
+    def set_windows(self, size: int | None, *, num_global: int = 4, num_windowed: int | None = None) -> None:
+        """ViTDet's windowed mode: most blocks attend within windows of `size` x `size` patches only, which is quicker on large images.
+
+        None ends it. Sides are then multiples of patch_size * size. num_global: how many blocks stay global, evenly spread and the last
+        one among them; num_windowed: instead, how many windowed blocks stand between two of them. As published: num_global 4, but for
+        RADIOv2.5-g and C-RADIOv2-g (8), and RADIOv2 and v2.1 (num_windowed 5); C-RADIOv3 was not made for it. Raises UserError.
+        """
+        self.network.student.set_windows(size, num_global, num_windowed)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -57,6 +155,26 @@ class Model(nn.Module):
         return self.network.student.patch_size
 
     @property
+    def window_size(self) -> int | None:
+        """Patches of a window's side in windowed mode, None without windows."""
+        return self.network.student.window_size
+
+    @property
+    def min_resolution_step(self) -> int:
+        """px: the least legal side, of which the others are multiples (patch_size, times window_size where there are windows)."""
+        return self.nearest_size(1, 1)[0]
+
+    @property
+    def image_size(self) -> int | None:
+        """px at which it was trained last, the size to prefer; None where the file does not say."""
+        return self.config.image_size
+
+    @property
+    def num_summaries(self) -> int:
+        """Summaries of the student, one per teacher that has one; the backbone's summary may leave some out."""
+        return self.network.student.num_summaries
+
+    @property
     def summary_dim(self) -> int:
         """Channels of the backbone's summary: its summaries, one after another."""
         return self.network.summary_dim
@@ -66,22 +184,62 @@ class Model(nn.Module):
         """Channels of the backbone's map."""
         return self.network.spatial_dim
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and of the features."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return next(self.parameters()).device
+
     def nearest_size(self, height: int, width: int) -> tuple[int, int]:
         """The legal input size nearest to height x width px."""
         return self.network.student.nearest_size(height, width)
 
-    def intermediates(self, images: Tensor, indices: Iterable[int]) -> list[Features]:
-        """Features after the blocks `indices` (negative ones count from the end), for ViT students; UserError for others."""
-        student = self.network.student
-        if not callable(getattr(student, "intermediates", None)):
-            raise UserError(f"a student of type '{self.config.student.type}' has no intermediates; ViT students have")
-        return student.intermediates(images, list(indices))  # type: ignore[operator]
+    def _known(self, heads: Iterable[str]) -> list[str]:
+        """The names as a list; UserError for one that is not there."""
+        wanted = list(heads)
+        unknown = [name for name in wanted if name not in self.config.heads]
+        if unknown:
+            raise UserError(*(f"heads: there is no head '{name}'; {nearest(name, self.config.heads)}" for name in unknown))
+        return wanted
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> Model:
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    dtype: torch.dtype | str | None = None,
+    align_corners: bool | None = None,
+    window_size: int | None = None,
+) -> Model:
     """Loads a model in any format that `formats.FORMATS` reads, found from the content; of a run folder its model. Never unpickles code.
 
-    Raises UserError where there is no model, a file is damaged, or weights and config do not fit.
+    dtype: of weights and features, `float32`, `bfloat16` or `float16`; None for that of the file. align_corners: how the position table
+    of a ViT is stretched, None for what the file says. window_size: patches of a window's side, see `Model.set_windows`.
+    Raises UserError where there is no model, a file is damaged, weights and config do not fit, or the student has no such option.
     """
-    found = formats.read(path)
-    return Model(found.config, found.network).to(device)
+    wanted = _dtype(dtype)
+    found = formats.read(path, align_corners)
+    model = Model(found.config, found.network, found.dead)
+    problems: list[str] = []
+    if align_corners is not None and "align_corners" not in type(found.config.student).model_fields:
+        problems.append(f"align_corners: a '{found.config.student.type}' student has no position table to stretch; leave it out")
+    try:
+        model.set_windows(window_size)
+    except UserError as error:
+        problems.extend(error.problems)
+    if problems:
+        raise UserError(*(f"{path}: {problem}" for problem in problems))
+    if wanted is not None:
+        cast_weights(model.network, wanted)
+    return model.to(device)
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    known = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and known not in DTYPES.values():
+        raise UserError(f"dtype: found {dtype!r}; there is: {', '.join(DTYPES)}")
+    return known

@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import pydantic
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config import AsTuple
 from ..errors import UserError, nearest
+from ..teachers.prompted import MaskDecoder, SeenImage
 from ..teachers.sam import SamTeacher
 from .base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result, View
 from .instances import AnyInstances, Instances, InstanceSet
@@ -21,9 +21,6 @@ from .prompts import DISC_PARTS, discs, filled_boxes, inner_point, ious
 
 BATCH = 4
 """Images that a model sees at once."""
-PROMPTS = 64
-"""Masks of one image that the decoder makes at once."""
-
 Prompt = Literal["point", "box"]
 
 
@@ -84,8 +81,8 @@ class PromptableSegmentation(Evaluation):
         return seen.result(self.bins, len(self.instances))
 
     def _masks_of(self, batch: Sequence[Instances], teacher: SamTeacher, calls: Predict, seen: "_Seen") -> None:
-        device = next(teacher.neck.parameters()).device
-        squares = torch.cat([to_square(teacher, image.image, device) for image in batch])
+        device = teacher.mean.device
+        squares = torch.cat([to_square(teacher, image.image) for image in batch])
         for name, call in calls.items():
             spatial = call(squares).spatial
             assert spatial is not None, "heads without a map were sorted out before"
@@ -96,13 +93,9 @@ class PromptableSegmentation(Evaluation):
                     seen.add(name, prompt, ious(masks, truth))
 
 
-def to_square(teacher: SamTeacher, image: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 [H, W, 3] -> float [1, 3, S, S] in [0, 1], as SAM and a student see it: long side to S px, 8 bits, padded."""
-    size = teacher.preprocess.resized(*image.shape[:2])
-    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).copy())[None]
-    if pixels.shape[-2:] != size:  # on integers and on the CPU, as the processor does; floats come out a level away at every tenth pixel
-        pixels = F.interpolate(pixels, size, mode=teacher.preprocess.mode, antialias=True, align_corners=False)
-    return teacher.prepare(pixels.to(device).float() / 255)
+def to_square(teacher: SamTeacher, image: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] -> float [1, 3, S, S] in [0, 1] on the teacher's device, as SAM and a student see it (`MaskDecoder.prepare`)."""
+    return MaskDecoder(teacher).prepare(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).copy()))
 
 
 def coordinates(image: Instances, prompt: Prompt) -> Tensor:
@@ -117,16 +110,10 @@ def prompted(teacher: SamTeacher, spatial: Tensor, prompt: Prompt, places: Tenso
 
     spatial: [1, h, w, D], features before the neck of the square that `to_square` makes; places: as `coordinates` gives them.
     """
-    height, width = image.shape[:2]
-    found: list[Tensor] = []
-    for part in teacher.scale_prompts(places, height, width).split(PROMPTS):
-        if prompt == "box":
-            logits, scores = teacher.masks(spatial, boxes=part[None])
-        else:
-            logits, scores = teacher.masks(spatial, points=part[None, :, None])
-        best = scores.argmax(-1)[..., None, None, None].expand(-1, -1, 1, *logits.shape[-2:])
-        found.append(teacher.to_image(logits.gather(2, best), height, width)[0, :, 0] > 0)
-    return torch.cat(found) if found else torch.zeros(0, height, width, dtype=torch.bool, device=spatial.device)
+    seen = SeenImage(spatial, *image.shape[:2])
+    decoder = MaskDecoder(teacher)
+    found = decoder(seen, boxes=places) if prompt == "box" else decoder(seen, points=places)
+    return found.masks[:, 0]
 
 
 def _sams(predict: Predict, bench: Bench, names: Sequence[str] | None) -> list[tuple[SamTeacher, Predict]]:

@@ -99,6 +99,9 @@ class Teacher(nn.Module):
         """
         raise UserError(f"teacher '{self.source}' has no text encoder; CLIP, OpenCLIP and SigLIP have one")
 
+    def drop_encoder(self) -> None:
+        """Frees the image encoder where something else stays of use (texts, masks); `encode` does not work from then on."""
+
     def forward(self, images: Tensor) -> Features:
         """RGB [B, 3, H, W] in [0, 1] of a legal size -> float32 Features, without gradients.
 

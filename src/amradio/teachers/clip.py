@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..features import Features
 from .adapter import Adapter, Origin
@@ -67,6 +67,10 @@ class ClipTeacher(Adapter):
         seen = self.model.vision_model(pixel_values=images, interpolate_pos_encoding=self.interpolates)
         patches = to_grid(seen.last_hidden_state[:, 1:], images, self.patch_size)
         return Features(self.model.visual_projection(seen.pooler_output), patches)
+
+    def drop_encoder(self) -> None:
+        """See the base."""
+        self.model.vision_model = nn.Identity()
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """See the base."""

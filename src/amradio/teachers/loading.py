@@ -10,6 +10,7 @@ import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -155,7 +156,7 @@ def _download(source: Source, name: str) -> Path:
 
 def hub_answers(timeout: float = 5.0) -> bool:
     """Whether the hub (or the proxy before it) takes a connection; the libraries themselves retry for 23 s before they give up."""
-    if constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE or not _may_download.get():
         return False
     url = urlsplit(getproxies().get("https") or constants.ENDPOINT)
     port = url.port or (443 if url.scheme == "https" else 80)
@@ -164,6 +165,19 @@ def hub_answers(timeout: float = 5.0) -> bool:
     except OSError:
         return False
     return True
+
+
+_may_download: ContextVar[bool] = ContextVar("_may_download", default=True)
+
+
+@contextmanager
+def no_downloads() -> Iterator[None]:
+    """Within it, models are looked for on this machine alone, as if the hub did not answer."""
+    before = _may_download.set(False)
+    try:
+        yield
+    finally:
+        _may_download.reset(before)
 
 
 def _host() -> str:

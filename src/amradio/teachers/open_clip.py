@@ -81,6 +81,10 @@ class OpenClipTeacher(Adapter):
         found = self.model.visual.forward_intermediates(images, indices=1, normalize_intermediates=True)
         return Features(found["image_features"], found["image_intermediates"][-1].permute(0, 2, 3, 1))
 
+    def drop_encoder(self) -> None:
+        """See the base."""
+        self.model.visual = nn.Identity()
+
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """See the base."""
         return in_batches(texts, lambda batch: self.model.encode_text(self.tokenizer(batch).to(self.mean.device)))

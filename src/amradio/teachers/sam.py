@@ -60,6 +60,10 @@ class SamTeacher(Adapter):
         """See `Teacher.encode`."""
         return Features(None, self.model.vision_encoder(images).last_hidden_state)
 
+    def drop_encoder(self) -> None:
+        """See the base."""
+        self.model.vision_encoder = nn.Identity()
+
     @torch.no_grad()
     def masks(
         self,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..features import Features
 from .adapter import Adapter, Origin
@@ -54,6 +54,10 @@ class _WithText(Adapter):
     has_text = True
     folder = Path()
     """Where the tokenizer lies."""
+
+    def drop_encoder(self) -> None:
+        """See the base."""
+        self.model.vision_model = nn.Identity()
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """See the base. Texts are lower-cased, lose their punctuation and are padded to the tower's length, without a mask."""

@@ -1,4 +1,4 @@
-"""Text as the towers of CLIP and SigLIP want it: tokenizers of a checkpoint, SigLIP's canonical spelling."""
+"""Text as the towers of CLIP and SigLIP want it: tokenizers of a checkpoint, SigLIP's canonical spelling, an encoder to call."""
 
 import string
 from collections.abc import Callable, Sequence
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..errors import UserError
+from .base import Teacher
 from .loading import first_line, quiet
 
 BATCH = 256
@@ -40,3 +42,27 @@ def in_batches(texts: Sequence[str], encode: Callable[[list[str]], Tensor]) -> T
     """Embeddings [N, D] in float32 of N texts, `BATCH` at a time."""
     parts = [encode(list(texts[start : start + BATCH])).float() for start in range(0, len(texts), BATCH)]
     return torch.cat(parts)
+
+
+class TextEncoder(nn.Module):
+    """Texts -> embeddings in the space of a teacher's summary, and so of the head that learnt it.
+
+    Compare by cosine: `F.normalize(model(images, heads=["clip"])["clip"].summary) @ encoder(["a dog"]).T`.
+    """
+
+    def __init__(self, teacher: Teacher):
+        """teacher: one with a text encoder."""
+        super().__init__()
+        assert teacher.has_text
+        self.teacher = teacher
+
+    def forward(self, texts: str | Sequence[str], normalize: bool = True) -> Tensor:
+        """float32 [N, D] on the encoder's device, of length 1, or as the tower gives them. A bare string is one text.
+
+        Spelling and length are the teacher's own (SigLIP: lower case, no punctuation). Raises UserError where there is no text.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise UserError("texts: there is none; give at least one string")
+        found = self.teacher.encode_text(texts).clone()  # an ordinary tensor, not one of inference mode
+        return F.normalize(found, dim=1) if normalize else found

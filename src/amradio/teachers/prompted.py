@@ -1,0 +1,137 @@
+"""Masks for clicks and boxes: SAM's neck, prompt encoder and mask decoder on features of SAM itself or of a student's head."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .sam import SamTeacher
+
+PROMPTS = 64
+"""Masks of one image that the decoder makes at once."""
+NUM_MASKS = 3
+"""Masks that SAM makes of one prompt: the whole, a part, a part of it (arXiv 2304.02643, section 3)."""
+
+Coordinates = Tensor | Sequence[Any]
+"""A tensor, or nested lists that make one."""
+
+
+class SeenImage(NamedTuple):
+    """What a decoder needs of an image."""
+
+    spatial: Tensor
+    """[1, h, w, D], features before SAM's neck of the square that `MaskDecoder.prepare` makes of the image, on any grid."""
+    height: int
+    """px of the image before `prepare`."""
+    width: int
+    """px of the image before `prepare`."""
+
+
+class Masks(NamedTuple):
+    """Masks of P prompts, the best of each first."""
+
+    masks: Tensor
+    """bool [P, M, H, W], on the image as it was given."""
+    scores: Tensor
+    """float32 [P, M], the IoU that SAM predicts."""
+
+
+class MaskDecoder(nn.Module):
+    """Clicks and boxes -> masks. `look` once at an image, then ask as often as you like."""
+
+    def __init__(self, teacher: SamTeacher, encode: Callable[[Tensor, int | None], Tensor] | None = None):
+        """encode: a square [1, 3, S, S] in [0, 1] and the px at which it is to be seen -> features [1, h, w, D]; None for SAM's own."""
+        super().__init__()
+        self.teacher = teacher
+        self.encode = encode or (lambda square, _: _present(teacher(square).spatial))
+
+    def prepare(self, image: Tensor) -> Tensor:
+        """[3, H, W], float in [0, 1] or uint8 -> float [1, 3, S, S] in [0, 1], as SAM sees it: long side to S px, padded.
+
+        uint8 is resized on integers and on the CPU, as the processor does; floats come out a level away at every tenth pixel.
+        """
+        if image.ndim != 3 or image.shape[0] != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
+            raise UserError(f"image: expected [3, H, W], uint8 or float in [0, 1], found {image.dtype} {list(image.shape)}")
+        pixels = image[None]
+        if image.dtype == torch.uint8:
+            size = self.teacher.preprocess.resized(*image.shape[-2:])
+            if image.shape[-2:] != size:
+                pixels = F.interpolate(pixels.cpu(), size, mode=self.teacher.preprocess.mode, antialias=True, align_corners=False)
+            pixels = pixels.to(self.teacher.mean.device).float() / 255
+        return self.teacher.prepare(pixels.to(self.teacher.mean.device))
+
+    def look(self, image: Tensor, image_size: int | None = None) -> SeenImage:
+        """The features of an image as of `prepare`. image_size: px of the square that the student sees; None for its own choice."""
+        return SeenImage(self.encode(self.prepare(image), image_size), image.shape[-2], image.shape[-1])
+
+    def forward(
+        self,
+        image: SeenImage | Tensor,
+        *,
+        points: Coordinates | None = None,
+        labels: Coordinates | None = None,
+        boxes: Coordinates | None = None,
+        best: int = 1,
+    ) -> Masks:
+        """Masks for P prompts on one image, all coordinates in px of the image.
+
+        image: what `look` gave, or an image as of `prepare`. points: [P, 2], a click (x, y) each, or [P, N, 2], N clicks each.
+        labels: [P, N], 1 on the object, 0 off it; 1 by default. boxes: [P, 4] (x0, y0, x1, y1). Points, boxes or both.
+        best: how many of SAM's three masks of a prompt, those of best predicted IoU first. Raises UserError for a wrong shape.
+        """
+        if not 1 <= best <= NUM_MASKS:
+            raise UserError(f"best: SAM makes {NUM_MASKS} masks of a prompt, found {best}")
+        asked = _prompts(points, labels, boxes)
+        seen = image if isinstance(image, SeenImage) else self.look(image)
+        count, device = len(next(iter(asked.values()))), seen.spatial.device
+        for name in asked.keys() & {"points", "boxes"}:
+            asked[name] = self.teacher.scale_prompts(asked[name], seen.height, seen.width)
+        parts = [
+            self._masks(seen, {name: values[start : start + PROMPTS].to(device)[None] for name, values in asked.items()}, best)
+            for start in range(0, count, PROMPTS)
+        ]
+        if not parts:
+            empty = torch.zeros(0, best, seen.height, seen.width, dtype=torch.bool, device=device)
+            return Masks(empty, torch.zeros(0, best, device=device))
+        return Masks(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
+
+    def _masks(self, seen: SeenImage, prompts: dict[str, Tensor], best: int) -> Masks:
+        logits, scores = self.teacher.masks(
+            seen.spatial, points=prompts.get("points"), labels=prompts.get("labels"), boxes=prompts.get("boxes")
+        )
+        top, order = scores.topk(best)
+        chosen = logits.gather(2, order[..., None, None].expand(-1, -1, -1, *logits.shape[-2:]))
+        return Masks(self.teacher.to_image(chosen, seen.height, seen.width)[0] > 0, top[0])
+
+
+def _present(spatial: Tensor | None) -> Tensor:
+    assert spatial is not None, "SAM has a map"
+    return spatial
+
+
+def _prompts(points: Coordinates | None, labels: Coordinates | None, boxes: Coordinates | None) -> dict[str, Tensor]:
+    """points [P, N, 2], labels [P, N] int64 and boxes [P, 4], those that were given; UserError where they do not fit."""
+    found: dict[str, Tensor] = {}
+    if points is not None:
+        found["points"] = torch.as_tensor(points, dtype=torch.float32)
+        if found["points"].ndim == 2:
+            found["points"] = found["points"][:, None]
+    if boxes is not None:
+        found["boxes"] = torch.as_tensor(boxes, dtype=torch.float32)
+    if not found:
+        raise UserError("masks: there is no prompt; give points [P, 2], points [P, N, 2], boxes [P, 4], or points and boxes")
+    if labels is not None:
+        found["labels"] = torch.as_tensor(labels, dtype=torch.int64)
+        if found["labels"].ndim == 1:
+            found["labels"] = found["labels"][:, None]
+    shapes = {name: tuple(values.shape) for name, values in found.items()}
+    num = shapes["points"][1] if "points" in shapes and len(shapes["points"]) == 3 else 0
+    count = next(iter(shapes.values()))[0] if next(iter(shapes.values())) else 0
+    expected = {"points": (count, num, 2), "labels": (count, num), "boxes": (count, 4)}
+    wrong = [f"{name}: found shape {shape}, expected {expected[name]}" for name, shape in shapes.items() if shape != expected[name]]
+    if wrong:
+        raise UserError(*(f"{problem} (P prompts alike, points [P, N, 2] in (x, y), boxes [P, 4])" for problem in wrong))
+    return found
