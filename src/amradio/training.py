@@ -119,6 +119,7 @@ class Training:
         torch.manual_seed(recipe.seed)
         self.config: NetworkConfig = recipe.network(teachers)
         network = self.config.build()
+        processes.share_batch_statistics(network)
         problems = check_sizes(recipe, network, processes.world_size)
         if problems:
             raise UserError(*problems)
@@ -227,8 +228,13 @@ class Training:
             evaluate_due=self._evaluate_due,
             save=self.save,
             spare=self._spare,
-            after_step=partial(self.ema.update, self.task.network) if self.ema else lambda: None,
+            after_step=self._after_step,
         )
+
+    def _after_step(self) -> None:
+        self.processes.average_running_statistics(self.task.network)
+        if self.ema:
+            self.ema.update(self.task.network)
 
     def _spare(self, stage: Stage) -> None:
         """Takes the gradients (zeros) from heads that the stage does without: with one, decay and momentum would still move them."""

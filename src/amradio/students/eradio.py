@@ -187,6 +187,7 @@ class Eradio(Student):
         # Zero: every cell weighs the same, so that each begins as the mean.
         self.summary_queries = nn.Parameter(torch.zeros(num_queries, self.spatial_dim)) if num_queries else None
         self.apply(_initialise)
+        self.to(memory_format=torch.channels_last)
 
     def nearest_size(self, height: int, width: int) -> tuple[int, int]:
         """The nearest multiples of 32 px, at least 32."""
@@ -222,7 +223,7 @@ class Eradio(Student):
         """The map of each stage, channels first, before the down-sampling to the next: [B, 2^i * width, H / (4 * 2^i), W / (4 * 2^i)]."""
         self._check_batch(images)
         window = make_window(self.window_for(*images.shape[2:]), self.windows.size, images.device)
-        x = self.patch_embed(self.condition(images).to(next(self.parameters()).dtype, memory_format=torch.channels_last))
+        x = self.patch_embed(self.condition(images).contiguous(memory_format=torch.channels_last))
         maps: list[Tensor] = []
         for level in self.levels:
             assert isinstance(level, Level)
