@@ -4,10 +4,13 @@ from pathlib import Path
 
 from .base import ExportSettings, Format, Found, refuse
 from .folder import ModelFolder
+from .onnx import Onnx
 from .remote_code import RemoteCode
+from .timm import Timm
 from .torchhub import TorchHub
+from .transformers import Transformers
 
-FORMATS: tuple[Format, ...] = (ModelFolder(), RemoteCode(), TorchHub())
+FORMATS: tuple[Format, ...] = (ModelFolder(), RemoteCode(), Transformers(), Timm(), Onnx(), TorchHub())
 """The first that recognises a path reads it; torchhub takes any file of torch.save, so it stands last."""
 
 

@@ -1,0 +1,295 @@
+"""transformers' own RADIO: a folder that `AutoModel.from_pretrained` loads as `RadioModel`, without code from elsewhere."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+
+from ..errors import UserError
+from ..features import Features
+from ..network import Network, NetworkConfig, load_exactly
+from ..students.start import TABLE
+from ..students.vit import Vit, VitSettings, VitShape
+from .base import ExportSettings, Format, Found
+from .folder import read_weights
+from .vit_weights import VitLayout, fold_normalisation, fold_scales, mlp_ratio, without_idle_scales
+
+CONFIG_FILE, PROCESSOR_FILE, WEIGHTS_FILE, INDEX_FILE = (
+    "config.json",
+    "preprocessor_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+)
+NAMES = (
+    ("embeddings.patch_projection.", "patch_generator.embedder."),
+    ("embeddings.position_embedding", "patch_generator.pos_embed"),
+    ("embeddings.cls_register_token", "patch_generator.cls_token.token"),
+    ("encoder.layer.", "blocks."),
+    (".attention.o_proj.", ".attn.proj."),
+    (".layer_scale1.lambda1", ".ls1.gamma"),
+    (".layer_scale2.lambda1", ".ls2.gamma"),
+)
+"""`RadioModel`'s names and the published ones, which are ours."""
+NATIVE = (
+    r"embeddings\.(patch_projection\.weight|position_embedding|cls_register_token)"
+    r"|encoder\.layer\.\d+\.((norm[12]|attention\.o_proj|mlp\.fc[12])\.(weight|bias)|layer_scale[12]\.lambda1)"
+)
+DEAD = ("reg_token", "patch_generator.video_embedder.weight", "embeddings.video_patch_projection.weight")
+"""Names that do nothing to an image: timm's unused registers, and the patches of video models."""
+PARTS = ("q_proj", "k_proj", "v_proj")
+DEFAULT_SIZE = 224
+"""px that the image processor is set to where the model has no size of its own (RadioConfig's default)."""
+HALF_TOLERANCE = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
+"""Folding LayerScale rounds half weights once more: two units in the last place of the dtype, over the depth of a ViT."""
+
+
+class Transformers(Format):
+    """`transformers`: the backbone as a `RadioModel` folder with the image processor that the published models come with."""
+
+    name = "transformers"
+    reader = "transformers"
+
+    def recognises(self, path: Path) -> bool:
+        """A folder whose config.json says `model_type: radio`, and not the published `args` of the remote-code layout."""
+        try:
+            found = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(found, dict) and found.get("model_type") == "radio" and "args" not in found
+
+    def read(self, path: Path, align_corners: bool | None = None) -> Found:
+        """See the base. Scales that are all 1, as `save_pretrained` always writes, are left out."""
+        radio = _read_config(path)
+        weights = _published_names(_read_tensors(path), str(path))
+        dead = tuple(name for name in DEAD if weights.pop(name, None) is not None)
+        own = {"norm_mean": radio.norm_mean, "norm_std": radio.norm_std}
+        mean, std = (weights.pop(f"input_conditioner.{key}", torch.tensor(value)).flatten().tolist() for key, value in own.items())
+        slots = weights.pop("summary_idxs", torch.tensor(radio.summary_idxs)).tolist()
+        num_summaries = radio.num_cls_tokens
+        if not slots or not all(0 <= slot < num_summaries for slot in slots):
+            raise UserError(f"{path}: summary_idxs {slots} are not among its {num_summaries} class tokens; the file is damaged")
+        weights = without_idle_scales(weights)
+        layout = _layout(radio, any(name.endswith(".gamma") for name in weights), bool(align_corners))
+        config = NetworkConfig(
+            student=layout.settings(f"{path / CONFIG_FILE}: "),
+            num_summaries=num_summaries,
+            summary_slots=None if slots == list(range(num_summaries)) else slots,
+            image_size=_preferred_size(path),
+        )
+        network = config.build()
+        load_exactly(network.student, weights if radio.qkv_bias else _with_zero_bias(weights), str(path))
+        network.student.load_state_dict(fold_normalisation(network.student.state_dict(), mean, std))
+        return Found(config, network, dead)
+
+    def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
+        """See the base."""
+        student = config.student
+        if not isinstance(student, VitSettings):
+            return (f"transformers' RadioModel is a ViT, and this student is of type '{student.type}'; 'onnx' has a place for it",)
+        found = []
+        if student.align_corners:
+            found.append(
+                "RadioModel stretches positions with align_corners false, and this model was made with true; 'timm' has a place for it"
+            )
+        if config.rotates:
+            found.append("RadioModel has no place for the rotation of the map; 'torchhub' and 'hf' have")
+        unknown = [name for name in network.student.state_dict() if not _native_names(name)]
+        if unknown:
+            found.append(f"RadioModel has no place for {', '.join(unknown[:5])}")
+        return tuple(found)
+
+    def carries(self, config: NetworkConfig) -> tuple[str, ...]:
+        """None: a RadioModel is a backbone."""
+        del config
+        return ()
+
+    def write(self, target: Path, model: Found, settings: ExportSettings) -> None:
+        """See the base. LayerScale is folded into `o_proj` and `fc2`: other readers of this layout pass the scales over in silence."""
+        from transformers import CLIPImageProcessor, RadioConfig, RadioModel
+
+        student, chosen = model.network.student, model.config.student
+        assert isinstance(student, Vit)
+        assert isinstance(chosen, VitSettings)
+        shape, side = chosen.shape(), chosen.table_side()
+        image_size = _square(model)
+        radio = RadioConfig(
+            hidden_size=shape.dim,
+            num_hidden_layers=shape.depth,
+            num_attention_heads=shape.num_heads,
+            mlp_ratio=mlp_ratio(shape),
+            patch_size=chosen.patch_size,
+            image_size=image_size,
+            max_img_size=side * chosen.patch_size,
+            num_cls_tokens=student.num_summaries,
+            num_registers=student.num_prefix - student.num_summaries,
+            summary_idxs=list(model.network.summary_slots),
+            norm_mean=[float(value) for value in student.mean.flatten()],
+            norm_std=[float(value) for value in student.std.flatten()],
+            dtype=settings.dtype,
+        )
+        with torch.device("meta"):
+            native = RadioModel(radio)
+        native.load_state_dict(_native_weights(model.network, native.state_dict()), assign=True)
+        edges = {"height": image_size, "width": image_size}
+        processor = CLIPImageProcessor(do_resize=False, do_center_crop=False, do_normalize=False, size=edges, crop_size=edges)
+        with _quiet():
+            native.save_pretrained(target)
+            processor.save_pretrained(target)
+
+    def tolerance(self, settings: ExportSettings) -> float:
+        """See the base."""
+        return HALF_TOLERANCE[settings.dtype]
+
+    def outputs(self, target: Path, images: Tensor, settings: ExportSettings) -> Mapping[str, Features]:
+        """See the base."""
+        from transformers import AutoModel
+
+        del settings
+        with _quiet():
+            native: Any = AutoModel.from_pretrained(target, dtype=torch.float32, local_files_only=True)
+        with torch.inference_mode():
+            found = native.eval()(pixel_values=images)
+        grid = (images.shape[2] // native.config.patch_size, images.shape[3] // native.config.patch_size)
+        return {"backbone": Features(found.summary, found.features.unflatten(1, grid))}
+
+    def snippet(self, target: Path, settings: ExportSettings) -> str:
+        """See the base."""
+        del settings
+        size = _read_config(target).image_size
+        return "\n".join(
+            (
+                "from transformers import AutoImageProcessor, AutoModel",
+                f'processor = AutoImageProcessor.from_pretrained("{target}")',
+                f'model = AutoModel.from_pretrained("{target}").eval()',
+                f"# do_resize brings any image to {size} x {size} px; without it images keep their size, which the model must take",
+                'pixels = processor(images=image, do_resize=True, return_tensors="pt").pixel_values  # [B, 3, H, W] in [0, 1]',
+                "found = model(pixel_values=pixels)",
+                "found.summary, found.features  # [B, D], [B, H * W, D], patches row by row",
+            )
+        )
+
+
+def _read_config(folder: Path) -> Any:
+    """The `RadioConfig`, with the class's defaults for what the file leaves out; UserError for what our ViT cannot be."""
+    from transformers import RadioConfig
+
+    file = folder / CONFIG_FILE
+    try:
+        found = RadioConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        raise UserError(f"{file}: not the config of a RadioModel ({str(error).strip().splitlines()[0]}); copy it again") from None
+    refused = {
+        "use_swiglu_ffn": (found.use_swiglu_ffn, "its MLPs are SwiGLU, and the ViT here has GELU; such a model cannot be read"),
+        "hidden_act": (found.hidden_act != "gelu", f"found {found.hidden_act}, and the ViT here has gelu"),
+        "layer_norm_eps": (found.layer_norm_eps != 1e-6, f"found {found.layer_norm_eps}, and the ViT here has 1e-6"),
+        "num_channels": (found.num_channels != 3, f"found {found.num_channels}, and the ViT here takes RGB"),
+    }
+    problems = [f"{file}: {key}: {why}" for key, (wrong, why) in refused.items() if wrong]
+    if problems:
+        raise UserError(*problems)
+    return found
+
+
+def _layout(radio: Any, layer_scale: bool, align_corners: bool) -> VitLayout:
+    mlp_dim = int(radio.hidden_size * radio.mlp_ratio)
+    shape = VitShape(radio.hidden_size, radio.num_hidden_layers, radio.num_attention_heads, mlp_dim)
+    return VitLayout(shape, radio.patch_size, radio.max_img_size // radio.patch_size, radio.num_registers, layer_scale, align_corners)
+
+
+def _with_zero_bias(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a model whose q, k and v have no bias."""
+    qkv = {name: tensor for name, tensor in weights.items() if name.endswith(".attn.qkv.weight")}
+    return {**weights, **{name.replace(".weight", ".bias"): tensor.new_zeros(len(tensor)) for name, tensor in qkv.items()}}
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the folder, of one file or of the shards that its index names."""
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return read_weights(folder / WEIGHTS_FILE)
+    try:
+        names = sorted({Path(name).name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: not an index of safetensors files ({error}); copy it again") from None
+    return {key: tensor for name in names for key, tensor in read_weights(folder / name).items()}
+
+
+def _published_names(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Tensors under the published names; `save_pretrained` writes most of those itself, older and converted folders have others."""
+    found: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name = re.sub(r"^radio_model\.(model\.)?", "", key).replace(".grandma", ".gamma")
+        for theirs, ours in NAMES:
+            name = name.replace(theirs, ours)
+        part = re.fullmatch(r"(blocks\.\d+)\.attention\.([qkv]_proj)\.(weight|bias)", name)
+        if part:
+            parts.setdefault(f"{part[1]}.attn.qkv.{part[3]}", {})[part[2]] = tensor
+        else:
+            found[name] = tensor
+    for name, those in parts.items():
+        if set(those) != set(PARTS) or len({tensor.shape for tensor in those.values()}) > 1:
+            shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(those.items()))
+            raise UserError(f"{where}: {name}: expected q_proj, k_proj and v_proj of one shape, found {shapes}; the file is damaged")
+        found[name] = torch.cat([those[part] for part in PARTS])
+    return found
+
+
+def _native_names(name: str) -> tuple[str, ...]:
+    """The names in a RadioModel of a weight of our ViT: three for q, k and v; none where it has no place."""
+    for theirs, ours in NAMES:
+        name = name.replace(ours, theirs)
+    if ".attn.qkv." in name:
+        return tuple(name.replace(".attn.qkv.", f".attention.{part}.") for part in PARTS)
+    return (name,) if re.fullmatch(NATIVE, name) else ()
+
+
+def _native_weights(network: Network, native: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of `native` (a RadioModel's state dict on the meta device), from ours; scales, which are folded, are 1."""
+    found: dict[str, Tensor] = {}
+    student = network.student
+    for name, tensor in fold_scales(student.state_dict()).items():
+        names = _native_names(name)
+        found.update({key: part.clone() for key, part in zip(names, tensor.chunk(len(names)), strict=True)})
+    found["input_conditioner.norm_mean"], found["input_conditioner.norm_std"] = student.mean, student.std
+    found["summary_idxs"] = torch.tensor(network.summary_slots)
+    dtype = student.get_parameter(TABLE).dtype
+    scales = {key: torch.ones(blank.shape, dtype=dtype) for key, blank in native.items() if key.endswith(".lambda1")}
+    return {key: tensor.detach() for key, tensor in {**found, **scales}.items()}
+
+
+def _square(model: Found) -> int:
+    size = model.config.image_size or DEFAULT_SIZE
+    return model.network.student.nearest_size(size, size)[0]
+
+
+def _preferred_size(folder: Path) -> int | None:
+    """px to which the image processor beside the model is set: one side of a square, or the shorter edge."""
+    file = folder / PROCESSOR_FILE
+    if not file.is_file():
+        return None
+    try:
+        size = json.loads(file.read_text(encoding="utf-8"))["size"]
+        return int(size["shortest_edge"] if "shortest_edge" in size else size["height"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's progress bars."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
