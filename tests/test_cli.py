@@ -80,7 +80,7 @@ def test_a_run_writes_what_it_promises_and_its_config_is_itself_a_recipe(recipe_
         "checkpoints/last",
         "checkpoints/step_000000012/state.json",
         "calibration/stage_0/manifest.json",
-        "evaluations/step_000000012/agreement.json",
+        "evaluations/step_000000012/held_out.json",
         "images/first_batch.png",
         "model/config.json",
         "model/model.safetensors",
@@ -136,7 +136,7 @@ def test_missing_recipe_file(refused, tmp_path):
 def test_missing_folder_of_images(refused, tmp_path):
     (problem,) = refused(f"data.train.path={tmp_path / 'nowhere'}")
     assert problem.startswith("data.train: ")
-    assert "there is no such file or folder" in problem
+    assert "there is no such folder" in problem
 
 
 def test_empty_folder_of_images(refused, tmp_path):
@@ -168,7 +168,7 @@ def test_teacher_without_network_and_local_files(refused, monkeypatch, tmp_path)
 
 def test_teacher_folder_that_is_none_and_one_of_another_family(refused, tmp_path, teacher_folders):
     (problem,) = refused(f"teachers.clip.model={tmp_path / 'nowhere'}")
-    assert "there is no such file or folder" in problem
+    assert "there is no such folder" in problem
     (problem,) = refused(f"teachers.clip.model={teacher_folders['sam']}")
     assert problem.startswith("teachers.clip: ")
     assert "sam" in problem

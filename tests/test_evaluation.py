@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from amradio.commands.evaluate import plain
 from amradio.config import validate
 from amradio.data.scenes import draw_scene
 from amradio.errors import UserError
@@ -16,6 +15,7 @@ from amradio.evaluation.cache import FeatureCache, Summaries
 from amradio.evaluation.images import Broken, encode, readable
 from amradio.evaluation.labelled import ClassFolderSettings, CocoCaptionsSettings, ScenesImagesSettings, labels_in
 from amradio.evaluation.predictors import centre_crop, predictors
+from amradio.evaluation.suite import plain
 from amradio.evaluation.summaries import summaries
 from amradio.features import Features
 from evaluations import SMALL, tiny_bench

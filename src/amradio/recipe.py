@@ -1,5 +1,6 @@
 """The recipe: the whole run as one tree of settings, composed of each room's own."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
@@ -10,6 +11,7 @@ from .config import Settings, defaults, one_of, read_words, validate
 from .data import SOURCES, DataSettings
 from .engine.settings import EngineSettings, OptimizerSettings
 from .errors import UserError, nearest
+from .evaluation.suite import Suite
 from .features import KINDS, Kind
 from .heads import HEADS, MlpHeadSettings
 from .losses import LossSettings
@@ -71,13 +73,23 @@ class HeadsSettings(HeadPair):
     """Heads of single teachers, by name."""
 
 
+def _from_file(value: Any) -> Any:
+    """The content of the evaluation file that a text names."""
+    return read_words([value], defaults(Suite)) if isinstance(value, str) else value
+
+
 class EvaluateSettings(Settings):
-    """Agreement with the teachers on held-out images (data.val or data.hold_out) during the run."""
+    """What is measured during the run: agreement with the teachers on held-out images (data.val or data.hold_out), and a suite."""
 
     every: Positive | None = 1000
     """Steps between evaluations, also at step 0 and at the end; null for none."""
     batches: Positive = 8
     """Held-out batches at most."""
+    suite: Annotated[Suite, pydantic.BeforeValidator(_from_file)] | None = None
+    """Evaluations as `amradio evaluate` runs them: what stands in an evaluation file (see [evaluations.md](evaluations.md)), or the path of
+    one. Measured with averaged weights and heads in raw teacher space; not counted as training time."""
+    suite_every: Positive | None = None
+    """Steps between two runs of the suite, also at step 0 and at the end; null for `every`."""
 
 
 class Recipe(Settings):
@@ -136,6 +148,21 @@ class Recipe(Settings):
         ]
         if all(t.summary_weight == 0 and t.spatial_weight == 0 for t in self.teachers.values()):
             problems.append("teachers: every summary_weight and spatial_weight is 0; give one teacher a weight")
+        return problems + self._contradictions_of_suite()
+
+    def _contradictions_of_suite(self) -> list[str]:
+        settings = self.evaluate
+        if settings.suite is None:
+            return ["evaluate.suite_every: there is no suite; give evaluate.suite, or leave it out"] if settings.suite_every else []
+        problems = [
+            f"evaluate.suite.evaluations.{name}: a file gets this name; take letters, digits, _, - and spaces, and not 'held_out'"
+            for name in settings.suite.evaluations
+            if not re.fullmatch(r"\w[\w -]*", name) or name == "held_out"
+        ]
+        if settings.suite_every is None and settings.every is None:
+            problems.append("evaluate.suite: it would never run, as evaluate.every is null; give evaluate.suite_every")
+        if settings.suite.device not in ("auto", self.engine.device):
+            problems.append("evaluate.suite.device: the models are on the device of the run (engine.device); leave it out")
         return problems
 
     def partitions(self) -> list[tuple[str, PartitionSettings]]:

@@ -28,6 +28,7 @@ from .features import KINDS, Kind
 from .formats.folder import write_folder
 from .losses import Loss
 from .network import Network, NetworkConfig
+from .periodic import PeriodicSuite
 from .pictures import contact_sheet
 from .recipe import PartitionSettings, Recipe
 from .run import RunFolder
@@ -134,6 +135,8 @@ class Training:
         self.autocast = autocast_dtype(recipe.engine.precision, processes.device)
         # Seen: the fused kernel's backward on a CPU in bfloat16 halves the speed of a ViT-tiny step (317 -> 178 images/s a core).
         network.student.fuse_attention(not (processes.device.type == "cpu" and self.autocast is torch.bfloat16))
+        self.suite = PeriodicSuite(recipe, moved, processes.device)
+        self.suite.check(self.config, network)
         self.agreement: Agreement = {}
         self.evaluated: int | None = None
         spared = {f"network.student.{name}" for name in network.student.no_decay()}
@@ -294,6 +297,9 @@ class Training:
         self.folder.write(f"calibration/stage_{stage.number}/manifest.json", json.dumps(manifest, indent=1) + "\n")
 
     def _evaluate_due(self, step: int) -> bool:
+        return self._agreement_due(step) or self.suite.due(step)
+
+    def _agreement_due(self, step: int) -> bool:
         every = self.recipe.evaluate.every
         if not self.recipe.data.has_val or every is None or step == self.evaluated:
             return False
@@ -301,7 +307,12 @@ class Training:
 
     def _evaluate_aside(self, step: int) -> None:
         with self.clock.paused():
-            self.evaluate(step)
+            if self._agreement_due(step):
+                self.evaluate(step)
+            if self.suite.due(step):
+                self.suite.done = step
+                handed_over = self.config, self.folded_network()
+                self.processes.first_does(partial(self.suite.run, step, handed_over, self.folder, self.log))
 
     def evaluate(self, step: int) -> None:
         """Held-out agreement with every teacher of the stage that `step` ends or is in, into evaluations/ and metrics.jsonl."""
@@ -316,7 +327,7 @@ class Training:
         summary = "  ".join(f"{name} {row['standardised_cosine']:.3f}" for name, row in self.agreement.items())
         self.log.say(f"held out at step {step}, standardised cosine: {summary}")
         self.processes.first_does(
-            lambda: self.folder.write(f"evaluations/step_{step:09d}/agreement.json", json.dumps(self.agreement, indent=1) + "\n")
+            lambda: self.folder.write(f"evaluations/step_{step:09d}/held_out.json", json.dumps(self.agreement, indent=1) + "\n")
         )
 
     def _agreement(self, group: Group) -> Agreement:
@@ -330,7 +341,7 @@ class Training:
 
     def _save(self, step: int) -> None:
         tensors = {"task": self.task.state_dict()} | ({"ema": self.ema.average.state_dict()} if self.ema else {})
-        state = {"num_steps": self.recipe.num_steps, "agreement": self.agreement, "evaluated": self.evaluated}
+        state = {"num_steps": self.recipe.num_steps, "agreement": self.agreement, "evaluated": self.evaluated, "suite": self.suite.done}
         state["skipped_images"] = self.monitor.num_skipped
         self.folder.checkpoints.save(step, tensors, {"optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}, state)
         notes = {"step": step, "num_steps": self.recipe.num_steps, "data": self.data, "agreement": self.agreement}
@@ -372,7 +383,7 @@ class Training:
             self.ema.average.load_state_dict(tensors["ema"])
         self.optimizer.load_state_dict(other["optimizer"])
         torch.set_rng_state(other["rng"])
-        self.agreement, self.evaluated = state["agreement"], state["evaluated"]
+        self.agreement, self.evaluated, self.suite.done = state["agreement"], state["evaluated"], state["suite"]
         self.monitor.num_skipped = state["skipped_images"]
         self.log.forget_after(state["step"])
         self.log.say(f"resuming {self.folder.path} from step {state['step']} of {self.recipe.num_steps}")

@@ -9,6 +9,7 @@ from ..config import to_yaml
 from ..engine.distributed import Processes, autocast_dtype, find_device
 from ..engine.log import Log
 from ..errors import UserError
+from ..periodic import PeriodicSuite
 from ..recipe import Recipe
 from ..run import RunFolder
 from ..teachers.base import Teacher
@@ -71,6 +72,7 @@ def dry_run(recipe: Recipe) -> None:
     problems = check_sizes(recipe, network, 1)
     if problems:
         raise UserError(*problems)
+    PeriodicSuite(recipe, loaded, device).check(config, network)
     print(to_yaml(recipe))
     rows = [
         (

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from ..config import parse_yaml, validate
 from ..engine.checkpoint import disk_errors
 from ..errors import UserError
 from ..evaluation.base import Result
-from ..evaluation.suite import Suite, run_suite
+from ..evaluation.suite import Suite, plain, run_suite
 from ..model import Model, load
 from ..recipe import Recipe
 from ..run import environment
@@ -68,8 +67,3 @@ def write_json(results: Mapping[str, Result], file: Path, about: Mapping[str, An
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def plain(result: Result) -> dict[str, Any]:
-    """A result as JSON takes it."""
-    return {**asdict(result), "metrics": [metric._asdict() for metric in result.metrics], "notes": list(result.notes)}

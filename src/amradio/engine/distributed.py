@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+"""How long processes wait for what the first one does alone (checkpoints, evaluations)."""
 
 
 class Processes:
@@ -27,6 +30,8 @@ class Processes:
         self._owns_group = self.world_size > 1 and not dist.is_initialized()
         if self._owns_group:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        # Others wait here for long work of the first one: on gloo, since nccl takes ten minutes without a word for a failure.
+        self._patient: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if self.world_size > 1 else None
 
     @property
     def is_first(self) -> bool:
@@ -83,7 +88,7 @@ class Processes:
         return found
 
     def first_does(self, work: Callable[[], T]) -> T:
-        """Process 0 does `work`; all get its result, or its UserError."""
+        """Process 0 does `work`, for as long as it takes; all get its result, or its UserError."""
         result: list[object] = [None, None]
         if self.is_first:
             try:
@@ -91,7 +96,7 @@ class Processes:
             except UserError as error:
                 result[1] = list(error.problems)
         if self.world_size > 1:
-            dist.broadcast_object_list(result, src=0)
+            dist.broadcast_object_list(result, src=0, group=self._patient)
         if result[1]:
             raise UserError(*result[1], on_all_processes=True)  # type: ignore[misc]
         return result[0]  # type: ignore[return-value]

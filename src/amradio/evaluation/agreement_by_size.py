@@ -67,11 +67,13 @@ class AgreementBySize(Evaluation):
     def __init__(self, images: ImageSet, image_sizes: Sequence[int] | None, cells: int, plot: Path | None):
         self.images, self.image_sizes, self.cells, self.plot = images, image_sizes, cells, plot
 
+    def check(self, predict: Predict, bench: Bench) -> None:
+        """See the base."""
+        _heads(predict, bench)
+
     def run(self, predict: Predict, bench: Bench) -> Result:
         """One row a head, at the first size; all sizes are in the details under `by size`."""
-        heads = [name for name in bench.teachers if f"student/{name}" in predict and f"teacher/{name}" in predict]
-        if not heads:
-            raise UserError("no head of the student has its teacher here; name the teachers under `teachers`")
+        heads = _heads(predict, bench)
         sizes = list(dict.fromkeys(self.image_sizes or [bench.default_size]))
         students = {size: bench.predict("whole", size) for size in sizes}
         broken = Broken()
@@ -178,6 +180,14 @@ class Comparison:
         fidelity = float(self.std.double().square().sum()) / max(error, 1e-30)
         names = [metric.name for metric in MEASURES]
         return dict(zip(names, (*means[:3], fidelity, self.cka.value(), means[3]), strict=True))
+
+
+def _heads(predict: Predict, bench: Bench) -> list[str]:
+    """Those that stand beside their teacher."""
+    found = [name for name in bench.teachers if f"student/{name}" in predict and f"teacher/{name}" in predict]
+    if not found:
+        raise UserError("no head of the student has its teacher here; name the teachers under `teachers`")
+    return found
 
 
 def collapses(by_size: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[str]:

@@ -104,6 +104,9 @@ class Bench:
 class Evaluation(Protocol):
     """One evaluation, ready to run."""
 
+    def check(self, predict: Predict, bench: Bench) -> None:
+        """Raises UserError where it suits none of the models of `predict`, as far as that is known without computing anything."""
+
     def run(self, predict: Predict, bench: Bench) -> Result:
         """Measures every model of `predict` that it suits.
 
@@ -131,14 +134,19 @@ class EvaluationSettings(Settings):
 def measure(settings: EvaluationSettings, evaluation: Evaluation, bench: Bench) -> Result:
     """Runs an evaluation (built from `settings`) on a bench. Raises UserError for an unknown row of `models`."""
     begun = time.perf_counter()
-    predict = bench.predict(settings.view, settings.image_size)
-    if settings.models is not None:
-        unknown = [name for name in settings.models if name not in predict]
-        if unknown:
-            raise UserError(*(f"models: there is no row '{name}'; {nearest(name, predict)}" for name in unknown))
-        predict = {name: predict[name] for name in settings.models}
-    result = evaluation.run(predict, bench)
+    result = evaluation.run(chosen(settings, bench), bench)
     return replace(result, settings=settings.model_dump(mode="json"), seconds=time.perf_counter() - begun)
+
+
+def chosen(settings: EvaluationSettings, bench: Bench) -> Predict:
+    """The rows of `models`, all where it names none. Raises UserError for an unknown one."""
+    predict = bench.predict(settings.view, settings.image_size)
+    if settings.models is None:
+        return predict
+    unknown = [name for name in settings.models if name not in predict]
+    if unknown:
+        raise UserError(*(f"models: there is no row '{name}'; {nearest(name, predict)}" for name in unknown))
+    return {name: predict[name] for name in settings.models}
 
 
 def summary_of(features: Features) -> Tensor:

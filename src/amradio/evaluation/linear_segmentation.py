@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import Settings, one_of
 from ..errors import UserError
 from ..teachers.base import resize
-from .base import Bench, EvaluationSettings, Positive, Predict, Result, View
+from .base import Bench, Evaluation, EvaluationSettings, Positive, Predict, Result, View
 from .labelled_maps import AnyMaps, LabelledMaps
 from .map_scores import score
 from .mean_iou import Priors, upsample
@@ -79,7 +79,7 @@ class LinearSegmentationSettings(EvaluationSettings):
         return LinearSegmentation(train, test, self.schedule, self.inference, self.seed)
 
 
-class LinearSegmentation:
+class LinearSegmentation(Evaluation):
     """See `LinearSegmentationSettings`."""
 
     def __init__(

@@ -43,6 +43,11 @@ class OpenVocabularySegmentation(Evaluation):
     def __init__(self, maps: LabelledMaps, templates: Sequence[str], heads: Sequence[str] | None = None):
         self.maps, self.templates, self.heads = maps, templates, heads
 
+    def check(self, predict: Predict, bench: Bench) -> None:
+        """See the base."""
+        groups = texted(predict, bench, self.heads)
+        _taught({row: predict[row] for _, calls in groups.values() for row in calls}, bench)
+
     def run(self, predict: Predict, bench: Bench) -> Result:
         """`mIoU`, `accuracy`, `class accuracy`, in %, of every row in text space that has a map; details: the IoU of each class.
 

@@ -65,6 +65,10 @@ class PromptableSegmentation(Evaluation):
     ):
         self.instances, self.prompts, self.bins, self.heads = instances, prompts, bins, heads
 
+    def check(self, predict: Predict, bench: Bench) -> None:
+        """See the base."""
+        _sams(predict, bench, self.heads)
+
     def run(self, predict: Predict, bench: Bench) -> Result:
         """`point`, `box` and each of them by size (`box small`), in %, for each SAM teacher and the head that learnt from it.
 

@@ -43,6 +43,10 @@ class Retrieval(Evaluation):
         self.images, self.recall, self.heads = images, recall, heads
         self.captions = [list(found[:captions]) for found in images.captions]
 
+    def check(self, predict: Predict, bench: Bench) -> None:
+        """See the base."""
+        texted(predict, bench, self.heads)
+
     def run(self, predict: Predict, bench: Bench) -> Result:
         """Recall both ways of every row in text space."""
         broken = Broken()

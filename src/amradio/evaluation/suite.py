@@ -1,7 +1,8 @@
 """Several evaluations of the same models, from one YAML file."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import torch
@@ -13,7 +14,7 @@ from ..model import Model
 from ..teachers import TEACHERS
 from ..teachers.base import Teacher
 from . import EVALUATIONS
-from .base import Bench, Positive, Result, measure
+from .base import Bench, Evaluation, Positive, Result, chosen, measure
 from .progress import Progress, silent
 
 
@@ -65,22 +66,33 @@ class Suite(Settings):
         return found
 
 
-def run_suite(suite: Suite, bench: Bench) -> dict[str, Result]:
-    """Runs every evaluation; what is missing of any of them is found out before the first one starts. Deterministic on a CPU."""
+def prepare(suite: Suite, bench: Bench) -> dict[str, Evaluation]:
+    """Every evaluation, ready to run; raises UserError with all that any of them lacks: data, rows, text encoders, mask decoders."""
     problems: list[str] = []
-    built = {}
+    built: dict[str, Evaluation] = {}
     for name, settings in suite.evaluations.items():
         try:
             built[name] = settings.build()
+            built[name].check(chosen(settings, bench), bench)
         except UserError as error:
             problems += [f"evaluations.{name}: {problem}" for problem in error.problems]
     if problems:
         raise UserError(*problems)
+    return built
+
+
+def run_suite(suite: Suite, bench: Bench) -> dict[str, Result]:
+    """Runs every evaluation; what is missing of any of them is found out before the first one starts. Deterministic on a CPU."""
     results: dict[str, Result] = {}
-    for name, evaluation in built.items():
+    for name, evaluation in prepare(suite, bench).items():
         torch.manual_seed(0)
         try:
             results[name] = measure(suite.evaluations[name], evaluation, bench)
         except UserError as error:
             raise UserError(*(f"evaluations.{name}: {problem}" for problem in error.problems)) from None
     return results
+
+
+def plain(result: Result) -> dict[str, Any]:
+    """A result as JSON takes it."""
+    return {**asdict(result), "metrics": [metric._asdict() for metric in result.metrics], "notes": list(result.notes)}

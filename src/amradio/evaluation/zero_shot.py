@@ -35,6 +35,10 @@ class ZeroShot(Evaluation):
     def __init__(self, images: LabelledSet, templates: Sequence[str], heads: Sequence[str] | None):
         self.images, self.templates, self.heads = images, templates, heads
 
+    def check(self, predict: Predict, bench: Bench) -> None:
+        """See the base."""
+        texted(predict, bench, self.heads)
+
     def run(self, predict: Predict, bench: Bench) -> Result:
         """Top-1 (and top-5 where there are more than ten classes) of every row in text space."""
         broken = Broken()
