@@ -96,6 +96,8 @@ class Onnx(Format):
             graph(images)
         names = graph.names
         program = _export(graph, images, names, None if fixed else step)
+        for node in program.model.graph:
+            node.metadata_props.clear()  # traces of the code that made it, with this machine's paths
         program.model.metadata_props.update(_metadata(names, settings, fixed, step))
         total = sum(tensor.nbytes for tensor in model.network.state_dict().values())
         program.save(target, external_data=total > INLINE_BYTES)
