@@ -69,8 +69,8 @@ def test_reference_of_keys_is_up_to_date() -> None:
     assert spec.loader is not None
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    old = tool.DOCUMENT.read_text(encoding="utf-8")
-    assert old == tool.document(old), "run python tools/make_reference.py"
+    assert [page.file.name for page in tool.PAGES] == ["recipes.md", "evaluations.md"]
+    assert tool.outdated() == {}, "run python tools/make_reference.py"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
@@ -99,6 +99,8 @@ def test_commands_name_verbs_targets_and_recipes_that_exist(where: str, command:
     if found is None:
         return
     options = parser().parse_args(found)
+    if options.verb == "evaluate" and options.words:
+        assert Suite.load(*options.words), where
     if options.verb == "distill":
         assert Recipe.load(*options.words), where
 
@@ -158,6 +160,10 @@ def test_embedding_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(("where", "text"), blocks("yaml"), ids=lambda word: word if len(word) < 40 else "")
 def test_yaml_blocks_are_recipes_or_parts_of_one(where: str, text: str, tmp_path: Path) -> None:
     found = parse_yaml(text, where)
+    if "evaluations" in found:
+        (tmp_path / "evaluation.yaml").write_text(text)
+        assert Suite.load(str(tmp_path / "evaluation.yaml")).evaluations
+        return
     assert set(found) <= set(Recipe.model_fields), where
     if {"data", "teachers", "student", "out"} <= set(found):
         (tmp_path / "recipe.yaml").write_text(text)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Writes the reference of every recipe key into docs/recipes.md, from the settings' own descriptions.
+"""Writes the reference of every key of recipes and of evaluation files into docs/, from the settings' own descriptions.
 
     python tools/make_reference.py            # rewrites what follows the marker
-    python tools/make_reference.py --check    # says whether it is up to date
+    python tools/make_reference.py --check    # says whether they are up to date
 
 What stands above the marker is written by hand and left alone.
 """
@@ -11,32 +11,50 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import pydantic
 from pydantic.fields import FieldInfo
 
 from amradio.config import Settings
+from amradio.evaluation.suite import Suite
 from amradio.recipe import Recipe
+from amradio.teachers.base import TeacherSettings
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "recipes.md"
+DOCUMENTS = Path(__file__).parents[1] / "docs"
 MARKER = "<!-- Below: written by tools/make_reference.py; change the descriptions in the code instead. -->"
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
 LIMITS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "at least"}
 
 
-def reference() -> str:
-    """The generated part: one section for each settings class, in the order in which a recipe names them."""
-    return "\n\n".join([MARKER, *(section(title, found) for title, found in sections())]) + "\n"
+class Page(NamedTuple):
+    """A document with a generated part."""
+
+    file: Path
+    title: str
+    root: type[Settings]
+    elsewhere: type[Settings]
+    """Settings that another page describes, with all below them."""
 
 
-def sections() -> Iterator[tuple[str, type[Settings]]]:
-    """(title, settings) of the recipe and of all below it, each class once, where it comes first."""
+PAGES = (
+    Page(DOCUMENTS / "recipes.md", "Recipe", Recipe, Suite),
+    Page(DOCUMENTS / "evaluations.md", "Evaluation file", Suite, TeacherSettings),
+)
+
+
+def reference(page: Page) -> str:
+    """The generated part: one section for each settings class, in the order in which a file names them."""
+    return "\n\n".join([MARKER, *(section(title, found) for title, found in sections(page))]) + "\n"
+
+
+def sections(page: Page) -> Iterator[tuple[str, type[Settings]]]:
+    """(title, settings) of the page's root and of all below it, each class once, where it comes first."""
     seen: set[type[Settings]] = set()
-    waiting: list[tuple[str, type[Settings]]] = [("Recipe", Recipe)]
+    waiting: list[tuple[str, type[Settings]]] = [(page.title, page.root)]
     while waiting:
         key, found = waiting.pop(0)
-        if found in seen:
+        if found in seen or issubclass(found, page.elsewhere):
             continue
         seen.add(found)
         common = shared_by_types(found)
@@ -46,7 +64,7 @@ def sections() -> Iterator[tuple[str, type[Settings]]]:
         yield title_of(key, found), found
         below = []
         for name, field in found.model_fields.items():
-            inner = name if found is Recipe else f"{key}.{name}"
+            inner = name if found is page.root else f"{key}.{name}"
             below += [(inner + suffix, each) for suffix, each in settings_in(field.annotation)]
         waiting = below + waiting
 
@@ -161,19 +179,25 @@ def written(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def document(text: str) -> str:
-    """The document with its generated part made anew."""
-    return text.split(MARKER)[0] + reference()
+def outdated() -> dict[Path, str]:
+    """{document: what it should be} of those whose generated part is not up to date."""
+    found = {}
+    for page in PAGES:
+        old = page.file.read_text(encoding="utf-8")
+        new = old.split(MARKER)[0] + reference(page)
+        if new != old:
+            found[page.file] = new
+    return found
 
 
 def main() -> int:
-    """Writes the document, or with `--check` returns 1 where it is out of date."""
-    old = DOCUMENT.read_text(encoding="utf-8")
-    new = document(old)
+    """Writes the documents, or with `--check` returns 1 where one is out of date."""
+    found = outdated()
     if "--check" in sys.argv[1:]:
-        print("up to date" if old == new else f"{DOCUMENT} is out of date; run python tools/make_reference.py")
-        return int(old != new)
-    DOCUMENT.write_text(new, encoding="utf-8")
+        print("\n".join(f"{file} is out of date; run python tools/make_reference.py" for file in found) or "up to date")
+        return int(bool(found))
+    for file, text in found.items():
+        file.write_text(text, encoding="utf-8")
     return 0
 
 
