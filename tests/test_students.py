@@ -154,3 +154,13 @@ def test_the_catalogue_lists_every_student():
     # what the published checkpoints hold, with 8 prefix tokens
     published = {"base": 98.2, "large": 319.9, "so400m": 431.2, "huge": 651.6, "giant": 1159.6}
     assert {size: round(counts[size], 1) for size in published} == published
+
+
+@torch.no_grad()
+def test_deployment_changes_rounding_only(student: Student):
+    images = images_for(student)
+    student.train()(images)  # running statistics that matter
+    before = student.eval()(images)
+    deployed = copy.deepcopy(student).deploy()
+    assert not deployed.training
+    torch.testing.assert_close(deployed(images), before, rtol=1e-4, atol=1e-4)

@@ -85,6 +85,13 @@ class Student(nn.Module):
         """Computes attention in one fused kernel or step by step: the same numbers, but one is quicker. Does nothing without attention."""
         del fused
 
+    def deploy(self) -> Self:
+        """Rewrites the student, in place and for good, for quicker inference: outputs change by rounding only. Returns it.
+
+        What is folded together (norms into convolutions, parallel branches) is no longer there to be trained, nor to be loaded into.
+        """
+        return self.eval()
+
     def forward(self, images: Tensor, draws: Tensor | None = None) -> Features:
         """Features of a batch.
 

@@ -6,7 +6,7 @@ these settings translate.
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
 import pydantic
 import torch
@@ -235,10 +235,10 @@ class Eradio(Student):
         """The last stage's map and its norm, [B, 8 * width, H/32, W/32]. With a neck the norm is an official file's, or does nothing."""
         return self.norm(self.stages(images)[-1])
 
-    def deploy(self) -> "Eradio":
-        """Folds every BatchNorm that follows a convolution into it, in place, for inference: training is over. Returns the student.
+    def deploy(self) -> Self:
+        """Folds every BatchNorm that follows a convolution into it; see the base.
 
-        Outputs change by rounding only. The position bias is computed from its weights as ever: stored ones of official files are stale.
+        The position bias is computed from its weights as ever: stored ones of official files are stale.
         """
         for module in self.eval().modules():
             if isinstance(module, (ConvNorm, NeckBranch)):
