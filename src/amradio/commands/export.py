@@ -22,6 +22,8 @@ from .tables import print_table
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SEED = 0
+MANY = 6
+"""Names that are printed before the rest is counted."""
 
 
 class Difference(NamedTuple):
@@ -213,5 +215,6 @@ def _report(exported: Exported, form: Format, found: Found, settings: ExportSett
     if exported.left_out:
         print(f"Left out, because the format has no place for them: {', '.join(exported.left_out)}")
     if found.dead:
-        print(f"Not used by the model, and left out: {', '.join(found.dead)}")
+        more = f" and {len(found.dead) - MANY} more" if len(found.dead) > MANY else ""
+        print(f"In the file that was read, but not used by the model: {', '.join(found.dead[:MANY])}{more}")
     print(f"\nLoad it:\n\n{exported.snippet}")

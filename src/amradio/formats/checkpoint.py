@@ -26,21 +26,14 @@ def looks_like_checkpoint(path: Path) -> bool:
     return start == ZIP or start[:2] == PICKLE
 
 
-def holds_word(path: Path, word: str) -> bool:
-    """Whether the pickled structure of a whole checkpoint contains `word`; only its bytes are looked at. False for old and cut files."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            structure = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            return word.encode() in archive.read(structure)
-    except (OSError, zipfile.BadZipFile, StopIteration):
-        return False
-
-
 def read_checkpoint(path: Path) -> Any:
-    """What the file holds, tensors on the CPU; raises UserError where it is damaged, or wants anything beyond `ALLOWED` to be called."""
+    """What the file holds; tensors are on the CPU and read from the file when they are used, so it must not be written to meanwhile.
+
+    Raises UserError where it is damaged, or wants anything beyond `ALLOWED` to be called.
+    """
     try:
         with torch.serialization.safe_globals(list(ALLOWED)):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # the reader of a damaged file raises whatever its parts do
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"(?:global|function|class) ([\w.]+\.\w+)", str(error))
         if "weights_only" in str(error).lower() or "Weights only" in str(error):

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..features import KINDS, Features
 from ..heads import AttentionHeadSettings, MlpHeadSettings
 from ..network import HeadPart, Network, NetworkConfig
+from ..students.eradio import EradioSettings
 from .base import ExportSettings, Format, Found
 from .folder import read_json, read_weights
 from .radio import Published, carries, lacks, network_of, publish, spelt, split
@@ -26,7 +27,9 @@ BACKBONE, ROTATION, BETWEEN = f"{MODEL}model.", f"{MODEL}feature_normalizer.", f
 ADAPTORS, CONDITIONER, SUMMARY_SLOTS = f"{MODEL}adaptors.", f"{MODEL}input_conditioner.", f"{MODEL}summary_idxs"
 PARTS = {"summary": "head_mlp.", "spatial": "feat_mlp."}
 CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
-VERSIONS = {"base": "radio_v2.5-b", "large": "radio_v2.5-l"}
+MAX_SIZE = 2048
+"""px that the official config states for E-RADIO, which has no position table."""
+VERSIONS = {"base": "radio_v2.5-b", "large": "radio_v2.5-l", "eradio": "e-radio_v2"}
 """The official config looks its `version` up in a list of released models; any other size goes by the name of the largest."""
 
 
@@ -138,7 +141,7 @@ def _config(published: Published, model: Found) -> dict[str, Any]:
     """What the official export writes, in the same words."""
     config, settings = model.config, dict(published.settings)
     dtype = str(settings["dtype"]).removeprefix("torch.")
-    size = settings["model"].split("_")[1]
+    size = "eradio" if isinstance(config.student, EradioSettings) else settings["model"].split("_")[1]
     adaptors = {}
     for name, head in config.heads.items():
         summary, spatial = (getattr(head, kind) or silent_part(head) for kind in KINDS)
@@ -148,14 +151,14 @@ def _config(published: Published, model: Found) -> dict[str, Any]:
             "feature": _mlp(spatial, model.network.spatial_dim) | {"upsample_factor": _factor(spatial), "upsample_rank": None},
         }
     rotation = {"embed_dim": model.network.spatial_dim} if config.rotates else None
-    image_size = config.image_size or settings["cpe_max_size"] // 4
+    image_size = config.image_size or (settings["cpe_max_size"] or MAX_SIZE) // 4
     return {
         "architectures": ["RADIOModel"],
         "auto_map": {"AutoConfig": "hf_model.RADIOConfig", "AutoModel": "hf_model.RADIOModel"},
         "args": settings | {"dtype": dtype},
         "version": VERSIONS.get(size, "radio_v2.5-h"),
         "patch_size": model.network.student.patch_size,
-        "max_resolution": settings["cpe_max_size"],
+        "max_resolution": settings["cpe_max_size"] or MAX_SIZE,
         "preferred_resolution": [image_size, image_size],
         "adaptor_names": None,
         "adaptor_configs": adaptors,

@@ -14,6 +14,9 @@ from ..network import Network, NetworkConfig
 from .base import ExportSettings, Format, Found
 from .checkpoint import looks_like_checkpoint, read_checkpoint
 from .radio import Published, carries, lacks, network_of, publish, spelt, split
+from .radio.eradio import STEM
+from .radio.heads import own_part
+from .radio.layout import OWN_MEAN, OWN_STD
 from .radio.spectral import realise
 from .radio.tokens import first_of, teachers_in
 
@@ -69,9 +72,15 @@ class TorchHub(Format):
         found = "  # a dict: outputs['backbone'].summary, outputs['backbone'].features, ..." if names else ""
         return (
             f'import torch\nmodel = torch.hub.load("NVlabs/RADIO", "radio_model", version="{target}"{names}, trust_repo=True)\n'
-            f"model.eval()  # images: RGB in [0, 1], [B, 3, H, W]\n{answer}{found}\n"
+            f"model.eval()  # images: RGB in [0, 1], [B, 3, H, W]\n{_windows(target)}{answer}{found}\n"
             f'# or without that code: import amradio; model = amradio.load("{target}")'
         )
+
+
+def _windows(target: Path) -> str:
+    """The line by which the official E-RADIO is told to choose its windows by the image, where this one does."""
+    optimal = own_part(vars(read_checkpoint(target)["args"])).get("window") == "optimal"
+    return "model.model.set_optimal_window_size(images.shape[2:])  # E-RADIO: at each new size of the images\n" if optimal else ""
 
 
 def groups_of(keys: Mapping[str, str]) -> dict[str, str]:
@@ -85,6 +94,8 @@ def groups_of(keys: Mapping[str, str]) -> dict[str, str]:
 def read_published(path: Path) -> Published:
     """The file's settings and weights; raises UserError where it is damaged or holds something else."""
     content = read_checkpoint(path)
+    if _is_state(content) and STEM.removeprefix("student.") in content:
+        return _bare_eradio(content)
     state = content.get("state_dict_ema") or content.get("state_dict") if isinstance(content, dict) else None
     settings = content.get("args") if isinstance(content, dict) else None
     if not isinstance(settings, argparse.Namespace) or not _is_state(state):
@@ -98,6 +109,12 @@ def read_published(path: Path) -> Published:
     dead = tuple(key for key in state if key.startswith(again))
     weights, used = split({key: tensor for key, tensor in state.items() if key not in dead}, groups_of(keys))
     return Published(vars(settings), weights, conditioner, used, dead)
+
+
+def _bare_eradio(state: Mapping[str, Tensor]) -> Published:
+    """An E-RADIO's own state dict, without heads; it was trained on images normalised as all published models are."""
+    weights, used = split(state, {"student.": ""})
+    return Published({"model": "eradio"}, weights, {"norm_mean": OWN_MEAN, "norm_std": OWN_STD}, used)
 
 
 def _is_state(state: Any) -> bool:

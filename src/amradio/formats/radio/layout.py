@@ -4,9 +4,14 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...errors import UserError
+from ...students.base import CLIP_MEAN, CLIP_STD
+
+OWN_MEAN, OWN_STD = (torch.tensor(values, dtype=torch.float64) for values in (CLIP_MEAN, CLIP_STD))
+"""How our students normalise RGB in [0, 1]."""
 
 
 class Published(NamedTuple):
@@ -54,3 +59,15 @@ def square_root(number: int, what: str) -> int:
     if side * side != number:
         raise UserError(f"{what}: {number} is not a square number; the file is not a RADIO ViT")
     return side
+
+
+def same_conditioner(published: Published, where: str) -> bool:
+    """Whether images are normalised as ours are. Half files hold rounded numbers: they count as the ones that were rounded."""
+    missing = [key for key in ("norm_mean", "norm_std") if key not in published.conditioner]
+    if missing:
+        raise UserError(*(f"{where}: input_conditioner.{key} is missing; the file is not whole" for key in missing))
+    mean, std = (published.conditioner[key].double().flatten() for key in ("norm_mean", "norm_std"))
+    if mean.shape != OWN_MEAN.shape or std.shape != OWN_STD.shape:
+        raise UserError(f"{where}: input_conditioner: {mean.numel()} means and {std.numel()} deviations; an RGB image has 3 of each")
+    tolerance = 2 * torch.finfo(published.conditioner["norm_mean"].dtype).eps
+    return torch.allclose(mean, OWN_MEAN, tolerance, 0) and torch.allclose(std, OWN_STD, tolerance, 0)

@@ -10,13 +10,13 @@ from ...features import KINDS
 from ...heads import AttentionHeadSettings, LinearHeadSettings
 from ...network import HeadConfig, NetworkConfig
 from ...students.base import CLIP_MEAN, CLIP_STD
-from ...students.vit import SIZES, VitSettings, VitShape
+from ...students.eradio import Eradio, EradioSettings
+from ...students.vit import VitSettings
 from ..base import Found
+from .eradio import eradio_architecture, eradio_weights, lacks_eradio
 from .heads import ATTENTION_DEPTH, ATTENTION_HEADS, OWN_KEY, entry_of, silent_head, silent_part
 from .layout import Published
-
-WITH_LAYER_SCALE = ("base", "large")
-"""Sizes of which there is an architecture with LayerScale (`vit_base_patch16_v2_224`); the others get it through `init_values`."""
+from .vit import lacks_vit, vit_architecture
 
 
 def carries(config: NetworkConfig) -> tuple[str, ...]:
@@ -36,19 +36,13 @@ def _has_place(head: HeadConfig, kind: str) -> bool:
 
 def lacks(config: NetworkConfig) -> tuple[str, ...]:
     """Why the published code could not rebuild this model; empty where it can."""
-    student = config.student
-    if not isinstance(student, VitSettings):
-        return (f"its student is of type '{student.type}'; only 'vit' has a place in it",)
-    found = []
     slots = list(range(config.num_summaries)) if config.summary_slots is None else config.summary_slots
-    if slots != sorted(set(slots)):
-        found.append(f"summary_slots {slots} are not in ascending order, in which the published code reads them")
-    if student.align_corners:
-        found.append("its position table is read with align_corners true; the published code has read it with false since June 2025")
-    names, num_prefix = len(_entries(config)), config.num_summaries + student.num_registers
-    if config.num_summaries > 1 and names > num_prefix:
-        found.append(f"the published code wants a summary token for each of {names} heads, there are {num_prefix}; leave heads out")
-    return tuple(found)
+    found = [] if slots == sorted(set(slots)) else [f"summary_slots {slots} do not ascend, and the published code reads them so"]
+    if isinstance(config.student, VitSettings):
+        return (*found, *lacks_vit(config, len(_entries(config))))
+    if isinstance(config.student, EradioSettings):
+        return (*found, *lacks_eradio(config.student))
+    return (f"its student is of type '{config.student.type}'; only 'vit' and 'eradio' have a place in it",)
 
 
 def publish(model: Found) -> Published:
@@ -57,7 +51,10 @@ def publish(model: Found) -> Published:
     A head of one kind gets a silent one of the other, because the official loader wants both.
     """
     config, network = model.config, model.network
-    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
+    weights = dict(network.state_dict())
+    if isinstance(network.student, Eradio):
+        weights |= eradio_weights(network.student)
+    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
     dtype = next(tensor.dtype for key, tensor in weights.items() if key.startswith("student.") and tensor.is_floating_point())
     for name, head in config.heads.items():
         for kind in KINDS:
@@ -71,21 +68,24 @@ def publish(model: Found) -> Published:
 
 def _settings(config: NetworkConfig, dtype: torch.dtype) -> dict[str, Any]:
     """Every attribute that the official loader asks `args` for, and `amradio` with what it has no word for."""
-    own = {
-        "image_size": config.image_size,
-        "training": config.training and config.training.model_dump(mode="json"),
-        "origin": config.origin,
-    }
+    training = config.training and config.training.model_dump(mode="json")
+    own: dict[str, Any] = {"image_size": config.image_size, "training": training, "origin": config.origin}
+    entries = _entries(config)
+    if isinstance(config.student, EradioSettings):
+        own["window"] = config.student.window
+        architecture = eradio_architecture(config)
+    else:
+        architecture = vit_architecture(config, len(entries))
     unused = dict.fromkeys(("in_chans", "input_size", "drop_path", "drop_block", "gp", "bn_momentum", "bn_eps", "damp"))
     return {
-        **architecture(config),
+        **architecture,
         **unused,
         "pretrained": False,
         "num_classes": 0,
         "drop": 0.0,
         "torchscript": False,
         "initial_checkpoint": "",
-        "teachers": _entries(config),
+        "teachers": entries,
         "cls_token_per_teacher": config.num_summaries > 1,
         "model_norm": False,
         "dtype": dtype,
@@ -95,40 +95,6 @@ def _settings(config: NetworkConfig, dtype: torch.dtype) -> dict[str, Any]:
         "spectral_reparam": False,
         OWN_KEY: own,
     }
-
-
-def architecture(config: NetworkConfig) -> dict[str, Any]:
-    """`model`, `model_kwargs` and the tokens of a ViT."""
-    student = config.student
-    assert isinstance(student, VitSettings)
-    shape = student.shape()
-    size = next((name for name, own in SIZES.items() if own == shape), None)
-    changes: dict[str, Any] = {} if size else _changes(shape)
-    name = size or "base"
-    middle = "patch16"
-    if student.layer_scale is not None and name in WITH_LAYER_SCALE:
-        middle = "patch16_v2"
-    elif student.layer_scale is not None:
-        changes["init_values"] = student.layer_scale
-    if student.patch_size != 16:
-        changes["patch_size"] = student.patch_size
-    num_prefix = config.num_summaries + student.num_registers
-    num_named = len({entry["name"] for entry in _entries(config)}) if config.num_summaries > 1 else 1
-    return {
-        "model": f"vit_{name}_{middle}_224",
-        "model_kwargs": changes,
-        "cpe_max_size": student.max_image_size,
-        # Registers fill up to the next multiple, so the number of all tokens gives as many as there are.
-        "register_multiple": num_prefix if num_prefix > num_named else None,
-        "cpe_num_registers": None,
-    }
-
-
-def _changes(shape: VitShape) -> dict[str, Any]:
-    changes: dict[str, Any] = {"embed_dim": shape.dim, "depth": shape.depth, "num_heads": shape.num_heads}
-    if shape.mlp_dim != 4 * shape.dim:
-        changes["mlp_ratio"] = (shape.mlp_dim + 0.5) / shape.dim  # the half keeps int() of the product from falling one short
-    return changes
 
 
 def _entries(config: NetworkConfig) -> list[dict[str, Any]]:

@@ -1,0 +1,148 @@
+"""The ViT in the published layout: settings from the weights' shapes and the architecture's name, and back."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pydantic
+import torch
+
+from ...errors import UserError
+from ...network import NetworkConfig
+from ...students.vit import SIZES, VitSettings, VitShape
+from .layout import OWN_MEAN, OWN_STD, Published, same_conditioner, square_root
+
+EMBEDDER = "student.patch_generator.embedder.weight"
+TABLE = "student.patch_generator.pos_embed"
+TOKENS = "student.patch_generator.cls_token.token"
+WHAT_IS_READ = "RADIO's plain ViTs with a cropped position table are read, and E-RADIO"
+SHAPE = frozenset({"embed_dim", "depth", "num_heads", "mlp_ratio", "init_values", "patch_size", "img_size", "class_token", "reg_tokens"})
+OF_TRAINING = frozenset({"drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate"})
+HARMLESS = SHAPE | OF_TRAINING | {"num_classes", "weight_init", "no_embed_class", "dynamic_img_size", "global_pool"}
+"""`model_kwargs` that the weights show anyway, or that change nothing outside of training."""
+WITH_LAYER_SCALE = ("base", "large")
+"""Sizes of which there is an architecture with LayerScale (`vit_base_patch16_v2_224`); the others get it through `init_values`."""
+
+
+def read_vit(published: Published, where: str, align_corners: bool, num_summaries: int) -> tuple[VitSettings, Published]:
+    """The student as the weights show it, and the weights for images that are normalised as ours are.
+
+    The number of attention heads, which the weights do not show, is the architecture's. Raises UserError for another kind of ViT, and
+    where weights and settings contradict each other.
+    """
+    _check(published, where)
+    settings, weights = published.settings, published.weights
+    num_registers = len(weights[TOKENS]) - num_summaries
+    if num_registers < 0:
+        raise UserError(f"{where}: its teachers want {num_summaries} summary tokens, {published.spell(TOKENS)} has {len(weights[TOKENS])}")
+    patch_size = square_root(weights[EMBEDDER].shape[1] // 3, published.spell(EMBEDDER))
+    side = square_root(weights[TABLE].shape[1], published.spell(TABLE))
+    stated = settings.get("cpe_max_size")
+    shape = _shape(published, where)
+    size = next((name for name, own in SIZES.items() if own == shape), None)
+    given: dict[str, Any] = {"size": size} if size else {"size": "base", **shape._asdict()}
+    given["max_image_size"] = stated if stated and round(stated / patch_size) == side else side * patch_size
+    if "student.blocks.0.ls1.gamma" in weights:
+        given["layer_scale"] = (settings.get("model_kwargs") or {}).get("init_values") or 1e-5
+    try:
+        student = VitSettings(**given, patch_size=patch_size, num_registers=num_registers, align_corners=align_corners)
+    except pydantic.ValidationError as error:
+        raise UserError(*(f"{where}: {problem['msg'].removeprefix('Value error, ')}" for problem in error.errors())) from None
+    return student, _conditioned(published, where)
+
+
+def _check(published: Published, where: str) -> None:
+    needed = (EMBEDDER, TABLE, TOKENS, "student.blocks.0.mlp.fc1.weight")
+    missing = [published.spell(key) for key in needed if key not in published.weights]
+    if missing:
+        raise UserError(f"{where}: missing: {', '.join(missing)}; {WHAT_IS_READ}")
+    if published.settings.get("model_norm"):
+        raise UserError(f"{where}: args.model_norm: the model ends in a norm, which the students here have not")
+
+
+def _shape(published: Published, where: str) -> VitShape:
+    dim = published.weights[TOKENS].shape[1]
+    depth = len({found[1] for key in published.weights if (found := re.match(r"student\.blocks\.(\d+)\.", key))})
+    stated = _stated_shape(published.settings, where)
+    wrong = [
+        f"{where}: the weights have {name} {found}, args.model and model_kwargs say {said}; they belong to different models"
+        for name, found, said in (("embed_dim", dim, stated.dim), ("depth", depth, stated.depth))
+        if found != said
+    ]
+    if wrong:
+        raise UserError(*wrong)
+    return VitShape(dim, depth, stated.num_heads, len(published.weights["student.blocks.0.mlp.fc1.weight"]))
+
+
+def _stated_shape(settings: Mapping[str, Any], where: str) -> VitShape:
+    """The shape that `model` and `model_kwargs` name (without the MLP's); raises UserError for an architecture that is not read here."""
+    model = str(settings.get("model"))
+    found = re.match(rf"vit_({'|'.join(SIZES)})_(?:v2_)?patch\d+_(?:v2_)?\d+$", model)
+    changes = dict(settings.get("model_kwargs") or {})
+    problems = [
+        f"{where}: args.model_kwargs.{key}: not known here; it may change what the model computes" for key in set(changes) - HARMLESS
+    ]
+    if not found:
+        raise UserError(f"{where}: args.model '{model}' is not read here; {WHAT_IS_READ}", *problems)
+    if problems:
+        raise UserError(*problems)
+    size = SIZES[found[1]]
+    return VitShape(changes.get("embed_dim", size.dim), changes.get("depth", size.depth), changes.get("num_heads", size.num_heads), 0)
+
+
+def _conditioned(published: Published, where: str) -> Published:
+    """Another mean and std than CLIP's, folded into the patches and, as a constant, into the position table: exactly."""
+    if same_conditioner(published, where):
+        return published
+    mean, std = (published.conditioner[key].double().flatten() for key in ("norm_mean", "norm_std"))
+    weight, table = published.weights[EMBEDDER], published.weights[TABLE]
+    patches = weight.double().unflatten(1, (3, -1))
+    bias = torch.einsum("dcp,c->d", patches, (OWN_MEAN - mean) / std)
+    folded = (patches * (OWN_STD / std)[:, None]).flatten(1)
+    changed = {EMBEDDER: folded.to(weight.dtype), TABLE: (table.double() + bias).to(table.dtype)}
+    return published._replace(weights=published.weights | changed)
+
+
+def lacks_vit(config: NetworkConfig, num_named: int) -> tuple[str, ...]:
+    """Why the published code could not rebuild this ViT; empty where it can. num_named: teachers in its list, each with a token."""
+    student = config.student
+    assert isinstance(student, VitSettings)
+    found = []
+    if student.align_corners:
+        found.append("its position table is read with align_corners true; the published code has read it with false since June 2025")
+    num_prefix = config.num_summaries + student.num_registers
+    if config.num_summaries > 1 and num_named > num_prefix:
+        found.append(f"the published code wants a summary token for each of {num_named} heads, there are {num_prefix}; leave heads out")
+    return tuple(found)
+
+
+def vit_architecture(config: NetworkConfig, num_named: int) -> dict[str, Any]:
+    """`model`, `model_kwargs` and the tokens of a ViT. num_named: teachers in the list, each with a token."""
+    student = config.student
+    assert isinstance(student, VitSettings)
+    shape = student.shape()
+    size = next((name for name, own in SIZES.items() if own == shape), None)
+    changes: dict[str, Any] = {} if size else _changes(shape)
+    middle = "patch16"
+    if student.layer_scale is not None and (size or "base") in WITH_LAYER_SCALE:
+        middle = "patch16_v2"
+    elif student.layer_scale is not None:
+        changes["init_values"] = student.layer_scale
+    if student.patch_size != 16:
+        changes["patch_size"] = student.patch_size
+    num_prefix = config.num_summaries + student.num_registers
+    return {
+        "model": f"vit_{size or 'base'}_{middle}_224",
+        "model_kwargs": changes,
+        "cpe_max_size": student.max_image_size,
+        # Registers fill up to the next multiple, so the number of all tokens gives as many as there are.
+        "register_multiple": num_prefix if num_prefix > (num_named if config.num_summaries > 1 else 1) else None,
+        "cpe_num_registers": None,
+    }
+
+
+def _changes(shape: VitShape) -> dict[str, Any]:
+    changes: dict[str, Any] = {"embed_dim": shape.dim, "depth": shape.depth, "num_heads": shape.num_heads}
+    if shape.mlp_dim != 4 * shape.dim:
+        changes["mlp_ratio"] = (shape.mlp_dim + 0.5) / shape.dim  # the half keeps int() of the product from falling one short
+    return changes
