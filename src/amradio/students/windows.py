@@ -25,13 +25,14 @@ def global_blocks(depth: int, num_global: int = 4, num_windowed: int | None = No
 def to_windows(patches: Tensor, grid: tuple[int, int], size: int) -> Tensor:
     """[B, H*W, D] row by row -> the same patches window by window, both in row-major order. H and W are multiples of `size`."""
     rows, columns = grid[0] // size, grid[1] // size
-    return patches.reshape(-1, rows, size, columns, size, patches.shape[-1]).transpose(2, 3).flatten(1, 4)
+    parted = patches.unflatten(1, (rows, size, columns, size)).transpose(2, 3)
+    return parted.reshape(patches.shape)
 
 
 def from_windows(patches: Tensor, grid: tuple[int, int], size: int) -> Tensor:
     """Undoes `to_windows`."""
     rows, columns = grid[0] // size, grid[1] // size
-    return patches.reshape(-1, rows, columns, size, size, patches.shape[-1]).transpose(2, 3).flatten(1, 4)
+    return patches.unflatten(1, (rows, columns, size, size)).transpose(2, 3).reshape(patches.shape)
 
 
 class Parted(NamedTuple):
@@ -63,7 +64,7 @@ class Windows:
         if number in self.whole:
             tokens = block(torch.cat([prefix, patches], 1))
             return Parted(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :])
-        windows = patches.reshape(-1, self.size**2, patches.shape[-1])
+        windows = patches.unflatten(1, (-1, self.size**2)).flatten(0, 1)
         return Parted(prefix, block(windows).reshape(patches.shape))
 
     def leave(self, parted: Parted, grid: tuple[int, int]) -> Tensor:
