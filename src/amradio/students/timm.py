@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import pydantic
 import timm
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers.norm import LayerNorm2d
 from timm.models import get_arch_pretrained_cfgs
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from ..errors import UserError, nearest
@@ -304,6 +305,11 @@ class TimmStudent(Student):
         for module in self.trunk.modules():
             if "fused_attn" in vars(module):
                 module.fused_attn = fused  # type: ignore[assignment]
+
+    def deploy(self) -> Self:
+        """Merges parallel branches into one convolution where timm can (FastViT, RepViT, MobileOne)."""
+        self.trunk = reparameterize_model(self.trunk)
+        return super().deploy()
 
     def forward(self, images: Tensor, draws: Tensor | None = None) -> Features:
         """Features of a batch; nothing is drawn.
