@@ -196,7 +196,7 @@ CHANGES: dict[str, object] = {
 
 
 def test_every_setting_is_tried():
-    assert set(CHANGES) == set(VitSettings.model_fields) - {"type", "size", "start_from"}  # start_from: tests/test_vit_start.py
+    assert set(CHANGES) == set(VitSettings.model_fields) - {"type", "size", "start_from", "train"}  # test_vit_start, test_trained
 
 
 def test_each_size_is_its_own_shape_until_overridden():

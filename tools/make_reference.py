@@ -76,10 +76,9 @@ def title_of(key: str, settings: type[Settings]) -> str:
 
 
 def shared_by_types(settings: type[Settings]) -> type[Settings] | None:
-    """The class that holds the keys that all types of one kind have (`TeacherSettings`); None where there are no such keys."""
-    base = settings.__base__
-    is_common = "type" in settings.model_fields and base is not None and issubclass(base, Settings) and base.model_fields
-    return base if is_common else None
+    """The first class of settings that holds keys which all types of one kind have (`TeacherSettings`); None where there is none."""
+    bases = [base for base in settings.__mro__[1:] if issubclass(base, Settings) and base.model_fields]
+    return bases[-1] if "type" in settings.model_fields and bases else None
 
 
 def settings_in(annotation: Any) -> list[tuple[str, type[Settings]]]:

@@ -13,6 +13,7 @@ from .features import Features
 from .heads import HEADS, Head
 from .students import STUDENTS
 from .students.base import Student
+from .students.trained import AllSettings
 
 
 class HeadPart(Settings):
@@ -78,9 +79,10 @@ class NetworkConfig(Settings):
 
     def without_start(self) -> "NetworkConfig":
         """The same network, to be filled from its own weights and from nothing else."""
-        if getattr(self.student, "start_from", None) is None:
-            return self
-        return self.model_copy(update={"student": self.student.model_copy(update={"start_from": None})})
+        fresh: dict[str, object] = {"train": AllSettings()}
+        if "start_from" in type(self.student).model_fields:
+            fresh["start_from"] = None
+        return self.model_copy(update={"student": self.student.model_copy(update=fresh)})
 
 
 def _build_head(config: HeadConfig, student: Student) -> Head:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 import pydantic
 
 from .balance import BALANCES, FixedSettings
+from .beginning import Beginning, Begun, ModelStudentSettings, Plan, begin_again, begin_fresh, begin_from, plan
 from .config import Settings, defaults, one_of, read_words, validate
 from .data import SOURCES, DataSettings
 from .engine.settings import EngineSettings, OptimizerSettings
@@ -97,7 +98,7 @@ class Recipe(Settings):
 
     data: DataSettings
     teachers: Annotated[dict[str, one_of(TEACHERS)], pydantic.Field(min_length=1)]  # type: ignore[valid-type]
-    student: one_of(STUDENTS)  # type: ignore[valid-type]
+    student: one_of((*STUDENTS, ModelStudentSettings))  # type: ignore[valid-type]
     out: str
     """The run folder. The same command resumes what is there."""
     heads: HeadsSettings = HeadsSettings()
@@ -183,16 +184,51 @@ class Recipe(Settings):
         """The weight of each loss, by its name (`clip/summary`)."""
         return {f"{name}/{kind}": getattr(found, f"{kind}_weight") for name, found in self.teachers.items() for kind in KINDS}
 
+    def begin(self, teachers: Mapping[str, Teacher], stored: Beginning | None = None) -> Begun:
+        """The network with the weights that it begins with. stored: that of the run which is resumed; its weights are then to be filled in.
+
+        Raises UserError where the model that it goes on from cannot be read or does not fit, or the part to be trained is not there.
+        """
+        if stored is not None:
+            return begin_again(stored, self.student.train)
+        if isinstance(self.student, ModelStudentSettings):
+            model = self.student.read()
+            return begin_from(model, self._plan(model.config, teachers), self.student.path, self.student.train)
+        return begin_fresh(self.network(teachers), self.student.train)
+
     def network(self, teachers: Mapping[str, Teacher]) -> NetworkConfig:
         """The student with one head per teacher, for every kind that the teacher has and that has a weight."""
+        if isinstance(self.student, ModelStudentSettings):
+            return self._plan(self.student.read().config, teachers).config
         heads: dict[str, HeadConfig] = {}
         slot = 0
+        for name, head in self._heads(teachers).items():
+            heads[name] = head.model_copy(update={"slot": slot if head.summary else 0})
+            slot += head.summary is not None and not self.student.shares_summary
+        return NetworkConfig(student=self.student, num_summaries=max(1, slot), heads=heads, image_size=self._image_size)
+
+    @property
+    def _image_size(self) -> int:
+        return self.stages[-1].partitions[0].image_size
+
+    def _plan(self, model: NetworkConfig, teachers: Mapping[str, Teacher]) -> Plan:
+        found = plan(model, self._heads(teachers), self._image_size)
+        new = {
+            name for name, head in found.config.heads.items() for kind in KINDS if getattr(head, kind) and (name, kind) not in found.kept
+        }
+        idle = [name for name in self.heads.by_teacher if name not in new]
+        if idle:
+            way_out = "leave the key out, or name the teacher otherwise to give it a new head"
+            raise UserError(*(f"heads.by_teacher.{name}: the model's head '{name}' keeps its layers; {way_out}" for name in idle))
+        return found
+
+    def _heads(self, teachers: Mapping[str, Teacher]) -> dict[str, HeadConfig]:
+        """A new head for each teacher; which summary it reads is not settled."""
+        heads = {}
         for name, teacher in teachers.items():
-            parts = {kind: self._part(name, teacher, kind) for kind in KINDS}
-            heads[name] = HeadConfig(**parts, slot=slot if parts["summary"] else 0, teacher=_card(self.teachers[name], teacher))
-            slot += parts["summary"] is not None and not self.student.shares_summary
-        image_size = self.stages[-1].partitions[0].image_size
-        return NetworkConfig(student=self.student, num_summaries=max(1, slot), heads=heads, image_size=image_size)
+            summary, spatial = (self._part(name, teacher, kind) for kind in KINDS)
+            heads[name] = HeadConfig(summary=summary, spatial=spatial, teacher=_card(self.teachers[name], teacher))
+        return heads
 
     def _part(self, name: str, teacher: Teacher, kind: Kind) -> HeadPart | None:
         dim = getattr(teacher, f"{kind}_dim")

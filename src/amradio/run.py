@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from .config import parse_yaml, to_yaml
+from .beginning import Beginning
+from .config import parse_yaml, to_yaml, validate
 from .engine.checkpoint import Checkpoints, disk_errors
 from .engine.settings import WITHOUT_EFFECT
 from .errors import UserError
@@ -24,7 +25,7 @@ LIBRARIES = ("torch", "torchvision", "timm", "transformers", "open_clip_torch", 
 
 
 class RunFolder:
-    """`config.yaml`, `environment.json`, `checkpoints/`, `calibration/`, `evaluations/`, `images/`, `model/` of one run."""
+    """`config.yaml`, `network.json`, `environment.json`, `checkpoints/`, `calibration/`, `evaluations/`, `images/`, `model/` of one run."""
 
     def __init__(self, path: str | Path, keep: int = 2):
         self.path = Path(path)
@@ -56,7 +57,17 @@ class RunFolder:
             "take these back to resume it, or give another out folder"
         ]
 
-    def begin(self, recipe: Recipe) -> None:
+    def beginning(self) -> Beginning | None:
+        """What the run that can be resumed here trains; None where there is none. Raises UserError where its `network.json` is damaged."""
+        file = self.path / "network.json"
+        if not self.checkpoints.steps() or not file.is_file():
+            return None
+        try:
+            return validate(Beginning, json.loads(file.read_text(encoding="utf-8")), f"{file}: ")
+        except ValueError as error:
+            raise error if isinstance(error, UserError) else UserError(f"{file}: not valid JSON ({error}); copy it again") from None
+
+    def begin(self, recipe: Recipe, beginning: Beginning) -> None:
         """Creates the folder, or makes it ready to resume; what a run that never saved a checkpoint left is cleared."""
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -65,6 +76,7 @@ class RunFolder:
                     (self.path / name).unlink(missing_ok=True)
                 for name in ("calibration", "evaluations", "images"):
                     shutil.rmtree(self.path / name, ignore_errors=True)
+                self.write("network.json", beginning.model_dump_json(indent=1) + "\n")
             self.write("config.yaml", to_yaml(recipe))
             self.write("environment.json", json.dumps(environment(), indent=1) + "\n")
 

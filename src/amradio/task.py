@@ -234,6 +234,15 @@ def _set_target_space(normalizer: Normalizer, settings: Settings, moment: Moment
     return scale / new_scale, (shift - new_shift) / new_scale
 
 
+def speak_raw(task: Distillation, parts: Iterable[tuple[str, Kind]]) -> None:
+    """Says of parts of heads (teacher, kind) that they speak raw teacher space, as those of a finished model do.
+
+    Their normalisers then count as set, to the identity, so that the first calibration rewrites their last layers as any later one does.
+    """
+    for name, kind in parts:
+        task.normalizer(name, kind).calibrated.fill_(True)
+
+
 def fold_normalizers(task: Distillation, network: Network) -> None:
     """Rewrites the heads of `network` (a copy of the task's) so that they speak raw teacher space, in float64."""
     for name, kinds in task.normalizers.items():

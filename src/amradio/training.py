@@ -27,12 +27,13 @@ from .evaluation.agreement import Agreement, agreement
 from .features import KINDS, Kind
 from .formats.folder import write_folder
 from .losses import Loss
-from .network import Network, NetworkConfig
+from .network import Network
 from .periodic import PeriodicSuite
 from .pictures import contact_sheet
 from .recipe import PartitionSettings, Recipe
 from .run import RunFolder
-from .task import Distillation, Objective, Partition, calibrate, fold_normalizers
+from .students.trained import merged
+from .task import Distillation, Objective, Partition, calibrate, fold_normalizers, speak_raw
 from .teachers.base import Teacher
 
 Teachers = Mapping[str, Teacher]
@@ -118,8 +119,8 @@ class Training:
         self.recipe, self.processes, self.log = recipe, processes, log
         self.folder = RunFolder(recipe.out, recipe.engine.keep)
         torch.manual_seed(recipe.seed)
-        self.config: NetworkConfig = recipe.network(teachers)
-        network = self.config.build()
+        self.begun = recipe.begin(teachers, self.folder.beginning())
+        self.config, network = self.begun.config, self.begun.network
         processes.share_batch_statistics(network)
         problems = check_sizes(recipe, network, processes.world_size)
         if problems:
@@ -130,6 +131,7 @@ class Training:
         objective = Objective(losses, recipe.balance.build(recipe.weights()), recipe.loss.grid)
         moved = {name: teacher.to(processes.device) for name, teacher in teachers.items()}
         self.task = Distillation(network, moved, objective, self.clock.part).to(processes.device)
+        speak_raw(self.task, self.begun.kept)
         self.ema = Ema(network, recipe.engine.ema) if recipe.engine.ema else None
         self.stages = list(self._stages())
         self.autocast = autocast_dtype(recipe.engine.precision, processes.device)
@@ -176,9 +178,8 @@ class Training:
         unread = network.student.num_summaries - len({head.slot for head in network.heads.values() if head.summary is not None})
         if unread:
             self.log.warn(f"{unread} of the student's {network.student.num_summaries} summaries is read by no head")
-        started = getattr(network.student, "started_from", None)
-        if started is not None:
-            self.log.say(f"student begins with: {started}")
+        for note in self.begun.notes:
+            self.log.say(note)
         if self.processes.is_first:
             self.log.say(f"data: {self.data}, {self._loading_speed():.0f} images/s a core")
 
@@ -351,7 +352,7 @@ class Training:
     def folded_network(self) -> Network:
         """The network as it is handed over: averaged weights where there are any, heads that speak raw teacher space."""
         network = self.ema.average if self.ema else self.task.network
-        handed_over = Network(network.student, dict(copy.deepcopy(network.heads)), network.summary_slots, network.rotation)  # type: ignore[arg-type]
+        handed_over = Network(merged(network.student), dict(copy.deepcopy(network.heads)), network.summary_slots, network.rotation)  # type: ignore[arg-type]
         fold_normalizers(self.task, handed_over)
         return handed_over
 

@@ -35,7 +35,7 @@ def distill(recipe: Recipe, teachers: Mapping[str, Teacher] | None = None) -> Pa
         if met:
             raise UserError(*met, on_all_processes=True)
         training = Training(recipe, loaded, processes, Log(None))
-        processes.first_does(lambda: folder.begin(recipe))
+        processes.first_does(lambda: folder.begin(recipe, training.begun.beginning))
         training.log_to(Log(folder.path if processes.is_first else None, recipe.engine.track))
         training.introduce()
         training.run()
@@ -66,13 +66,13 @@ def dry_run(recipe: Recipe) -> None:
     loaded, problems = _load(recipe, {}, RunFolder(recipe.out))
     if problems:
         raise UserError(*problems)
-    config = recipe.network(loaded)
     with torch.device("cpu"):
-        network = config.build()
+        begun = recipe.begin(loaded, RunFolder(recipe.out).beginning())
+    network = begun.network
     problems = check_sizes(recipe, network, 1)
     if problems:
         raise UserError(*problems)
-    PeriodicSuite(recipe, loaded, device).check(config, network)
+    PeriodicSuite(recipe, loaded, device).check(begun.config, network)
     print(to_yaml(recipe))
     rows = [
         (
@@ -93,6 +93,7 @@ def dry_run(recipe: Recipe) -> None:
     rows = [("student", _millions(student), student.patch_size, student.num_summaries, student.summary_dim)]
     rows += [(f"head {name}", _millions(head), "-", "-", "-") for name, head in network.heads.items()]
     print_table("Network", ("part", "M parameters", "patch", "summaries", "channels"), rows)
+    print("\n".join(begun.notes), end="\n" if begun.notes else "")
     print_table("Data", ("key", "found"), list(describe_data(recipe).items()))
     precision = autocast_dtype(recipe.engine.precision, device) or torch.float32
     print(f"{recipe.num_steps} steps on {device} in {str(precision).removeprefix('torch.')} would be written to {recipe.out}")

@@ -6,9 +6,10 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from ..config import Settings
+from ..config import Settings, one_of
 from ..errors import UserError
 from ..features import Features
+from .trained import TRAINED, AllSettings
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -31,7 +32,14 @@ class StudentRow(NamedTuple):
     """Of the backbone with its default settings and four summaries, position table included."""
 
 
-class StudentSettings(Settings):
+class TrainedSettings(Settings):
+    """What is common to all that can stand under `student` in a recipe."""
+
+    train: one_of(TRAINED) = AllSettings()  # type: ignore[valid-type]
+    """The part that is trained. Heads, and summaries that no head read before, always are."""
+
+
+class StudentSettings(TrainedSettings):
     """What is common to all students; each kind adds its own keys and `build`."""
 
     @property
@@ -57,7 +65,8 @@ class Student(nn.Module):
 
     Attributes: `patch_size` px per cell of the spatial output; `summary_dim` channels of ONE summary; `num_summaries` of them;
     `spatial_dim` channels of the map. Images are RGB in [0, 1]; mean and std are buffers of the model.
-    `started_from` says which weights it began with, None for random ones.
+    `started_from` says which weights it began with, None for random ones. `summary_rows`: the name of the parameter whose first
+    `num_summaries` rows are the summaries, one each; None where they are made otherwise.
     """
 
     mean: Tensor
@@ -67,6 +76,7 @@ class Student(nn.Module):
     spatial_dim: int
     num_summaries: int
     started_from: "StartReport | None" = None
+    summary_rows: str | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,6 +90,10 @@ class Student(nn.Module):
     def no_decay(self) -> set[str]:
         """Names of parameters beyond norms and biases that weight decay leaves alone (tokens, position tables)."""
         return set()
+
+    def blocks_in_order(self) -> Sequence[nn.Module]:
+        """Its blocks from the input on, as `train` counts them (`LastBlocksSettings`, `LoraSettings`); empty where it has none."""
+        return ()
 
     def fuse_attention(self, fused: bool) -> None:
         """Computes attention in one fused kernel or step by step: the same numbers, but one is quicker. Does nothing without attention."""

@@ -17,7 +17,7 @@ from ..features import Features
 from .base import NUM_DRAWS, Aggregation, Student, StudentRow, StudentSettings
 from .packing import Packing
 from .patch_generator import PatchGenerator, PositionRule
-from .start import start_from
+from .start import TOKENS, start_from
 from .windows import Parted, Windows, global_blocks
 
 
@@ -145,6 +145,8 @@ class Vit(Student):
     Token order: summaries, registers, patches. There is no final norm: the heads see the last block's output.
     """
 
+    summary_rows = TOKENS
+
     def __init__(self, patch_generator: PatchGenerator, blocks: Sequence[Block], num_summaries: int, gradient_checkpointing: bool = False):
         """patch_generator: holds at least `num_summaries` prefix tokens; the others are registers."""
         super().__init__()
@@ -190,6 +192,10 @@ class Vit(Student):
         """The position table, the prefix tokens and LayerScale."""
         scales = {name for name, _ in self.named_parameters() if name.endswith(".gamma")}
         return {"patch_generator.pos_embed", "patch_generator.cls_token.token"} | scales
+
+    def blocks_in_order(self) -> Sequence[nn.Module]:
+        """See the base."""
+        return tuple(self.blocks)
 
     def fuse_attention(self, fused: bool) -> None:
         """See the base."""

@@ -1,0 +1,234 @@
+"""What a run begins with: a fresh network, one that goes on from a model, or the one that the run's folder remembers."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import formats
+from .config import Settings
+from .errors import UserError
+from .features import KINDS, Kind
+from .formats import Found
+from .network import HeadConfig, HeadPart, Network, NetworkConfig, load_exactly
+from .students.base import Student, TrainedSettings
+from .students.trained import train_rows
+
+
+class ModelStudentSettings(TrainedSettings):
+    """A model in any format that `amradio.load` reads: its student, and its heads of those teachers that the recipe names as it does."""
+
+    type: Literal["model"] = "model"
+    path: str
+    """A model folder, a run folder or a checkpoint file."""
+    align_corners: bool | None = None
+    """How a ViT's position table is stretched in evaluation; null for what the file says, or false."""
+    gradient_checkpointing: bool = False
+    """Computes each block again in the backward pass: less memory, more time, the same numbers. For ViT students."""
+
+    def read(self) -> Found:
+        """The model; raises UserError where there is none, or none that has these settings."""
+        try:
+            found = formats.read(Path(self.path).expanduser(), self.align_corners)
+        except UserError as error:
+            raise UserError(*(f"student.path: {problem}" for problem in error.problems)) from None
+        student = found.config.student
+        given = {"align_corners": self.align_corners is not None, "gradient_checkpointing": self.gradient_checkpointing}
+        unknown = [name for name, is_given in given.items() if is_given and name not in type(student).model_fields]
+        if unknown:
+            raise UserError(*(f"student.{name}: {self.path} is of type '{student.type}', which has no such key" for name in unknown))
+        if self.gradient_checkpointing:
+            student = student.model_copy(update={"gradient_checkpointing": True})
+        return found._replace(config=found.config.model_copy(update={"student": student}))
+
+
+class Plan(NamedTuple):
+    """What becomes of a model's heads and summaries."""
+
+    config: NetworkConfig
+    """Of the network that goes on."""
+    summaries: tuple[int | None, ...]
+    """For each of its summaries that of the model which it was; None for a new one."""
+    new_summaries: tuple[int, ...]
+    """Those that new heads read and no kept one."""
+    kept: tuple[tuple[str, Kind], ...]
+    """Parts of heads that go on; they speak raw teacher space."""
+    notes: tuple[str, ...]
+    """What was kept, is new and was dropped, a line each."""
+
+
+def plan(model: NetworkConfig, wanted: Mapping[str, HeadConfig], image_size: int) -> Plan:
+    """Fits a model to the teachers of a recipe.
+
+    wanted: for each teacher the head that it would get if it were new; its `slot` does not count. A summary is dropped where only heads
+    of teachers that left read it. A new head reads a summary that no head of the model reads, where there is one, else a new one.
+    Raises UserError where a teacher has other channels than the model's head of its name.
+    """
+    problems = [problem for name, head in wanted.items() for problem in _misfits(name, model, head)]
+    if problems:
+        raise UserError(*problems)
+    parts: list[tuple[str, Kind]] = [(name, kind) for name, head in wanted.items() for kind in KINDS if getattr(head, kind)]
+    kept = tuple(pair for pair in parts if _part(model, *pair))
+    fresh = [name for name, head in wanted.items() if head.summary and (name, "summary") not in kept]
+    summaries, slots = _share_out(model, wanted, fresh)
+    heads = {}
+    for name, head in wanted.items():
+        old = {kind: _part(model, name, kind) for kind in KINDS if (name, kind) in kept}
+        heads[name] = head.model_copy(update=old | {"slot": slots.get(name, 0)})
+    read_before = {slots[name] for name, kind in kept if kind == "summary"}
+    new = tuple(sorted({slots[name] for name in fresh} - read_before))
+    chosen = model.summary_slots
+    if chosen is not None:
+        stayed = [summaries.index(slot) for slot in chosen if slot in summaries]
+        chosen = [*stayed, *(slot for slot in new if slot not in stayed)] or None
+    update = {"num_summaries": len(summaries), "heads": heads, "image_size": image_size, "summary_slots": chosen, "training": None}
+    return Plan(model.model_copy(update=update), summaries, new, kept, tuple(_notes(model, wanted, kept, summaries)))
+
+
+def _part(model: NetworkConfig, name: str, kind: Kind) -> HeadPart | None:
+    return getattr(model.heads[name], kind) if name in model.heads else None
+
+
+def _misfits(name: str, model: NetworkConfig, head: HeadConfig) -> Iterable[str]:
+    for kind in KINDS:
+        old, new = _part(model, name, kind), getattr(head, kind)
+        if old and new and old.dim != new.dim:
+            yield (
+                f"teachers.{name}: its {kind} has {new.dim} channels, the model's head '{name}' says {old.dim}; "
+                "take the teacher that the head was made for, or name yours otherwise to give it a new head"
+            )
+
+
+def _share_out(
+    model: NetworkConfig, wanted: Mapping[str, HeadConfig], fresh: Sequence[str]
+) -> tuple[tuple[int | None, ...], dict[str, int]]:
+    """(where each summary comes from, the summary that each head reads by name). fresh: names of heads with a new summary part."""
+    readers = {
+        slot: {name for name, head in model.heads.items() if head.summary and head.slot == slot} for slot in range(model.num_summaries)
+    }
+    if model.student.shares_summary:
+        return tuple(readers), dict.fromkeys(wanted, 0)
+    stay: list[int | None] = [slot for slot, names in readers.items() if not names or names & wanted.keys()]
+    free = [place for place, slot in enumerate(stay) if slot is not None and not readers[slot]]
+    summaries = (*stay, *[None] * (len(fresh) - len(free))) or (0,)
+    places = [*free, *(place for place, slot in enumerate(summaries) if slot is None)]
+    slots = {name: summaries.index(head.slot) for name, head in model.heads.items() if head.summary and name in wanted}
+    return summaries, slots | dict(zip(fresh, places, strict=False))
+
+
+def _notes(
+    model: NetworkConfig, wanted: Mapping[str, HeadConfig], kept: Sequence[tuple[str, Kind]], summaries: Sequence[int | None]
+) -> Iterable[str]:
+    for name, head in wanted.items():
+        there = [kind for kind in KINDS if getattr(head, kind)]
+        old = [kind for kind in there if (name, kind) in kept]
+        new = [kind for kind in there if kind not in old]
+        parts = [f"{' and '.join(kinds)} {word}" for kinds, word in ((old, "kept"), (new, "new")) if kinds]
+        yield f"head {name}: {', '.join(parts)}"
+        before, now = (config.teacher.get("source") for config in (model.heads.get(name, head), head))
+        if old and before != now:
+            yield f"head {name}: it was made for {before} and is now taught by {now}"
+    gone = [name for name in model.heads if name not in wanted]
+    if gone:
+        yield f"dropped, as no teacher has its name: {', '.join(f'head {name}' for name in gone)}"
+    if model.heads and not kept:
+        yield f"no head in common: the model has {', '.join(model.heads)}, the recipe's teachers are {', '.join(wanted)}"
+    taken = sum(slot is not None for slot in summaries)
+    yield f"summaries: {taken} of {model.num_summaries} kept, {len(summaries) - taken} new"
+
+
+@torch.no_grad()
+def fill(network: Network, model: Network, found: Plan) -> None:
+    """Gives `network` (of `found.config`, in place) the model's weights; new heads stay as they are.
+
+    A new summary begins as a copy of the first that stayed: as a summary of the whole image, which a random token would have to become.
+    Raises UserError where the student makes its summaries otherwise than by rows of a parameter, and their number changes.
+    """
+    student = network.student
+    weights = model.student.state_dict()
+    if found.summaries != tuple(range(model.student.num_summaries)):
+        if student.summary_rows is None:
+            raise UserError("student: its summaries cannot be taken apart; name teachers with a summary as the model does, and no others")
+        weights |= {student.summary_rows: _rows(weights[student.summary_rows], found.summaries, model.student.num_summaries)}
+    load_exactly(student, weights, "student")
+    for name, kind in found.kept:
+        load_exactly(getattr(network.heads[name], kind), getattr(model.heads[name], kind).state_dict(), f"head {name} {kind}")
+    if network.rotation is not None and model.rotation is not None:
+        network.rotation.load_state_dict(model.rotation.state_dict())
+
+
+def _rows(rows: Tensor, summaries: Sequence[int | None], num_summaries: int) -> Tensor:
+    """The rows in their new order; what follows the summaries (registers) stays behind them."""
+    pattern = next((slot for slot in summaries if slot is not None), 0)
+    order = [pattern if slot is None else slot for slot in summaries]
+    return torch.cat([rows[order], rows[num_summaries:]])
+
+
+class Beginning(Settings):
+    """What a run trains, as it was resolved when it began: `network.json` of its folder, so that it resumes without the model behind it."""
+
+    network: NetworkConfig
+    new_summaries: list[int]
+    """Summaries that are trained whatever part of the student is."""
+
+
+class Begun(NamedTuple):
+    """A network that is ready to be trained."""
+
+    beginning: Beginning
+    network: Network
+    """On the CPU; what is not trained does not require gradients."""
+    kept: tuple[tuple[str, Kind], ...] = ()
+    """Parts of heads that speak raw teacher space already."""
+    notes: tuple[str, ...] = ()
+    """Where it comes from, a line each."""
+
+    @property
+    def config(self) -> NetworkConfig:
+        """As config.json of the model folder will say."""
+        return self.beginning.network
+
+
+def begin_fresh(config: NetworkConfig, train: Any) -> Begun:
+    """New heads, and a student that is random or started from the weights that its settings name. train: one of `TRAINED`."""
+    network = config.build()
+    started = network.student.started_from
+    if started is None and train.type != "all":
+        raise UserError(f"student.train: '{train.type}' trains a part of weights that exist, and this student begins at random; take all")
+    notes = (f"student begins with: {started}",) if started is not None else ()
+    beginning = Beginning(network=config.without_start(), new_summaries=list(range(config.num_summaries)))
+    return Begun(beginning, network, notes=notes + _choose(network.student, train, beginning.new_summaries))
+
+
+def begin_from(model: Found, found: Plan, source: str, train: Any) -> Begun:
+    """Goes on from a model as planned. source: its path."""
+    network = found.config.build()
+    fill(network, model.network, found)
+    beginning = Beginning(network=found.config.without_start(), new_summaries=list(found.new_summaries))
+    notes = (f"student goes on from {source}", *found.notes, *_choose(network.student, train, beginning.new_summaries))
+    return Begun(beginning, network, found.kept, notes)
+
+
+def begin_again(beginning: Beginning, train: Any) -> Begun:
+    """The network of a run that is resumed, to be filled from its checkpoint."""
+    network = beginning.network.build()
+    return Begun(beginning, network, notes=_choose(network.student, train, beginning.new_summaries))
+
+
+def _choose(student: Student, train: Any, new_summaries: Sequence[int]) -> tuple[str, ...]:
+    """Freezes what is not trained, in place; a line that says how much is, empty where all of it is."""
+    total = sum(parameter.numel() for parameter in student.parameters())
+    try:
+        train.choose(student, student.blocks_in_order())
+    except UserError as error:
+        raise UserError(*(f"student.train.{problem}" for problem in error.problems)) from None
+    if train.type == "all":
+        return ()
+    if student.summary_rows is not None:
+        train_rows(student.get_parameter(student.summary_rows), new_summaries)
+    chosen = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
+    return (
+        f"student: {train.type} trains {chosen / 1e6:.2f} M parameters beside {total / 1e6:.2f} M, and {len(new_summaries)} new summaries",
+    )
