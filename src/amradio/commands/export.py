@@ -31,8 +31,8 @@ class Difference(NamedTuple):
 
     output: str
     """`backbone/summary`, `clip/spatial`, ..."""
-    largest: float
-    """Largest absolute difference, in units of the output's deviation where that is above 1."""
+    largest: float | None
+    """Largest absolute difference, in units of the output's deviation where that is above 1; None where the library has no such output."""
 
 
 class Exported(NamedTuple):
@@ -171,24 +171,26 @@ def compare(form: Format, target: Path, model: Found, settings: ExportSettings) 
     finite or has another shape, and where a head that was to go along is missing.
     """
     network = copy.deepcopy(model.network).float().eval()
-    largest: dict[str, float] = {}
+    largest: dict[str, float | None] = {}
     for height, width in form.sizes(model, settings):
         images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(SEED))
         theirs = form.outputs(target, images, settings)
         if theirs is None:
             return ()
         for name, difference in _differences(network(images, None, settings.heads), theirs).items():
-            largest[name] = max(largest.get(name, 0.0), difference)
-    wrong = [f"{name} differs by {value:.1e}" for name, value in largest.items() if not value <= form.tolerance(settings)]
+            largest[name] = None if difference is None else max(largest.get(name) or 0.0, difference)
+    wrong = [
+        f"{name} differs by {value:.1e}" for name, value in largest.items() if value is not None and not value <= form.tolerance(settings)
+    ]
     if wrong:
         allowed = f"more than {form.tolerance(settings):.0e} is not accepted; nothing was kept"
         raise UserError(f"export: reloaded with {form.reader}, the written model is not the same: {', '.join(wrong)}; {allowed}")
     return tuple(Difference(*pair) for pair in largest.items())
 
 
-def _differences(ours: Mapping[str, Features], theirs: Mapping[str, Features]) -> dict[str, float]:
-    """By output; infinite where it is missing, not finite or of another shape."""
-    found = {}
+def _differences(ours: Mapping[str, Features], theirs: Mapping[str, Features]) -> dict[str, float | None]:
+    """By output; infinite where a head is missing, or an output not finite or of another shape; None where the library has no such kind."""
+    found: dict[str, float | None] = {}
     for name, features in ours.items():
         if name not in theirs:
             found[name] = float("inf")
@@ -196,6 +198,7 @@ def _differences(ours: Mapping[str, Features], theirs: Mapping[str, Features]) -
         for kind in KINDS:
             own, other = getattr(features, kind), getattr(theirs[name], kind)
             if own is None or other is None:
+                found |= {} if own is None else {f"{name}/{kind}": None}
                 continue
             same_shape = own.shape == other.shape and bool(other.isfinite().all())
             gap = (own - other.float()).abs().max().item() if same_shape else float("inf")
@@ -209,7 +212,11 @@ def _report(exported: Exported, form: Format, found: Found, settings: ExportSett
     print(f"{exported.path}: {found.config.student.type} in format '{form.name}', {settings.dtype}, {megabytes:,.1f} MB")
     if exported.differences:
         print(f"Reloaded with {form.reader}. Largest difference from the model, at two sizes or at the only one:")
-        print_table("", ("output", "difference"), [(name, f"{value:.1e}") for name, value in exported.differences])
+        print_table(
+            "",
+            ("output", "difference"),
+            [(name, "no such output" if value is None else f"{value:.1e}") for name, value in exported.differences],
+        )
     else:
         print(f"Not compared: {form.reader} is not installed here.")
     if exported.left_out:
