@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UserError
 from ..features import KINDS, Features
@@ -166,7 +167,8 @@ def _export(graph: Graph, images: Tensor, names: Sequence[str], step: int | None
     if step is not None:
         free |= {2: step * Dim("rows"), 3: step * Dim("columns")}
     try:
-        with warnings.catch_warnings():
+        # Fused attention lays its output out in another way than the plain operators that stand for it in the graph: views of it fail.
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")  # the exporter's notes about its own parts
             return torch.onnx.export(
                 graph,

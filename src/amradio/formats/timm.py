@@ -16,18 +16,24 @@ from ..errors import UserError
 from ..features import Features
 from ..network import Network, NetworkConfig, load_exactly
 from ..students.base import CLIP_MEAN, CLIP_STD
-from ..students.vit import Vit, VitSettings
+from ..students.timm import TimmSettings
+from ..students.vit import VitSettings
 from .base import ExportSettings, Format, Found
 from .folder import CONFIG_FILE, WEIGHTS_FILE, read_weights
-from .timm_radio import PATCH_BIAS, Call, call_for, is_radio, layout_of, naflex_names, published_names
-from .vit_weights import fold_normalisation, without_idle_scales
+from .timm_backbone import Backbone
+from .timm_family import Call, Family
+from .timm_radio import PATCH_BIAS, RadioVit, is_radio, layout_of
+from .vit_weights import fold_normalisation
+
+WRITTEN = "amradio_backbone"
+"""Key of the metadata with the config of a model that was written here."""
 
 
 class Timm(Format):
-    """`timm`: the backbone. A ViT goes into a `naflexvit_*_radio_*`, which stretches positions at every size as RADIO does.
+    """`timm`: the backbone. A ViT goes into a `naflexvit_*_radio_*`, a backbone of timm into itself.
 
-    Read are these, and the `vit_*_radio_*` with their table of one size. The metadata of a file written here say the call that loads it,
-    and which prefix tokens are summaries, which timm does not distinguish.
+    Read are files written here, `naflexvit_*_radio_*`, and `vit_*_radio_*` with their table of one size. The metadata of a file written
+    here say the call that loads it, and which prefix tokens are summaries, which timm does not distinguish.
     """
 
     name = "timm"
@@ -41,34 +47,33 @@ class Timm(Format):
             return False
         try:
             with safe_open(file, "pt") as opened:
-                return "amradio_backbone" in (opened.metadata() or {}) or is_radio(set(opened.keys()))
+                return WRITTEN in (opened.metadata() or {}) or is_radio(set(opened.keys()))
         except (SafetensorError, OSError):
             return False
 
     def read(self, path: Path, align_corners: bool | None = None) -> Found:
         """See the base. Without metadata of ours the first prefix token is the only summary, as timm has it."""
         file = path / WEIGHTS_FILE if path.is_dir() else path
-        tensors, metadata = read_weights(file), _metadata(file)
-        weights = without_idle_scales(published_names(tensors, str(file)))
-        bias = weights.pop(PATCH_BIAS, None)
-        beside = _folder_config(path)
-        config = _written_config(metadata, str(file)) if "amradio_backbone" in metadata else _config_of(weights, beside, str(file))
-        if align_corners is not None:
+        tensors, metadata, beside = read_weights(file), _metadata(file), _folder_config(path)
+        if WRITTEN in metadata:
+            config = _written_config(metadata, str(file))
+            weights = _family(config).our_weights(tensors, str(file))
+        else:
+            weights = RadioVit().our_weights(tensors, str(file))
+            config = _config_of(weights, beside, str(file))
+        if align_corners is not None and isinstance(config.student, VitSettings):
             config = config.model_copy(update={"student": config.student.model_copy(update={"align_corners": align_corners})})
         network = config.build()
+        bias = weights.pop(PATCH_BIAS, None)
         load_exactly(network.student, weights, str(file))
-        mean, std = (beside.get("pretrained_cfg", {}).get(key, own) for key, own in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
-        network.student.load_state_dict(fold_normalisation(network.student.state_dict(), mean, std, bias))
+        if isinstance(config.student, VitSettings):
+            mean, std = (beside.get("pretrained_cfg", {}).get(key, own) for key, own in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
+            network.student.load_state_dict(fold_normalisation(network.student.state_dict(), mean, std, bias))
         return Found(config, network)
 
     def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
         """See the base."""
-        student = network.student
-        if not isinstance(student, Vit):
-            return (f"timm's radio models are ViTs, and this student is of type '{config.student.type}'; 'onnx' has a place for it",)
-        rotates = "timm's radio ViTs have no place for the rotation of the map; 'torchhub' and 'hf' have"
-        bare = "timm's radio ViTs have a class token, and this student has neither summaries nor registers"
-        return (*([rotates] if config.rotates else []), *([] if student.num_prefix else [bare]))
+        return _family(config).lacks(config, network)
 
     def carries(self, config: NetworkConfig) -> tuple[str, ...]:
         """None: these are backbones."""
@@ -78,54 +83,51 @@ class Timm(Format):
     def write(self, target: Path, model: Found, settings: ExportSettings) -> None:
         """See the base."""
         del settings
-        student, chosen = model.network.student, model.config.student
-        assert isinstance(student, Vit)
-        assert isinstance(chosen, VitSettings)
-        entry, call = call_for(chosen, student.num_prefix)
+        family = _family(model.config)
+        call = family.call(model)
         backbone = model.config.without_start().model_copy(update={"heads": {}, "training": None})
         metadata = {
             "format": "pt",
             "architecture": call.architecture,
             "model_args": json.dumps(call.overrides),
-            "amradio_backbone": backbone.model_dump_json(),
+            WRITTEN: backbone.model_dump_json(),
         }
-        weights = naflex_names(student.state_dict(), entry)
-        save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, target, metadata)
+        weights = {name: tensor.detach().contiguous() for name, tensor in family.their_weights(model).items()}
+        save_file(weights, target, metadata)
 
     def outputs(self, target: Path, images: Tensor, settings: ExportSettings) -> Mapping[str, Features] | None:
-        """See the base. None where this timm has no radio ViTs."""
+        """See the base. None where this timm has no such model."""
         del settings
         call, config = _written(target)
-        if not timm.is_model(call.architecture):
+        if not timm.is_model(call.architecture.partition(".")[0]):
             return None
-        model: Any = timm.create_model(call.architecture, checkpoint_path=str(target), **call.overrides).eval()
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+        family = _family(config)
+        backbone: Any = timm.create_model(call.architecture, checkpoint_path=str(target), **call.overrides).eval()
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in family.normalisation(config))
         with torch.inference_mode():
-            tokens = model.forward_features((images - mean) / std)
-        grid = [edge // config.student.patch_size for edge in images.shape[2:]]
-        return {"backbone": Features(tokens[:, _slots(config)].flatten(1), tokens[:, model.num_prefix_tokens :].unflatten(1, grid))}
+            return {"backbone": family.features(backbone, config, (images - mean) / std)}
 
     def snippet(self, target: Path, settings: ExportSettings) -> str:
         """See the base."""
         del settings
         call, config = _written(target)
+        family = _family(config)
         overrides = "".join(f", {key}={value!r}" for key, value in call.overrides.items())
+        mean, std = (list(values) for values in family.normalisation(config))
         return "\n".join(
             (
                 "import timm",
                 "import torch",
                 f'model = timm.create_model("{call.architecture}", checkpoint_path="{target}"{overrides}).eval()',
-                f"mean, std = torch.tensor({list(CLIP_MEAN)}), torch.tensor({list(CLIP_STD)})",
+                f"mean, std = torch.tensor({mean}), torch.tensor({std})",
                 "images = (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)  # timm leaves this to you; images [B, 3, H, W] in [0, 1]",
-                "tokens = model.forward_features(images)",
-                f"summary = tokens[:, {_slots(config)}].flatten(1)  # [B, D]",
-                "spatial = tokens[:, model.num_prefix_tokens:]  # [B, H * W, D], patches row by row",
+                *family.lines(config),
             )
         )
 
 
-def _slots(config: NetworkConfig) -> list[int]:
-    return list(range(config.num_summaries)) if config.summary_slots is None else config.summary_slots
+def _family(config: NetworkConfig) -> Family:
+    return Backbone() if isinstance(config.student, TimmSettings) else RadioVit()
 
 
 def _folder_config(path: Path) -> Mapping[str, Any]:
@@ -146,7 +148,7 @@ def _metadata(file: Path) -> Mapping[str, str]:
 def _written_config(metadata: Mapping[str, str], where: str) -> NetworkConfig:
     """What `write` left in the metadata."""
     try:
-        found = json.loads(metadata["amradio_backbone"])
+        found = json.loads(metadata[WRITTEN])
     except ValueError as error:
         raise UserError(f"{where}: its metadata are no JSON ({error}); the file is damaged") from None
     return validate(NetworkConfig, found, f"{where}: metadata: ").without_start()

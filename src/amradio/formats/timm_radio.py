@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..features import Features
+from ..network import Network, NetworkConfig
+from ..students.base import CLIP_MEAN, CLIP_STD
 from ..students.start import EMBEDDER, TABLE, TOKENS
-from ..students.vit import SIZES, VitSettings, VitShape
-from .vit_weights import LAYER_SCALE, SCALED, VitLayout, mlp_ratio
+from ..students.vit import SIZES, Vit, VitSettings, VitShape
+from .base import Found
+from .timm_family import Call, Family
+from .vit_weights import LAYER_SCALE, SCALED, VitLayout, mlp_ratio, without_idle_scales
 
 PATCH_SIZE, TABLE_SIDE = 16, 128
 """Of all entries: px, and positions per side."""
@@ -40,11 +45,59 @@ ENTRIES = (
 """As in timm 1.0.31."""
 
 
-class Call(NamedTuple):
-    """`timm.create_model(architecture, checkpoint_path=..., **overrides)`."""
+class RadioVit(Family):
+    """A ViT as a `naflexvit_*_radio_*`, which stretches positions at every size as RADIO does."""
 
-    architecture: str
-    overrides: dict[str, Any]
+    def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
+        """See the base."""
+        student = network.student
+        if not isinstance(student, Vit):
+            return (f"timm's radio models are ViTs, and this student is of type '{config.student.type}'; 'onnx' has a place for it",)
+        rotates = "timm's radio ViTs have no place for the rotation of the map; 'torchhub' and 'hf' have"
+        bare = "timm's radio ViTs have a class token, and this student has neither summaries nor registers"
+        return (*([rotates] if config.rotates else []), *([] if student.num_prefix else [bare]))
+
+    def call(self, model: Found) -> Call:
+        """See the base."""
+        return call_for(*_vit(model))[1]
+
+    def their_weights(self, model: Found) -> dict[str, Tensor]:
+        """See the base."""
+        return naflex_names(model.network.student.state_dict(), call_for(*_vit(model))[0])
+
+    def our_weights(self, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+        """See the base. The bias of the patches is `PATCH_BIAS`."""
+        return without_idle_scales(published_names(tensors, where))
+
+    def normalisation(self, config: NetworkConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """See the base."""
+        del config
+        return CLIP_MEAN, CLIP_STD
+
+    def features(self, backbone: Any, config: NetworkConfig, images: Tensor) -> Features:
+        """See the base."""
+        tokens = backbone.forward_features(images)
+        grid = [edge // config.student.patch_size for edge in images.shape[2:]]
+        return Features(tokens[:, _slots(config)].flatten(1), tokens[:, backbone.num_prefix_tokens :].unflatten(1, grid))
+
+    def lines(self, config: NetworkConfig) -> tuple[str, ...]:
+        """See the base."""
+        return (
+            "tokens = model.forward_features(images)",
+            f"summary = tokens[:, {_slots(config)}].flatten(1)  # [B, D]",
+            "spatial = tokens[:, model.num_prefix_tokens:]  # [B, H * W, D], patches row by row",
+        )
+
+
+def _vit(model: Found) -> tuple[VitSettings, int]:
+    """Its settings, and how many prefix tokens it has."""
+    assert isinstance(model.config.student, VitSettings)
+    assert isinstance(model.network.student, Vit)
+    return model.config.student, model.network.student.num_prefix
+
+
+def _slots(config: NetworkConfig) -> list[int]:
+    return list(range(config.num_summaries)) if config.summary_slots is None else config.summary_slots
 
 
 def call_for(settings: VitSettings, num_prefix: int) -> tuple[Entry, Call]:
@@ -139,10 +192,11 @@ def published_names(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tens
     return {EMBEDDER: by_channel.flatten(1), TABLE: positions, TOKENS: torch.cat(tokens, 1)[0], **biases, **rest}
 
 
-def layout_of(weights: Mapping[str, Tensor], architecture: str, model_args: Mapping[str, Any], where: str) -> VitLayout:
+def layout_of(weights: Mapping[str, Tensor], architecture: str, options: Mapping[str, Any], where: str) -> VitLayout:
     """The ViT that these weights (published names) are of.
 
-    architecture, model_args: as timm's config.json says; empty where there is none: then the entry is known by its shape and registers.
+    architecture, options: `architecture` and `model_args` of timm's config.json; empty where there is none, and then the entry is known
+    by its shape and registers.
     Raises UserError where nothing says how many attention heads there are.
     """
     dim, area = weights[EMBEDDER].shape
@@ -153,7 +207,7 @@ def layout_of(weights: Mapping[str, Tensor], architecture: str, model_args: Mapp
     same.sort(key=lambda entry: entry.reg_tokens != len(weights[TOKENS]) - 1)
     named = [entry for entry in ENTRIES if architecture.endswith(f"vit_{entry.name}")]
     entry = next(iter((*named, *same)), None)
-    num_heads = model_args.get("num_heads", entry.shape.num_heads if entry else None)
+    num_heads = options.get("num_heads", entry.shape.num_heads if entry else None)
     if entry is None or not isinstance(num_heads, int):
         raise UserError(
             f"{where}: nothing says how many attention heads this ViT of {dim} channels and {depth} blocks has; "
@@ -165,5 +219,5 @@ def layout_of(weights: Mapping[str, Tensor], architecture: str, model_args: Mapp
         math.isqrt(weights[TABLE].shape[1]),
         len(weights[TOKENS]) - 1,
         any(name.endswith(".gamma") for name in weights),
-        bool(model_args.get("pos_embed_align_corners", entry.align_corners)),
+        bool(options.get("pos_embed_align_corners", entry.align_corners)),
     )
