@@ -20,7 +20,7 @@ from amradio.formats.folder import write_folder
 from amradio.losses import Loss
 from amradio.recipe import Recipe
 from amradio.students import StudentSettings
-from amradio.teachers import TEACHERS, TeacherSettings
+from amradio.teachers import TEACHERS, EmbeddedSettings, TeacherSettings
 from data_folders import make_shards
 
 ROOT = Path(__file__).parents[1]
@@ -122,17 +122,37 @@ def test_own_teacher_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / found["folder"] / "model" / "config.json").is_file()
 
 
-def test_loading_lines_of_the_readme_run(tmp_path: Path) -> None:
+def write_quickstart(folder: Path) -> None:
+    """A model folder with the heads of the quickstart and a tiny student."""
+    teachers = {name: EmbeddedSettings.model_validate({"name": name}).build() for name in ("clip", "dino", "sam")}
     recipe = Recipe.load(
-        "teachers={clip: own, sam: own}", "data.train=scenes", "student={type: vit, dim: 32, depth: 4, num_heads: 2}", "out=unused"
+        "teachers={clip: {type: embedded, name: clip}, dino: {type: embedded, name: dino}, sam: {type: embedded, name: sam}}",
+        "data.train=scenes",
+        "student={type: vit, dim: 32, depth: 6, num_heads: 2}",
+        "out=unused",
     )
-    teacher = run_example("colour")["ColourSettings"]().build()
-    config = recipe.network({"clip": teacher, "sam": teacher})
-    write_folder(tmp_path, config, config.build(), {"step": 1, "num_steps": 1, "data": "scenes", "agreement": {}})
+    config = recipe.network(teachers)
+    write_folder(folder, config, config.build(), {"step": 1, "num_steps": 1, "data": "scenes", "agreement": {}})
+
+
+def test_loading_lines_of_the_readme_run(tmp_path: Path) -> None:
+    write_quickstart(tmp_path)
     snippet = next(text for _, text in blocks("python") if "model.nearest_size" in text)
     found: dict = {"model": amradio.load(tmp_path), "images": torch.rand(1, 3, 32, 48)}
     exec(snippet, found)
-    assert found["found"]["sam"].spatial.shape == (1, 2, 3, 3)
+    assert found["found"]["sam"].spatial.shape == (1, 2, 3, 128)
+
+
+def test_lines_of_the_page_on_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_quickstart(tmp_path / "runs" / "quickstart")
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    for _, text in blocks("python", [ROOT / "docs" / "models.md"]):
+        exec(text, found)
+    assert len(found["every"]) == 6
+    assert found["pairs"][0][1].shape == (2, 6, 32)
+    assert found["similarity"].shape == (2, 2)
+    assert found["found"].masks.shape == (2, 1, 90, 120)
 
 
 def test_embedding_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
