@@ -219,6 +219,7 @@ def test_an_empty_folder_may_be_filled(model: Path, tmp_path: Path, capsys):
     [
         (("--format", "torchub"), "there is no 'torchub'; did you mean 'torchhub'?"),
         (("--format", "torchhub"), "a file whose name ends in .pth.tar"),
+        (("--format", "hf", "--image-size", "64"), "takes images of every legal size; leave it out"),
         (("--format", "hf", "--heads", "clp"), "there is no head 'clp'; did you mean 'clip'?"),
         (("--format", "transformers", "--heads", "clip"), "format 'transformers' has no place for head 'clip'; leave it out"),
     ],

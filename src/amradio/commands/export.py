@@ -65,6 +65,8 @@ def export(
     """
     form, target = _format(format), Path(out)
     _check_out(form, target)
+    if image_size is not None and not form.takes_image_size:
+        raise UserError(f"image_size: what is written as '{form.name}' takes images of every legal size; leave it out")
     found = formats.read(path)
     chosen, left_out = _choose_heads(found, form, heads)
     model = _cast(_with_licences(chosen), dtype)
@@ -142,19 +144,26 @@ def _dtype_of(network: Network) -> str:
 
 @contextmanager
 def _aside(form: Format, out: Path) -> Iterator[Path]:
-    """A place beside `out` to write to; it takes the place of `out` when all went well, and is gone when not."""
-    place = out.with_name(f".part-{out.name}")
+    """A place beside `out` to write to; it takes the place of `out` when all went well, and is gone when not.
+
+    A file gets a folder to itself, under its own name: ONNX puts large weights into a second file, which goes along, and first.
+    """
+    aside = out.with_name(f".part-{out.name}")
+    place = aside / out.name if form.suffix else aside
     with disk_errors(out.parent):
-        _remove(place)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if not form.suffix:
-            place.mkdir()
+        _remove(aside)
+        aside.mkdir(parents=True)
     try:
         with disk_errors(out.parent):
             yield place
-            place.replace(out)
+            moves = {path: out.with_name(path.name) for path in sorted(aside.iterdir(), reverse=True)} if form.suffix else {aside: out}
+            taken = [target for target in moves.values() if target.is_file()]
+            if taken:
+                raise UserError(f"out: {taken[0]} exists; nothing was touched; give another name")
+            for path, target in moves.items():
+                path.replace(target)
     finally:
-        _remove(place)
+        _remove(aside)
 
 
 def _remove(path: Path) -> None:

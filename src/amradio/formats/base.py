@@ -42,6 +42,9 @@ class Format:
     reader: str = "amradio's own reader"
     """What `outputs` computes with: the target library, or our reader where there is none to be installed."""
 
+    takes_image_size: bool = False
+    """Whether `ExportSettings.image_size` means something to it; the command refuses it elsewhere."""
+
     def recognises(self, path: Path) -> bool:
         """Whether the file or folder is of this format: from its content, reading little, running nothing, raising nothing."""
         raise NotImplementedError

@@ -59,6 +59,7 @@ class Onnx(Format):
     name = "onnx"
     suffix = ".onnx"
     reader = "onnxruntime"
+    takes_image_size = True
 
     def recognises(self, path: Path) -> bool:
         """A file named .onnx that begins as one."""
