@@ -25,6 +25,7 @@ import amradio
 from amradio.errors import UserError
 from amradio.features import Features
 from amradio.formats import FORMATS, ExportSettings, Format, Found, read
+from amradio.formats.folder import write_folder
 from amradio.formats.onnx import named
 from amradio.formats.timm_radio import ENTRIES, call_for
 from amradio.network import NetworkConfig, cast_weights
@@ -56,6 +57,21 @@ def make(heads: bool = False, **changes: object) -> Found:
         for name, parameter in network.named_parameters():
             if parameter.ndim == 1:
                 parameter.copy_(torch.randn_like(parameter) * 0.3 + float(name.endswith(("weight", "gamma"))))
+    return Found(config, network)
+
+
+def made(student: dict[str, object], image_size: int | None = None, num_summaries: int = 1) -> Found:
+    """A student of any kind with a head."""
+    torch.manual_seed(0)
+    head = {"summary": {"head": "linear", "dim": 5}, "spatial": {"head": "mlp", "dim": 6}}
+    config = NetworkConfig.model_validate(
+        {"student": student, "num_summaries": num_summaries, "image_size": image_size, "heads": {"clip": head}}
+    )
+    network = config.build().eval()
+    with torch.no_grad():
+        for name, statistic in network.named_buffers():
+            if name.endswith("running_mean"):
+                statistic.copy_(0.1 * torch.randn_like(statistic))
     return Found(config, network)
 
 
@@ -121,12 +137,12 @@ def test_timm_alone_says_the_same(tmp_path: Path) -> None:
     """The lines that the user is given, each variant at two sizes."""
     program = ["import numpy, torch; torch.set_grad_enabled(False)"]
     expected = {}
-    for number, changes in enumerate(VARIANTS.values()):
+    models = [*(make(**changes) for changes in VARIANTS.values()), made({"type": "timm", "model": "test_convnext"})]
+    for number, model in enumerate(models):
         (tmp_path / str(number)).mkdir()
-        model = make(**changes)
         snippet = FORM["timm"].snippet(written(FORM["timm"], model, tmp_path / str(number)), ExportSettings(()))
         for rows in (3, 7):
-            images = images_of((rows * model.network.student.patch_size, 5 * model.network.student.patch_size))
+            images = images_of(model.network.student.nearest_size(rows * 14, 5 * 14))
             case = f"{number}_{rows}"
             np.save(tmp_path / f"images_{case}.npy", images.numpy())
             expected[case] = said(model, images)["backbone"]
@@ -135,7 +151,8 @@ def test_timm_alone_says_the_same(tmp_path: Path) -> None:
     found = apart("\n".join(program), tmp_path)
     for case, wanted in expected.items():
         assert np.abs(found(f"summary_{case}") - wanted.summary.numpy()).max() < 1e-5
-        assert np.abs(found(f"spatial_{case}") - wanted.spatial.flatten(1, 2).numpy()).max() < 1e-5
+        spatial = wanted.spatial.flatten(1, 2) if found(f"spatial_{case}").ndim == 3 else wanted.spatial.permute(0, 3, 1, 2)
+        assert np.abs(found(f"spatial_{case}") - spatial.numpy()).max() < 1e-5
 
 
 @pytest.mark.parametrize("form", LIBRARIES, ids=lambda form: form.name)
@@ -433,6 +450,37 @@ def test_a_file_of_another_family_is_not_taken_for_one_of_timm(tmp_path: Path) -
         amradio.load(other)
 
 
+@pytest.mark.parametrize(
+    "student", [{"model": "test_resnet", "level": -2}, {"model": "test_vit", "summary": "token"}], ids=lambda s: s["model"]
+)
+def test_backbones_of_timm_go_back_into_themselves(student: dict, tmp_path: Path) -> None:
+    model = made({"type": "timm", **student})
+    target = written(FORM["timm"], model, tmp_path)
+    assert [form.name for form in FORMATS if form.recognises(target)] == ["timm"]
+    back = amradio.load(target)
+    for size in FORM["timm"].sizes(model, ExportSettings(())):
+        images = images_of(size)
+        expected, theirs = said(model, images)["backbone"], FORM["timm"].outputs(target, images, ExportSettings(()))["backbone"]
+        for ours, again, other in zip(expected, back(images), theirs, strict=True):
+            assert torch.allclose(ours, again, atol=1e-5, rtol=0)
+            assert torch.allclose(ours, other, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        ({"neck": True, "level": 1}, "no place for the student's neck"),
+        ({"summaries": "per_teacher"}, "no place for the linear layers of `summaries: per_teacher`"),
+        ({"summary": "map", "level": 1}, "left out layers that timm's test_resnet has"),
+    ],
+)
+def test_what_a_backbone_of_timm_has_no_place_for(student: dict, message: str) -> None:
+    model = made({"type": "timm", "model": "test_resnet", **student})
+    reasons = FORM["timm"].lacks(model.config, model.network)
+    assert any(message in reason for reason in reasons)
+    assert "this student is of type 'timm'" in FORM["transformers"].lacks(model.config, model.network)[0]
+
+
 # ONNX
 
 
@@ -455,15 +503,19 @@ COORDINATES = {"half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Found, Path]]:
-    """Graphs of a tiny ViT: of every size, of float16, and of one size with one head."""
+    """Graphs of a tiny ViT: of every size, of float16, and (by the command) of one size with one head and its weights in a second file."""
     found = {}
-    for name, settings in (("free", {}), ("half", {"dtype": "float16"}), ("fixed", {"image_size": 50})):
+    for name, settings in (("free", {}), ("half", {"dtype": "float16"})):
         model = make(heads=True, depth=1, align_corners=name == "half")
-        if name == "fixed":
-            heads = {"sam": model.config.heads["sam"]}
-            model = Found(model.config.model_copy(update={"heads": heads}), model.network)
         found[name] = (model, written(FORM["onnx"], model, tmp_path_factory.mktemp(name), **settings))
-    return found
+    model, folder = make(heads=True, depth=1), tmp_path_factory.mktemp("fixed")
+    write_folder(folder / "model", model.config, model.network, {"step": 1, "num_steps": 1, "data": "nothing"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("amradio.formats.onnx.INLINE_BYTES", 1000)
+        said = amradio.export(folder / "model", "onnx", folder / "graph.onnx", heads=["sam"], image_size=50)
+    assert "graph.onnx.data: move both together" in said.snippet
+    config = model.config.model_copy(update={"heads": {"sam": model.config.heads["sam"]}})
+    return {**found, "fixed": (Found(config, model.network), said.path)}
 
 
 def test_onnxruntime_alone_says_the_same_at_every_size_and_batch(exported: dict, tmp_path: Path) -> None:
@@ -544,6 +596,29 @@ def test_the_graph_says_what_it_takes_and_gives(exported: dict) -> None:
     assert weights == {onnx.TensorProto.FLOAT16}
     for path in (free, half, fixed):
         assert b".py" not in path.read_bytes()
+
+
+def test_eradio_goes_to_onnx_at_one_size(tmp_path: Path) -> None:
+    """Convolutions, windowed attention with a position bias, the neck; the size is the model's own, the batch is free."""
+    shape = {"dim": 8, "stem_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [2, 4], "neck_dim": 24, "window_size": 8}
+    model = made({"type": "eradio", "size": "large", **shape}, image_size=100)
+    settings = ExportSettings(("clip",))
+    path = written(FORM["onnx"], model, tmp_path)
+    assert FORM["onnx"].sizes(model, settings) == ((96, 96),)
+    assert {node.op_type for node in onnx.load(path).graph.node} <= TENSORRT_OPS
+    for batch in (1, 3):
+        images = images_of((96, 96), batch)
+        theirs = named(FORM["onnx"].outputs(path, images, settings))
+        for name, ours in named(said(model, images)).items():
+            assert (theirs[name] - ours).abs().max() < 1e-4 * max(1, float(ours.std()))
+
+
+def test_weights_beyond_one_file_go_along(exported: dict) -> None:
+    _, path = exported["fixed"]
+    assert {found.name for found in path.parent.iterdir()} == {"model", "graph.onnx", "graph.onnx.data"}
+    assert path.stat().st_size < path.with_name("graph.onnx.data").stat().st_size
+    with pytest.raises(UserError, match=r"graph\.onnx exists"):
+        amradio.export(path.parent / "model", "onnx", path)
 
 
 def test_an_onnx_file_is_recognised_and_not_read(exported: dict, tmp_path: Path) -> None:
