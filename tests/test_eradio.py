@@ -16,6 +16,7 @@ from amradio.features import Features
 from amradio.students.eradio import SIZES, Eradio, EradioSettings, optimal_window
 from amradio.students.eradio_attention import AttentionBlock, AttentionStage, BlockShape, PositionBias, cut, join, make_window
 from amradio.students.eradio_published import own_weights, published_weights, settings_from
+from amradio.students.trained import LastBlocksSettings, LoraSettings, merged
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 TINY = {"dim": 8, "stem_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [2, 4], "neck_dim": 24, "cpb_hidden_dim": 16}
@@ -344,6 +345,38 @@ def test_training_moves_the_running_statistics_and_evaluation_does_not():
     student.train()(given)
     moved = {name for name, tensor in student.named_buffers() if not torch.equal(tensor, before[name])}
     assert moved == {name for name in before if "running" in name and not name.startswith("norm.")} | {n for n in before if "tracked" in n}
+
+
+@pytest.mark.parametrize(("count", "trained"), [(1, ("high_res_neck.",)), (2, ("high_res_neck.", "levels.3."))])
+def test_what_stands_before_the_last_blocks_keeps_its_bits(count: int, trained: tuple[str, ...]):
+    student = make(2, summaries="per_teacher")
+    LastBlocksSettings(count=count).choose(student, student.blocks_in_order())
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    features = student.train()(images(96, 64))
+    (features.spatial**3).sum().backward()
+    assert {name for name, p in student.named_parameters() if p.grad is not None} == {n for n in before if n.startswith(trained)} & dict(
+        student.named_parameters()
+    ).keys()
+    moved = {name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {name for name in before if name.startswith(trained) and ("running" in name or "tracked" in name)}
+    assert student.get_parameter(student.summary_rows).shape == (2, 24)
+
+
+def test_low_rank_additions_reach_the_output():
+    student = make()
+    LoraSettings(rank=2, alpha=4.0).choose(student, student.blocks_in_order())
+    additions = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    assert {name.rpartition(".")[2] for name in additions} == {"lora_a", "lora_b"}
+    with torch.no_grad():
+        for name, parameter in additions.items():
+            if name.endswith("lora_b"):
+                parameter.normal_()
+    given = images(96, 64)
+    (student.train()(given).spatial ** 3).sum().backward()
+    assert [name for name, parameter in additions.items() if not parameter.grad.abs().sum() > 0] == []
+    with torch.no_grad():
+        found = student.eval()(given).spatial
+        torch.testing.assert_close(merged(student)(given).spatial, found, rtol=1e-4, atol=1e-4)
 
 
 class Box(Settings):

@@ -95,6 +95,14 @@ class Student(nn.Module):
         """Its blocks from the input on, as `train` counts them (`LastBlocksSettings`, `LoraSettings`); empty where it has none."""
         return ()
 
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, in which BatchNorms that are not trained keep to their running statistics, and keep these."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+        return self
+
     def fuse_attention(self, fused: bool) -> None:
         """Computes attention in one fused kernel or step by step: the same numbers, but one is quicker. Does nothing without attention."""
         del fused

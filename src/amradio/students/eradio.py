@@ -186,6 +186,7 @@ class Eradio(Student):
         self.num_summaries = num_queries or 1
         # Zero: every cell weighs the same, so that each begins as the mean.
         self.summary_queries = nn.Parameter(torch.zeros(num_queries, self.spatial_dim)) if num_queries else None
+        self.summary_rows = "summary_queries" if num_queries else None
         self.apply(_initialise)
         self.to(memory_format=torch.channels_last)
 
@@ -196,6 +197,10 @@ class Eradio(Student):
     def no_decay(self) -> set[str]:
         """The position bias's MLPs, as in Swin v2, and the queries of the summaries."""
         return {name for name, _ in self.named_parameters() if ".cpb_mlp." in name or name == "summary_queries"}
+
+    def blocks_in_order(self) -> Sequence[nn.Module]:
+        """The stem, the four stages, and the neck (the last norm where there is none)."""
+        return (self.patch_embed, *self.levels, self.norm if self.high_res_neck is None else self.high_res_neck)
 
     def fuse_attention(self, fused: bool) -> None:
         """See the base."""

@@ -78,13 +78,10 @@ class PositionBias(nn.Module):
 
     def compute(self, window: Window) -> Tensor:
         """16 sigmoid(MLP) - 8: softmax does not see the constant, and near zero bfloat16 is finer (0.03 off at 8)."""
-        first, last = self.cpb_mlp[0], self.cpb_mlp[2]
-        assert isinstance(first, nn.Linear)
-        assert isinstance(last, nn.Linear)
-        dtype = torch.promote_types(first.weight.dtype, torch.float32)
+        dtype = next(self.parameters()).dtype
         with _full_precision(window.offsets.device):
-            hidden = F.relu(F.linear(window.offsets.to(dtype), first.weight.to(dtype), first.bias.to(dtype)))
-            table = 16 * F.linear(hidden, last.weight.to(dtype)).sigmoid() - 8  # [(2w - 1)^2, H]
+            logits = self.cpb_mlp(window.offsets.to(dtype))  # [(2w - 1)^2, H]
+        table = 16 * logits.to(torch.promote_types(dtype, torch.float32)).sigmoid() - 8
         cells = window.between.shape[0]
         return table[window.between.flatten()].T.reshape(1, -1, cells, cells)
 
