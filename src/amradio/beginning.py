@@ -191,9 +191,12 @@ class Begun(NamedTuple):
         return self.beginning.network
 
 
-def begin_fresh(config: NetworkConfig, train: Any) -> Begun:
-    """New heads, and a student that is random or started from the weights that its settings name. train: one of `TRAINED`."""
-    network = config.build()
+def begin_fresh(config: NetworkConfig, train: Any, own: Student | None = None) -> Begun:
+    """New heads, and a student that is random or started from the weights that its settings name. train: one of `TRAINED`.
+
+    own: the student of type `own`, with the weights that it has.
+    """
+    network = config.build(own)
     started = network.student.started_from
     if started is None and train.type != "all":
         raise UserError(f"student.train: '{train.type}' trains a part of weights that exist, and this student begins at random; take all")
@@ -211,9 +214,9 @@ def begin_from(model: Found, found: Plan, source: str, train: Any) -> Begun:
     return Begun(beginning, network, found.kept, notes)
 
 
-def begin_again(beginning: Beginning, train: Any) -> Begun:
-    """The network of a run that is resumed, to be filled from its checkpoint."""
-    network = beginning.network.build()
+def begin_again(beginning: Beginning, train: Any, own: Student | None = None) -> Begun:
+    """The network of a run that is resumed, to be filled from its checkpoint. own: as of `begin_fresh`."""
+    network = beginning.network.build(own)
     return Begun(beginning, network, notes=_choose(network.student, train, beginning.new_summaries))
 
 

@@ -11,7 +11,7 @@ from . import formats
 from .errors import UserError, nearest
 from .features import Features
 from .network import Network, NetworkConfig, cast_weights
-from .students.base import Aggregation, Conditioner
+from .students.base import Aggregation, Conditioner, Student
 
 if TYPE_CHECKING:  # transformers and its kin take seconds to import, and only `text` and `masks` want them
     from .teachers.base import Teacher
@@ -214,15 +214,17 @@ def load(
     dtype: torch.dtype | str | None = None,
     align_corners: bool | None = None,
     window_size: int | None = None,
+    student: Student | None = None,
 ) -> Model:
     """Loads a model in any format that `formats.FORMATS` reads, found from the content; of a run folder its model. Never unpickles code.
 
     dtype: of weights and features, `float32`, `bfloat16` or `float16`; None for that of the file. align_corners: how the position table
-    of a ViT is stretched, None for what the file says. window_size: patches of a window's side, see `Model.set_windows`.
+    of a ViT is stretched, None for what the file says. window_size: patches of a window's side, see `Model.set_windows`. student: for one
+    of type `own`, an object built as that which was trained; it takes the weights.
     Raises UserError where there is no model, a file is damaged, weights and config do not fit, or the student has no such option.
     """
     wanted = _dtype(dtype)
-    found = formats.read(path, align_corners)
+    found = formats.read(path, align_corners, student)
     model = Model(found.config, found.network, found.dead)
     problems: list[str] = []
     if align_corners is not None and "align_corners" not in type(found.config.student).model_fields:

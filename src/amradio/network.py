@@ -70,12 +70,28 @@ class NetworkConfig(Settings):
     origin: str | None = None
     """Name and format of the foreign file that the model was read from, where it was."""
 
-    def build(self) -> "Network":
-        """A network with fresh weights (or started from those that the student's settings name)."""
-        student = self.student.build(self.num_summaries)
+    def build(self, own: Student | None = None) -> "Network":
+        """A network with fresh weights (or started from those that the student's settings name).
+
+        own: the student of type `own`, an object of the user's; UserError where there is none, or it does not suit.
+        """
+        student = self.student.build(self.num_summaries) if own is None else self._check(own)
         heads = {name: _build_head(head, student) for name, head in self.heads.items()}
         rotation = Rotation(student.spatial_dim) if self.rotates else None
         return Network(student, heads, self.summary_slots, rotation)
+
+    def _check(self, own: Student) -> Student:
+        problems: list[str] = []
+        if self.student.type != "own":
+            problems.append(f"student: an object was passed, but the student is of type '{self.student.type}'; drop one of both")
+        elif not isinstance(own, Student):
+            problems.append(f"student: found {type(own).__name__}; wrap a module as amradio.students.OwnStudent(module, patch_size=...)")
+        elif own.num_summaries != (1 if self.student.shares_summary else self.num_summaries):
+            wanted = "1 (student.summaries: shared)" if self.student.shares_summary else f"{self.num_summaries}, one per teacher"
+            problems.append(f"student: the object has {own.num_summaries} summaries, the recipe wants {wanted}")
+        if problems:
+            raise UserError(*problems)
+        return own
 
     def without_start(self) -> "NetworkConfig":
         """The same network, to be filled from its own weights and from nothing else."""

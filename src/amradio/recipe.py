@@ -19,6 +19,7 @@ from .losses import LossSettings
 from .network import HeadConfig, HeadPart, NetworkConfig
 from .normalize import NormalizeSettings
 from .students import STUDENTS
+from .students.base import Student
 from .teachers import TEACHERS
 from .teachers.base import Teacher
 
@@ -184,17 +185,20 @@ class Recipe(Settings):
         """The weight of each loss, by its name (`clip/summary`)."""
         return {f"{name}/{kind}": getattr(found, f"{kind}_weight") for name, found in self.teachers.items() for kind in KINDS}
 
-    def begin(self, teachers: Mapping[str, Teacher], stored: Beginning | None = None) -> Begun:
+    def begin(self, teachers: Mapping[str, Teacher], stored: Beginning | None = None, own: Student | None = None) -> Begun:
         """The network with the weights that it begins with. stored: that of the run which is resumed; its weights are then to be filled in.
 
+        own: the student of type `own`, an object of the user's.
         Raises UserError where the model that it goes on from cannot be read or does not fit, or the part to be trained is not there.
         """
         if stored is not None:
-            return begin_again(stored, self.student.train)
+            return begin_again(stored, self.student.train, own)
         if isinstance(self.student, ModelStudentSettings):
+            if own is not None:
+                raise UserError("student: an object was passed, but the student is of type 'model'; drop one of both")
             model = self.student.read()
             return begin_from(model, self._plan(model.config, teachers), self.student.path, self.student.train)
-        return begin_fresh(self.network(teachers), self.student.train)
+        return begin_fresh(self.network(teachers), self.student.train, own)
 
     def network(self, teachers: Mapping[str, Teacher]) -> NetworkConfig:
         """The student with one head per teacher, for every kind that the teacher has and that has a weight."""

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .config import to_yaml
 from .data import Batch, Feed, SourceSettings, check, describe, train_batches, val_batches
 from .engine.checkpoint import disk_errors
 from .engine.distributed import Processes, autocast_dtype
@@ -32,6 +33,7 @@ from .periodic import PeriodicSuite
 from .pictures import contact_sheet
 from .recipe import PartitionSettings, Recipe
 from .run import RunFolder
+from .students.base import Student
 from .students.trained import merged
 from .task import Distillation, Objective, Partition, calibrate, fold_normalizers, speak_raw
 from .teachers.base import Teacher
@@ -114,12 +116,12 @@ def check_sizes(recipe: Recipe, network: Network, world_size: int) -> list[str]:
 class Training:
     """One run of a recipe on this machine: what is loaded, and the steps from the run folder's state to the end."""
 
-    def __init__(self, recipe: Recipe, teachers: Teachers, processes: Processes, log: Log):
-        """teachers: loaded, on the CPU. Raises UserError where sizes do not fit."""
+    def __init__(self, recipe: Recipe, teachers: Teachers, processes: Processes, log: Log, student: Student | None = None):
+        """teachers: loaded, on the CPU. student: one of type `own`. Raises UserError where sizes do not fit."""
         self.recipe, self.processes, self.log = recipe, processes, log
         self.folder = RunFolder(recipe.out, recipe.engine.keep)
         torch.manual_seed(recipe.seed)
-        self.begun = recipe.begin(teachers, self.folder.beginning())
+        self.begun = recipe.begin(teachers, self.folder.beginning(), student)
         self.config, network = self.begun.config, self.begun.network
         processes.share_batch_statistics(network)
         problems = check_sizes(recipe, network, processes.world_size)
@@ -346,6 +348,7 @@ class Training:
         state["skipped_images"] = self.monitor.num_skipped
         self.folder.checkpoints.save(step, tensors, {"optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}, state)
         notes = {"step": step, "num_steps": self.recipe.num_steps, "data": self.data, "agreement": self.agreement}
+        notes["recipe"] = to_yaml(self.recipe)
         with disk_errors(self.folder.path):
             write_folder(self.folder.model, self.config, self.folded_network(), notes)
 

@@ -12,17 +12,19 @@ from ..errors import UserError
 from ..periodic import PeriodicSuite
 from ..recipe import Recipe
 from ..run import RunFolder
+from ..students.base import Student
 from ..teachers.base import Teacher
 from ..training import Training, check_data, check_sizes, describe_data, load_teachers
 from .tables import print_table
 
 
-def distill(recipe: Recipe, teachers: Mapping[str, Teacher] | None = None) -> Path:
+def distill(recipe: Recipe, teachers: Mapping[str, Teacher] | None = None, student: Student | None = None) -> Path:
     """Distils the teachers of a recipe into its student and returns the run folder.
 
     The same call resumes a run that was stopped, exactly. teachers: objects of one's own, by the names that the recipe gives the type
-    `own`. Under `torchrun` the processes share out each step's images. Raises UserError with all problems at once, before anything is
-    written, where the recipe cannot be run here; and during the run where numbers stop being finite or the disk refuses.
+    `own`. student: an object of one's own, trained in place, where the recipe's student is of type `own`. Under `torchrun` the processes
+    share out each step's images. Raises UserError with all problems at once, before anything is written, where the recipe cannot be run
+    here; and during the run where numbers stop being finite or the disk refuses.
     """
     own = dict(teachers or {})
     if recipe.engine.threads:
@@ -34,7 +36,7 @@ def distill(recipe: Recipe, teachers: Mapping[str, Teacher] | None = None) -> Pa
         met = list(dict.fromkeys(problem for found in processes.gather(problems) for problem in found))
         if met:
             raise UserError(*met, on_all_processes=True)
-        training = Training(recipe, loaded, processes, Log(None))
+        training = Training(recipe, loaded, processes, Log(None), student)
         processes.first_does(lambda: folder.begin(recipe, training.begun.beginning))
         training.log_to(Log(folder.path if processes.is_first else None, recipe.engine.track))
         training.introduce()

@@ -13,6 +13,7 @@ from ..evaluation.suite import Suite, plain, run_suite
 from ..model import Model, load
 from ..recipe import Recipe
 from ..run import environment
+from ..students.base import Student
 from ..teachers.base import Teacher
 from ..training import load_teachers
 from .bar import bar
@@ -22,16 +23,21 @@ SCENES = Path(__file__).with_name("scenes.yaml")
 
 
 def evaluate(
-    path: str | Path, *words: str, json_file: str | Path | None = None, teachers: Mapping[str, Teacher] | None = None
+    path: str | Path,
+    *words: str,
+    json_file: str | Path | None = None,
+    teachers: Mapping[str, Teacher] | None = None,
+    student: Student | None = None,
 ) -> dict[str, Result]:
     """Evaluates the student in `path`, its heads and its teachers, prints one table, and returns the results by evaluation.
 
     path: a run folder (whose teachers are loaded as its config.yaml says) or a model folder. words: evaluation files and `key=value`,
     merged left to right; without a word the built-in evaluations on generated scenes. json_file: where machine-readable results go.
-    teachers: objects of one's own, by the name of their head. Raises UserError with what is missing, before anything is measured.
+    teachers: objects of one's own, by the name of their head. student: of type `own`, an object that takes the weights. Raises UserError
+    with what is missing, before anything is measured.
     """
     suite = Suite.load(*(words or (str(SCENES),)))
-    model = load(path)
+    model = load(path, student=student)
     found = {**teachers_of(Path(path), teachers or {}), **suite.load_teachers()}
     results = evaluate_models(model, found, suite)
     if json_file is not None:

@@ -28,3 +28,4 @@ def list_students() -> None:
     print_table("Students", ("type", "size", "dim", "depth", "heads", "patch", "M parameters"), rows)
     print("ViT: parameters with the position table of 2048 px and 4 summary tokens. student: {type: vit, size: SIZE, patch_size: 16}.")
     print("timm: these and any other backbone of timm, by name. student: {type: timm, model: NAME}.")
+    print("own: any torch module, passed in Python: amradio.distill(recipe, student=amradio.students.OwnStudent(module, patch_size=16)).")

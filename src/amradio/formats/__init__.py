@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..students.base import Student
 from .base import ExportSettings, Format, Found, refuse
 from .folder import ModelFolder
 from .onnx import Onnx
@@ -14,9 +15,14 @@ FORMATS: tuple[Format, ...] = (ModelFolder(), RemoteCode(), Transformers(), Timm
 """The first that recognises a path reads it; torchhub takes any file of torch.save, so it stands last."""
 
 
-def read(path: str | Path, align_corners: bool | None = None) -> Found:
-    """Reads a model in whichever format it is; see `Format.read`. Raises UserError, also where no format recognises it."""
+def read(path: str | Path, align_corners: bool | None = None, own: Student | None = None) -> Found:
+    """Reads a model in whichever format it is; see `Format.read`. Raises UserError, also where no format recognises it.
+
+    own: the object that takes the weights of a student of type `own`; only our own model folder can have one.
+    """
     path = Path(path)
+    if own is not None:
+        return ModelFolder().read(path, align_corners, own)
     for form in FORMATS:
         if form.recognises(path):
             found = form.read(path, align_corners)

@@ -14,6 +14,7 @@ from ..config import validate
 from ..errors import UserError
 from ..features import Features
 from ..network import Network, NetworkConfig, TrainingFacts, load_exactly
+from ..students.base import Student
 from .base import ExportSettings, Format, Found
 from .card import card
 
@@ -40,13 +41,13 @@ class ModelFolder(Format):
             return True
         return isinstance(found, dict) and found.get("format") == "amradio"
 
-    def read(self, path: Path, align_corners: bool | None = None) -> Found:
-        """See the base."""
+    def read(self, path: Path, align_corners: bool | None = None, own: Student | None = None) -> Found:
+        """See the base. own: the object that takes the weights of a student of type `own`."""
         folder = folder_of(path)
         config = read_config(folder)
         if align_corners is not None and "align_corners" in type(config.student).model_fields:
             config = config.model_copy(update={"student": config.student.model_copy(update={"align_corners": align_corners})})
-        network = config.without_start().build()
+        network = config.without_start().build(own)
         load_exactly(network, read_weights(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
         return Found(config, network)
 

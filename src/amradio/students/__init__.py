@@ -2,10 +2,11 @@
 
 from .base import Student, StudentRow, StudentSettings
 from .eradio import EradioSettings
+from .own import OwnSettings, OwnStudent
 from .timm import TimmSettings
 from .vit import VitSettings
 
-STUDENTS: tuple[type[StudentSettings], ...] = (VitSettings, EradioSettings, TimmSettings)
+STUDENTS: tuple[type[StudentSettings], ...] = (VitSettings, EradioSettings, TimmSettings, OwnSettings)
 
 
 def catalogue() -> list[StudentRow]:
@@ -13,4 +14,15 @@ def catalogue() -> list[StudentRow]:
     return [row for settings in STUDENTS for row in settings.catalogue()]
 
 
-__all__ = ["STUDENTS", "EradioSettings", "Student", "StudentRow", "StudentSettings", "TimmSettings", "VitSettings", "catalogue"]
+__all__ = [
+    "STUDENTS",
+    "EradioSettings",
+    "OwnSettings",
+    "OwnStudent",
+    "Student",
+    "StudentRow",
+    "StudentSettings",
+    "TimmSettings",
+    "VitSettings",
+    "catalogue",
+]
