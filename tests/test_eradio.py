@@ -401,6 +401,38 @@ def test_bad_settings(words: dict, problem: str):
         validate(Box, {"student": {"type": "eradio", **words}})
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dim": 16},
+        {"stem_dim": 4},
+        {"depths": [1, 1, 1, 1]},
+        {"num_heads": [4, 4]},
+        {"window": "fixed"},
+        {"window_size": 8},
+        {"subsampling": "conv"},
+        {"depthwise": False},
+        {"cpb_hidden_dim": 8},
+        {"neck": False, "neck_dim": None},
+        {"neck_start": 2},
+        {"neck_dim": 16},
+        {"summaries": "per_teacher"},
+        {"size": "xxxtiny", "dim": None},
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_every_setting_matters(change: dict):
+    """Against a pooled variant, so that each override differs from the size's own."""
+    base = {**TINY, "size": "xxxtiny_8x_ws16"}
+    assert set(change) <= set(EradioSettings.model_fields)
+    given, usual, changed = images(96, 64), make(2, **base), make(2, **(base | change))
+    if usual.state_dict().keys() != changed.state_dict().keys():
+        return
+    shapes = [[tensor.shape for tensor in student.state_dict().values()] for student in (usual, changed)]
+    assert shapes[0] != shapes[1] or not torch.equal(usual(given).spatial, changed(given).spatial)
+
+
 def test_settings_survive_yaml():
     box = Box(student=EradioSettings.model_validate({**TINY, "window": "fixed"}))
     assert validate(Box, yaml.safe_load(to_yaml(box))) == box
