@@ -10,10 +10,11 @@ import transformers
 from sklearn.neighbors import KNeighborsClassifier
 
 from amradio.errors import UserError
+from amradio.evaluation import knn
 from amradio.evaluation.agreement_by_size import Comparison, collapses
 from amradio.evaluation.cka import Cka
 from amradio.evaluation.images import batched
-from amradio.evaluation.knn import GROUP, Neighbours, _top, accuracies, nearest_rows, vote
+from amradio.evaluation.knn import GROUP, Neighbours, accuracies, nearest_rows, vote
 from amradio.evaluation.labelled import ScenesImagesSettings
 from amradio.evaluation.linear_classification import Schedule, train_probes
 from amradio.evaluation.plot import Line, draw_lines
@@ -56,13 +57,55 @@ def test_knn_does_not_depend_on_chunks(chunks: tuple[int, int]) -> None:
     assert torch.allclose(one.similarities, other.similarities, atol=1e-6)
 
 
+@pytest.mark.parametrize("rounds", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["random", "common part", "clusters", "twins"])
+def test_knn_finds_the_neighbours_of_float64(kind: str, rounds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the first products are rounded, and however alike all vectors are: nothing that float32 tells apart is missed."""
+    monkeypatch.setattr(knn, "computes_bfloat16", lambda device: rounds)
+    monkeypatch.setattr(knn, "FIRST_TILE", 64)
+    centres = normal(9, 256, seed=5)
+
+    def some(count: int, seed: int) -> torch.Tensor:
+        noise, kinds = normal(count, 256, seed=seed), torch.randint(9, (count,), generator=DRAWS.manual_seed(seed))
+        rows = {"random": noise, "common part": noise + 3, "clusters": centres[kinds] + 0.7 * noise, "twins": noise.repeat(2, 1)[:count]}
+        return rows[kind]
+
+    database, queries = some(12000, 1), some(70, 2)
+    if kind == "twins":
+        database = torch.cat((database[:6000], database[:6000]))
+    looked, plain = [], knn._reaching
+    monkeypatch.setattr(knn, "_reaching", lambda *given: looked.append(plain(*given)) or looked[-1])
+    found = nearest_rows(queries, database, 10, chunks=(4000, 64))
+    exact = F.normalize(queries.double(), dim=1) @ F.normalize(database.double(), dim=1).T
+    wanted = exact.topk(10).values
+    assert torch.allclose(found.similarities.double(), wanted, atol=1e-6)
+    assert torch.allclose(exact.gather(1, found.indices), wanted, atol=1e-6)
+    assert all(len(row.unique()) == 10 for row in found.indices)
+    assert any(pairs is None for pairs in looked), "the first rows are all looked at"
+    assert any(pairs is not None for pairs in looked), "later only those that can be near"
+
+
+def test_knn_rounds_no_more_than_it_allows_for() -> None:
+    centre = F.normalize(normal(50, 96, seed=3) + 2, dim=1).mean(0)
+    asked = knn._vectors(F.normalize(normal(80, 96, seed=1) + 2, dim=1), centre, is_asked=True)
+    known = knn._vectors(F.normalize(normal(300, 96, seed=2) + 2, dim=1), centre)
+    rounded = asked.coarse.double() @ known.coarse.double().T + asked.shift.double()
+    away = (rounded - asked.exact.double() @ known.exact.double().T).abs()
+    allowed = knn.UNIT * ((2 + knn.UNIT) * asked.norms * known.norms.T + known.shift.abs().T) + knn.SLACK
+    assert bool((away <= allowed).all())
+    assert float((away / allowed).max()) > 0.05, "a bound that is never come near proves nothing"
+
+
 def test_knn_looks_through_few_groups_and_misses_nothing() -> None:
     similarities = normal(6, GROUP * 100, seed=4)
     similarities[0, :20] += 10  # all of the best in one group
-    values, indices = _top(similarities, 20)
-    plain = similarities.topk(20)
-    assert torch.equal(values, plain.values)
-    assert torch.equal(indices, plain.indices)
+    least = similarities.topk(20).values[:, -1:]
+    found = knn._reaching(similarities, least, GROUP * 100 - 1)
+    assert found is not None
+    wanted = (similarities >= least)[:, :-1].nonzero()
+    assert sorted(zip(*(each.tolist() for each in found), strict=True)) == [tuple(pair) for pair in wanted.tolist()]
+    assert found[0].tolist() == sorted(found[0].tolist())
+    assert knn._reaching(similarities, similarities.amin(1, keepdim=True), GROUP * 100) is None
 
 
 def test_knn_reads_a_memory_map(tmp_path: Path) -> None:
