@@ -49,14 +49,17 @@ def _from_hub(model: str, options: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _fitted(model: str, tensors: Mapping[str, Tensor], options: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """What timm makes of the tensors of a file: names of older versions are translated, tables of another size resampled."""
-    own = timm.create_model(model, num_classes=0, **options).state_dict()
     overlay = {"state_dict": dict(tensors), "custom_load": False}
     try:
-        loaded = timm.create_model(model, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **options).state_dict()
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(0)
+            random = timm.create_model(model, num_classes=0, **options).state_dict()
+            torch.manual_seed(0)
+            loaded = timm.create_model(model, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **options).state_dict()
     except Exception as error:  # as above: a shape that timm cannot fit, a name that its filter misses
         raise UserError(f"student.start_from: {source} does not fit timm's {model}: {error}") from None
-    # timm leaves what it found no weights for at random: two such models differ there, or agree on a constant
-    return {name: tensor for name, tensor in loaded.items() if name in tensors or not torch.equal(tensor, own[name])}
+    # what timm found no weights for it leaves at random, without a word: it is then as in the other model of the same seed
+    return {name: tensor for name, tensor in loaded.items() if name in tensors or not torch.equal(tensor, random[name])}
 
 
 def _fill(trunk: nn.Module, found: Mapping[str, Tensor], source: str, file: Mapping[str, Tensor] | None = None) -> StartReport:
