@@ -592,6 +592,12 @@ def tensors(**changes: Tensor) -> Callable[[dict[str, Any]], None]:
         ),
         (arguments(model_kwargs={"embed_dim": 64, "depth": 4, "num_heads": 7}), "num_heads 7 does not divide dim 64"),
         (arguments(model_norm=True), "the model ends in a norm"),
+        (arguments(cpe_max_size="large"), r"args\.cpe_max_size: 'large' is no value"),
+        (arguments(model_kwargs=[1]), r"args\.model_kwargs: \[1\] is no value"),
+        (arguments(model_kwargs={"num_heads": "4"}), r"args\.model_kwargs\.num_heads: '4' is no value"),
+        (arguments(teachers=[{"name": "clip", "token_slot": "first"}]), r"args\.teachers\.0\.token_slot: 'first' is no value"),
+        (arguments(input_size=["wide"]), r"args\.input_size: \['wide'\] is no value"),
+        (tensors(base_model__patch_generator__cls_token__token=torch.ones(3)), r"cls_token\.token has 1 axes, not 2"),
         (
             arguments(teachers=[{"name": f"t{n}"} for n in range(9)]),
             "want 9 summary tokens, base_model.patch_generator.cls_token.token has 8",

@@ -1,4 +1,4 @@
-"""Heads: the published layout, the exact folding of a normaliser, and what every entry of HEADS promises."""
+"""Heads: the exact folding of a normaliser, and what every entry of HEADS promises."""
 
 import pytest
 import torch

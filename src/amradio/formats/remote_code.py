@@ -53,10 +53,10 @@ class RemoteCode(Format):
         config = read_json(path / CONFIG_FILE)
         state = _all_weights(path)
         stated = state.pop(SUMMARY_SLOTS, None)
-        slots = None if stated is None else tuple(stated.tolist())
+        slots = None if stated is None else tuple(stated.flatten().long().tolist())
         published = _published(config, state)
         preferred = config.get("preferred_resolution")
-        size = preferred[0] if isinstance(preferred, list) and preferred else None
+        size = preferred[0] if isinstance(preferred, list) and preferred and isinstance(preferred[0], int) else None
         found = network_of(published, str(path / WEIGHTS_FILE), align_corners, slots)
         legal = size is not None and found.network.student.nearest_size(size, size) == (size, size)
         return found._replace(config=found.config.model_copy(update={"image_size": size})) if legal else found
@@ -110,13 +110,16 @@ def groups_of(names: Mapping[str, Any]) -> dict[str, str]:
 
 def _published(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Published:
     """The weights with the training's settings; where the config describes an adaptor, its token and upsampling are taken from there."""
-    settings, adaptors = dict(config["args"]), config.get("adaptor_configs") or {}
-    teachers = []
-    for teacher in settings.get("teachers") or []:
+    settings, stated = dict(config["args"]), config.get("adaptor_configs")
+    adaptors = stated if isinstance(stated, dict) else {}
+    teachers: list[Any] = []
+    listed = settings.get("teachers")
+    for teacher in listed if isinstance(listed, list) else []:
         entry = adaptors.get(teacher.get("name")) if isinstance(teacher, dict) else None
         changes = {}
         if isinstance(entry, dict):
-            changes["fd_upsample_factor"] = (entry.get("feature") or {}).get("upsample_factor") or 1
+            spatial = entry.get("feature")
+            changes["fd_upsample_factor"] = (spatial.get("upsample_factor") or 1) if isinstance(spatial, dict) else 1
             if entry.get("head_idx") is not None:
                 changes["token_slot"] = entry["head_idx"]
         teachers.append(teacher | changes if changes else teacher)

@@ -14,6 +14,13 @@ OWN_MEAN, OWN_STD = (torch.tensor(values, dtype=torch.float64) for values in (CL
 """How our students normalise RGB in [0, 1]."""
 
 
+WHOLE, MAPPING, LIST = (int, type(None)), (dict, type(None)), (list, tuple, type(None))
+EXPECTED = {"model": (str,), "model_kwargs": MAPPING, "cpe_max_size": WHOLE, "teachers": LIST, "input_size": LIST}
+OF_TEACHER = {"token_slot": WHOLE, "fd_upsample_factor": WHOLE}
+OF_MODEL = {"embed_dim": WHOLE, "depth": WHOLE, "num_heads": WHOLE}
+"""Setting -> the types that it may have, of those that are read."""
+
+
 class Published(NamedTuple):
     """Weights under our names, and the settings of the training that come with them."""
 
@@ -51,6 +58,25 @@ def split(state: Mapping[str, Tensor], groups: Mapping[str, str]) -> tuple[dict[
         weights[ours + key.removeprefix(theirs).replace(".grandma", ".gamma")] = tensor
         used[ours] = theirs
     return weights, used
+
+
+def check_settings(settings: Mapping[str, Any], where: str) -> None:
+    """Raises UserError that names every setting of a type that no published file has."""
+    teachers = settings.get("teachers")
+    groups = [("", settings, EXPECTED), ("model_kwargs.", settings.get("model_kwargs"), OF_MODEL)]
+    groups += [(f"teachers.{n}.", teacher, OF_TEACHER) for n, teacher in enumerate(teachers if isinstance(teachers, (list, tuple)) else [])]
+    wrong = [
+        f"{where}: args.{start}{key}: {found[key]!r} is no value of a RADIO model"
+        for start, found, expected in groups
+        if isinstance(found, Mapping)
+        for key, types in expected.items()
+        if key in found and not isinstance(found[key], types)
+    ]
+    sizes = settings.get("input_size")
+    if isinstance(sizes, (list, tuple)) and not all(isinstance(size, int) for size in sizes):
+        wrong.append(f"{where}: args.input_size: {sizes!r} is no value of a RADIO model")
+    if wrong:
+        raise UserError(*wrong)
 
 
 def square_root(number: int, what: str) -> int:

@@ -12,7 +12,7 @@ from ...students.vit import VitSettings
 from ..base import Found
 from .eradio import STEM, read_eradio
 from .heads import OWN_KEY, head_config, own_part
-from .layout import Published
+from .layout import Published, check_settings
 from .tokens import first_of, teachers_in, tokens_of
 from .vit import read_vit
 
@@ -28,6 +28,7 @@ def network_of(published: Published, where: str, align_corners: bool | None, sum
     summary_slots: which tokens make the backbone's summary, where the file says so itself. Raises UserError that names every missing,
     left-over and misshapen tensor as the file spells it, and settings that the weights contradict.
     """
+    check_settings(published.settings, where)
     published = _without_dead(published, where)
     if STEM in published.weights:
         student, published = read_eradio(published, where)

@@ -56,6 +56,13 @@ def _check(published: Published, where: str) -> None:
     missing = [published.spell(key) for key in needed if key not in published.weights]
     if missing:
         raise UserError(f"{where}: missing: {', '.join(missing)}; {WHAT_IS_READ}")
+    shapes = [
+        f"{published.spell(key)} has {published.weights[key].ndim} axes, not {n}"
+        for key, n in zip(needed, (2, 3, 2, 2), strict=True)
+        if published.weights[key].ndim != n
+    ]
+    if shapes:
+        raise UserError(f"{where}: wrong shape: {', '.join(shapes)}")
     if published.settings.get("model_norm"):
         raise UserError(f"{where}: args.model_norm: the model ends in a norm, which the students here have not")
 
