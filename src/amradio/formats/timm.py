@@ -95,6 +95,10 @@ class Timm(Format):
         weights = {name: tensor.detach().contiguous() for name, tensor in family.their_weights(model).items()}
         save_file(weights, target, metadata)
 
+    def call(self, target: Path) -> Call:
+        """What loads a file written here."""
+        return _written(target)[0]
+
     def outputs(self, target: Path, images: Tensor, settings: ExportSettings) -> Mapping[str, Features] | None:
         """See the base. None where this timm has no such model."""
         del settings
