@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from transformers import BatchEncoding
 
 import amradio
@@ -244,6 +245,14 @@ def test_wrong_options_for_a_student_are_one_error(tmp_path: Path) -> None:
             call()
 
 
+def test_one_compiled_graph_serves_many_sizes() -> None:
+    model, counter = make(depth=1), CompileCounter()
+    compiled = torch.compile(model, backend=counter, dynamic=True, fullgraph=True)
+    for size in ((40, 64), (64, 96), (24, 88), (48, 56)):
+        torch.testing.assert_close(compiled(images(*size)).spatial, model(images(*size)).spatial, rtol=0, atol=0)
+    assert counter.frame_count == 1
+
+
 def test_external_preprocessing() -> None:
     model, seen = make(), images(40, 64)
     expected = model(seen).spatial
@@ -375,13 +384,21 @@ def test_cards_lead_to_the_settings_of_every_kind() -> None:
         assert source.split(" ")[-1] in {str(value) for value in found.values()}
 
 
+@needs_fixtures
+def test_teachers_of_a_published_model_are_named_as_the_hub_names_them() -> None:
+    cards = {name: head.teacher for name, head in load_fixture("name")[0].config.heads.items()}
+    clip, sam = (settings_of(name, cards[name]).model_dump() for name in ("clip", "sam"))
+    assert (clip["type"], clip["model"], clip["pretrained"]) == ("open_clip", "ViT-H-14-378-quickgelu", "dfn5b")
+    assert (sam["type"], sam["model"]) == ("sam", "facebook/sam-vit-huge")
+
+
 def test_nothing_is_fetched_for_what_a_file_says(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a connection was asked for")
 
     monkeypatch.setattr("socket.create_connection", refuse)
     model = make(depth=1, heads={"clip": (24, 32, {"type": "clip", "source": "nobody/has-this-model"})})
-    with pytest.raises(UserError, match=r"hf download nobody/has-this-model.*or pass teacher="):
+    with pytest.raises(UserError, match=r"it is not fetched by itself; run `hf download nobody/has-this-model.*or pass teacher="):
         model.text("clip")
 
 

@@ -172,7 +172,7 @@ _may_download: ContextVar[bool] = ContextVar("_may_download", default=True)
 
 @contextmanager
 def no_downloads() -> Iterator[None]:
-    """Within it, models are looked for on this machine alone, as if the hub did not answer."""
+    """Within it, models are looked for on this machine alone; the hub is not asked."""
     before = _may_download.set(False)
     try:
         yield
@@ -187,6 +187,7 @@ def _host() -> str:
 def absent(source: Source, name: str, reason: str) -> str:
     """The message for a model that is neither on this machine nor to be fetched."""
     revision = f" --revision {source.revision}" if source.revision else ""
+    reason = reason if _may_download.get() else "it is not fetched by itself"
     return (
         f"{source.where}: there is no folder '{name}', it is not in the cache {constants.HF_HUB_CACHE}, and {reason}; "
         f"run `hf download {name}{revision}` where there is a network and copy the cache here (HF_HOME says where it lies), "

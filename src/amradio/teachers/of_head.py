@@ -23,6 +23,8 @@ Given = Teacher | str | Path | None
 
 _KINDS: dict[str, type[TeacherSettings]] = {settings.model_fields["type"].default: settings for settings in TEACHERS}
 _EMBEDDED = "embedded "
+_SAM = {"vit-b": "facebook/sam-vit-base", "vit-l": "facebook/sam-vit-large", "vit-h": "facebook/sam-vit-huge"}
+"""As published RADIO checkpoints name their SAM -> on the hub."""
 
 
 def text_encoder(head: str, card: Card, dim: int | None, given: Given) -> TextEncoder:
@@ -89,6 +91,8 @@ def settings_of(head: str, card: Card, name: str | None = None) -> TeacherSettin
         keys = {"name": source.removeprefix(_EMBEDDED)}
     elif kind == "model":
         keys = {"path": source}
+    elif kind == "sam":
+        keys = {"model": _SAM.get(source, source)}
     elif kind == "open_clip":
         model, _, pretrained = source.partition(" ")
         keys = {"model": model} | ({"pretrained": pretrained} if pretrained else {})
