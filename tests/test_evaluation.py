@@ -74,9 +74,11 @@ def test_another_set_has_another_fingerprint(bench: Bench) -> None:
     assert one.fingerprint != other.fingerprint
 
 
-def test_the_same_on_two_workers(bench: Bench) -> None:
-    alone, shared = (measured("knn", Bench(bench.model, bench.teachers, num_workers=workers)) for workers in (0, 2))
-    assert alone.rows == shared.rows
+@pytest.mark.parametrize("kind", [kind for kind in TYPES if kind in SMALL and kind not in TIMED])
+def test_the_same_on_one_and_two_workers(kind: str, bench: Bench) -> None:
+    one, two = (measured(kind, Bench(bench.model, bench.teachers, num_workers=workers)) for workers in (1, 2))
+    assert one.rows == two.rows
+    assert one.details == two.details
 
 
 def test_models_choose_rows(bench: Bench) -> None:

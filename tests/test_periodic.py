@@ -29,6 +29,13 @@ def suite_file(teacher_folders: dict[str, Path], tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def knn_file(tmp_path: Path) -> Path:
+    path = tmp_path / "knn.yaml"
+    path.write_text(yaml.safe_dump({"evaluations": {"knn": {"type": "knn", **SMALL["knn"]}}}))
+    return path
+
+
 def eval_lines(folder: Path) -> dict[int, dict[str, float]]:
     """The lines of metrics.jsonl with results of the suite, by step."""
     return {line["step"]: line for line in metrics(folder) if any(key.startswith("eval/") for key in line)}
@@ -59,17 +66,16 @@ def test_the_training_notices_nothing_and_the_numbers_are_those_of_evaluate(reci
     assert "; zero_shot top-1 student/clip " in printed
 
 
-def test_a_period_of_its_own_and_no_held_out_images(recipe, suite_file):
+def test_a_period_of_its_own_and_no_held_out_images(recipe, knn_file):
     folder = distill(
-        recipe("stages.0.steps=3", "data.val=null", "evaluate.every=null", f"evaluate.suite={suite_file}", "evaluate.suite_every=2")
+        recipe("stages.0.steps=3", "data.val=null", "evaluate.every=null", f"evaluate.suite={knn_file}", "evaluate.suite_every=2")
     )
     assert list(eval_lines(folder)) == [0, 2, 3]
     assert not list(folder.rglob("held_out.json"))
 
 
-def test_a_resumed_run_does_not_measure_again(recipe, recipe_file, suite_file, amradio, tmp_path):
-    suite_file.write_text(yaml.safe_dump({"evaluations": {"knn": {"type": "knn", **SMALL["knn"]}}}))
-    words = (*STEPS, f"evaluate.suite={suite_file}")
+def test_a_resumed_run_does_not_measure_again(recipe, recipe_file, knn_file, amradio, tmp_path):
+    words = (*STEPS, f"evaluate.suite={knn_file}")
     stopped = amradio("distill", recipe_file, *words, f"out={tmp_path / 'x'}", prelude=partial(at_step, 2, terminate_self))
     assert stopped.code == 0, stopped.errors
     assert Checkpoints(tmp_path / "x" / "checkpoints", 1).steps() == [2]
@@ -92,8 +98,8 @@ def test_teachers_of_the_run_are_not_loaded_twice(recipe, suite_file, teacher_fo
     assert "eval/knn/teacher/another/k=1" in eval_lines(folder)[1]
 
 
-def test_on_two_processes_the_first_one_measures(recipe_file, suite_file, tmp_path):
-    words = ("distill", recipe_file, *STEPS, f"evaluate.suite={suite_file}")
+def test_on_two_processes_the_first_one_measures(recipe_file, knn_file, tmp_path):
+    words = ("distill", recipe_file, *STEPS, f"evaluate.suite={knn_file}")
     ended = [each.wait() for each in start_several(2, *words, f"out={tmp_path / 'two'}", folder=tmp_path / "printed")]
     assert [each.code for each in ended] == [0, 0], [each.errors for each in ended]
     assert list(eval_lines(tmp_path / "two")) == [0, 2, 4]
