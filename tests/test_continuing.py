@@ -23,6 +23,7 @@ from amradio.teachers import Teacher
 from amradio.training import Training, load_teachers
 from runs import assert_same, losses, metrics, state
 
+FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 SHORT = ("stages.0.steps=6", "evaluate.every=6", "engine.checkpoint_every=3")
 TOKENS = "student.patch_generator.cls_token.token"
 
@@ -338,3 +339,101 @@ def test_parts_of_a_student_that_was_started_from_weights(recipe, finished, tmp_
     assert not torch.equal(found["task/network.student.blocks.1.mlp.fc1.weight"], old["student.blocks.1.mlp.fc1.weight"])
     same = [torch.equal(*pair) for pair in zip(found[f"task/network.{TOKENS}"], old[TOKENS], strict=True)]
     assert same == [False, False, True]
+
+
+# other students and other formats
+
+OTHERS = {
+    "eradio": "student={type: eradio, size: xxxtiny, summaries: per_teacher}",
+    "eradio shared": "student={type: eradio, size: xxxtiny}",
+    "timm": "student={type: timm, model: vit_tiny_patch16_224, image_size: 32, summaries: per_teacher}",
+    "timm shared": "student={type: timm, model: test_convnext}",
+}
+
+
+@pytest.mark.parametrize("student", OTHERS)
+def test_other_students_go_on(recipe, tmp_path, student):
+    one = ("stages.0.steps=2", "evaluate.every=2", "stages.0.partitions.0.image_size=32")
+    finished = run_distill(recipe(*one, OTHERS[student], f"out={tmp_path / 'finished'}"))
+    same = run_distill(recipe(*one, f"student={{type: model, path: {finished}}}", f"out={tmp_path / 'same'}"))
+    assert agreement(same, 0) == pytest.approx(agreement(finished, 2), abs=1e-3)
+    run = training(recipe(*one, f"student={{type: model, path: {finished}}}", *NEW), {"mine": Colours()})
+    shares = "shared" in student
+    assert run.config.num_summaries == (1 if shares else 2)
+    assert {name: head.slot for name, head in run.config.heads.items()} == {"dino": 0, "sam": 0, "mine": 0 if shares else 1}
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        found = run.task.network.eval()(images, None, ["dino"])["dino"]
+    wanted = amradio.load(finished)(images, heads=["dino"])["dino"]
+    torch.testing.assert_close(found.summary, wanted.summary, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.spatial, wanted.spatial, rtol=1e-5, atol=1e-5)
+
+
+def test_parts_of_a_timm_student_keep_the_rows_of_other_summaries(recipe, tmp_path):
+    """Its summaries are rows of a linear layer, which decays: those that stay must not."""
+    words = ("stages.0.steps=2", "evaluate.every=null")
+    finished = run_distill(recipe(*words, OTHERS["timm"], f"out={tmp_path / 'finished'}"))
+    old = load_file(finished / "model" / "model.safetensors")["student.summarise.weight"]
+    going_on = f"student={{type: model, path: {finished}, train: {{type: last_blocks, count: 2}}}}"
+    folder = run_distill(recipe(*words, going_on, *NEW, "optimizer.weight_decay=0.5"), teachers={"mine": Colours()})
+    new = load_file(folder / "model" / "model.safetensors")
+    assert torch.equal(new["student.summarise.weight"][:192], old[192:])
+    assert not torch.equal(new["student.summarise.weight"][192:], old[192:])
+    frozen = [name for name in new if name.startswith("student.trunk.blocks.9.")]
+    before = load_file(finished / "model" / "model.safetensors")
+    assert frozen
+    assert all(torch.equal(new[name], before[name]) for name in frozen)
+
+
+def test_a_student_without_blocks_is_one_message(recipe, tmp_path):
+    words = ("stages.0.steps=1", "evaluate.every=null")
+    finished = run_distill(recipe(*words, OTHERS["timm shared"], f"out={tmp_path / 'finished'}"))
+    for part in PARTS.values():
+        (problem,) = refused(recipe(*words, f"student={{type: model, path: {finished}, train: {part}}}"))
+        assert problem.startswith("student.train.")
+        assert "take train: all" in problem
+    (problem,) = refused(recipe(*words, f"student={{type: model, path: {finished}, gradient_checkpointing: true}}"))
+    assert problem.startswith("student.gradient_checkpointing: ")
+
+
+class Spoken(Teacher):
+    """Any number of channels, each a fixed mixture of mean colours and their squares."""
+
+    def __init__(self, summary: int, spatial: int):
+        super().__init__(
+            mean=(0.5,) * 3, std=(0.25,) * 3, patch_size=16, dims=(summary, spatial), input_size=None, licence="none", source="mixtures"
+        )
+        draws = torch.Generator().manual_seed(summary)
+        self.register_buffer("mixture", torch.randn(6, summary + spatial, generator=draws))
+
+    def encode(self, images: torch.Tensor) -> Features:
+        cells = torch.nn.functional.avg_pool2d(images, 16).permute(0, 2, 3, 1)
+        both = torch.cat([cells, cells.square()], -1) @ self.mixture
+        return Features(both.mean((1, 2))[:, : self.summary_dim], both[..., self.summary_dim :])
+
+
+@pytest.mark.skipif(not FIXTURES.is_dir(), reason="the reference checkpoints are not on this machine")
+@pytest.mark.parametrize("file", ["idx.pth.tar", "upsample.pth.tar", "spectral.pth.tar", "hf_name"])
+def test_an_official_checkpoint_goes_on_with_two_of_its_heads_and_a_third_teacher(recipe, file, tmp_path):
+    teachers = {"clip": Spoken(32, 40), "dino_v2": Spoken(48, 48), "mine": Spoken(8, 12)}
+    words = [f"teachers.{name}={{type: own}}" for name in teachers] + [f"teachers.{name}=null" for name in ("dino", "sam")]
+    words += ["stages=[{steps: 6, partitions: [{image_size: 64, batch_size: 4}]}]", f"student={{type: model, path: {FIXTURES / file}}}"]
+    before = amradio.load(FIXTURES / file)
+    old = before.network.state_dict()
+    run = training(recipe(*words), teachers)
+    new = run.task.network.state_dict()
+    heads = [name for name in new if name.startswith(("heads.clip.", "heads.dino_v2."))]
+    assert len(heads) > 20
+    assert all(torch.equal(new[name], old[name]) for name in heads)
+    assert torch.equal(new[TOKENS], old[TOKENS][[0, 1, 0, *range(3, len(old[TOKENS]))]]), "SAM's token is gone, the registers stayed"
+    assert all(torch.equal(new[name], old[name]) for name in new if name.startswith("student.blocks."))
+    folder = run_distill(recipe(*words), teachers=teachers)
+    model = amradio.load(folder)
+    assert model.heads == ("clip", "dino_v2", "mine")
+    assert model.summary_dim == 3 * 64
+    shapes = {name: features.spatial.shape[1:] for name, features in model(torch.rand(1, 3, 64, 96), heads=model.heads).items()}
+    factor = 2 if file.startswith("upsample") else 1
+    assert shapes == {"backbone": (4, 6, 64), "clip": (4 * factor, 6 * factor, 40), "dino_v2": (4, 6, 48), "mine": (4, 6, 12)}
+    begun, learnt = (sum(row["loss"] for row in metrics(folder) if row["step"] == step and "loss" in row) for step in (1, 6))
+    assert learnt < begun
+    assert file in (folder / "model" / "README.md").read_text(), "the card names the model whose terms hold"

@@ -8,7 +8,9 @@ import yaml
 import amradio
 import tiny
 from amradio.config import parse_yaml, to_yaml
+from amradio.formats.folder import write_folder
 from amradio.recipe import Recipe
+from amradio.training import load_teachers
 from runs import losses
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +72,17 @@ def shrunk(recipe: dict, pictures: Path, stand_ins) -> dict:
     return recipe
 
 
+def model_to_go_on_from(recipe: dict, folder: Path) -> Path:
+    """A tiny ViT with random weights and a head for all of the recipe's teachers but the last."""
+    names = list(recipe["teachers"])[:-1]
+    old = Recipe.model_validate(
+        recipe | {"teachers": {name: recipe["teachers"][name] for name in names}, "student": {"type": "vit"} | SMALL_STUDENT}
+    )
+    config = old.network(load_teachers(old, {}))
+    write_folder(folder, config, config.build(), {"step": 1, "num_steps": 1, "data": "none", "agreement": {}})
+    return folder
+
+
 def test_recipes_are_shipped():
     assert len(SHIPPED) >= 4
 
@@ -88,6 +101,8 @@ def test_a_shipped_recipe_runs_two_steps(path, pictures, stand_ins, tmp_path):
     original = Recipe.load(str(path))
     small = shrunk(parse_yaml(to_yaml(original), path.name), pictures, stand_ins)
     small["out"] = str(tmp_path / "run")
+    if small["student"]["type"] == "model":
+        small["student"]["path"] = str(model_to_go_on_from(small, tmp_path / "model"))
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small, sort_keys=False))
     recipe = Recipe.load(str(tmp_path / "small.yaml"))
     assert recipe.teachers.keys() == original.teachers.keys()

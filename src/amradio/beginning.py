@@ -109,7 +109,7 @@ def _share_out(
         slot: {name for name, head in model.heads.items() if head.summary and head.slot == slot} for slot in range(model.num_summaries)
     }
     if model.student.shares_summary:
-        return tuple(readers), dict.fromkeys(wanted, 0)
+        return (0,), dict.fromkeys(wanted, 0)
     stay: list[int | None] = [slot for slot, names in readers.items() if not names or names & wanted.keys()]
     free = [place for place, slot in enumerate(stay) if slot is not None and not readers[slot]]
     summaries = (*stay, *[None] * (len(fresh) - len(free))) or (0,)
@@ -144,14 +144,15 @@ def fill(network: Network, model: Network, found: Plan) -> None:
     """Gives `network` (of `found.config`, in place) the model's weights; new heads stay as they are.
 
     A new summary begins as a copy of the first that stayed: as a summary of the whole image, which a random token would have to become.
-    Raises UserError where the student makes its summaries otherwise than by rows of a parameter, and their number changes.
+    Raises UserError where the student makes its summaries otherwise than by rows of parameters, and their number changes.
     """
     student = network.student
     weights = model.student.state_dict()
     if found.summaries != tuple(range(model.student.num_summaries)):
-        if student.summary_rows is None:
+        if not student.summary_rows:
             raise UserError("student: its summaries cannot be taken apart; name teachers with a summary as the model does, and no others")
-        weights |= {student.summary_rows: _rows(weights[student.summary_rows], found.summaries, model.student.num_summaries)}
+        for name, count in student.summary_rows.items():
+            weights[name] = _rows(weights[name], found.summaries, model.student.num_summaries, count)
     load_exactly(student, weights, "student")
     for name, kind in found.kept:
         load_exactly(getattr(network.heads[name], kind), getattr(model.heads[name], kind).state_dict(), f"head {name} {kind}")
@@ -159,11 +160,12 @@ def fill(network: Network, model: Network, found: Plan) -> None:
         network.rotation.load_state_dict(model.rotation.state_dict())
 
 
-def _rows(rows: Tensor, summaries: Sequence[int | None], num_summaries: int) -> Tensor:
-    """The rows in their new order; what follows the summaries (registers) stays behind them."""
+def _rows(rows: Tensor, summaries: Sequence[int | None], num_summaries: int, count: int) -> Tensor:
+    """The rows in their new order, `count` for each summary; what follows the summaries (registers) stays behind them."""
     pattern = next((slot for slot in summaries if slot is not None), 0)
     order = [pattern if slot is None else slot for slot in summaries]
-    return torch.cat([rows[order], rows[num_summaries:]])
+    split = num_summaries * count
+    return torch.cat([rows[:split].unflatten(0, (num_summaries, count))[order].flatten(0, 1), rows[split:]])
 
 
 class Beginning(Settings):
@@ -190,6 +192,12 @@ class Begun(NamedTuple):
         """As config.json of the model folder will say."""
         return self.beginning.network
 
+    @property
+    def partly_trained(self) -> set[str]:
+        """Names of the student's parameters of which only some rows are trained; decay would move the others."""
+        student = self.network.student
+        return set() if all(parameter.requires_grad for parameter in student.parameters()) else set(student.summary_rows)
+
 
 def begin_fresh(config: NetworkConfig, train: Any, own: Student | None = None) -> Begun:
     """New heads, and a student that is random or started from the weights that its settings name. train: one of `TRAINED`.
@@ -198,7 +206,7 @@ def begin_fresh(config: NetworkConfig, train: Any, own: Student | None = None) -
     """
     network = config.build(own)
     started = network.student.started_from
-    if started is None and train.type != "all":
+    if started is None and own is None and train.type != "all":
         raise UserError(f"student.train: '{train.type}' trains a part of weights that exist, and this student begins at random; take all")
     notes = (f"student begins with: {started}",) if started is not None else ()
     beginning = Beginning(network=config.without_start(), new_summaries=list(range(config.num_summaries)))
@@ -229,8 +237,8 @@ def _choose(student: Student, train: Any, new_summaries: Sequence[int]) -> tuple
         raise UserError(*(f"student.train.{problem}" for problem in error.problems)) from None
     if train.type == "all":
         return ()
-    if student.summary_rows is not None:
-        train_rows(student.get_parameter(student.summary_rows), new_summaries)
+    for name, count in student.summary_rows.items():
+        train_rows(student.get_parameter(name), [slot * count + row for slot in new_summaries for row in range(count)])
     chosen = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     return (
         f"student: {train.type} trains {chosen / 1e6:.2f} M parameters beside {total / 1e6:.2f} M, and {len(new_summaries)} new summaries",

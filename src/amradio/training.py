@@ -143,7 +143,7 @@ class Training:
         self.suite.check(self.config, network)
         self.agreement: Agreement = {}
         self.evaluated: int | None = None
-        spared = {f"network.student.{name}" for name in network.student.no_decay()}
+        spared = {f"network.student.{name}" for name in network.student.no_decay() | self.begun.partly_trained}
         self.optimizer = build_optimizer(self.task, recipe.optimizer, spared)
 
     def _stages(self) -> Iterator[Stage]:

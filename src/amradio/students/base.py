@@ -1,6 +1,6 @@
 """What every student is: a backbone with its own preprocessing that speaks `Features`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -65,8 +65,8 @@ class Student(nn.Module):
 
     Attributes: `patch_size` px per cell of the spatial output; `summary_dim` channels of ONE summary; `num_summaries` of them;
     `spatial_dim` channels of the map. Images are RGB in [0, 1]; mean and std are buffers of the model.
-    `started_from` says which weights it began with, None for random ones. `summary_rows`: the name of the parameter whose first
-    `num_summaries` rows are the summaries, one each; None where they are made otherwise.
+    `started_from` says which weights it began with, None for random ones. `summary_rows`: the parameters that belong
+    to single summaries, by name, with how many of their first rows each summary has; empty where there are none.
     """
 
     mean: Tensor
@@ -76,10 +76,11 @@ class Student(nn.Module):
     spatial_dim: int
     num_summaries: int
     started_from: "StartReport | None" = None
-    summary_rows: str | None = None
+    summary_rows: Mapping[str, int]
 
     def __init__(self) -> None:
         super().__init__()
+        self.summary_rows = {}
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
 

@@ -186,7 +186,7 @@ class Eradio(Student):
         self.num_summaries = num_queries or 1
         # Zero: every cell weighs the same, so that each begins as the mean.
         self.summary_queries = nn.Parameter(torch.zeros(num_queries, self.spatial_dim)) if num_queries else None
-        self.summary_rows = "summary_queries" if num_queries else None
+        self.summary_rows = {"summary_queries": 1} if num_queries else {}
         self.apply(_initialise)
         self.to(memory_format=torch.channels_last)
 

@@ -284,6 +284,7 @@ class TimmStudent(Student):
         self.summary_dim = {"pooled": found.pooled_dim, "token": found.token_dim or 0, "map": self.spatial_dim}[summary]
         self.num_summaries = num_summaries or 1
         self.summarise = None if num_summaries is None else nn.Linear(self.summary_dim, num_summaries * self.summary_dim)
+        self.summary_rows = {f"summarise.{name}": self.summary_dim for name in ("weight", "bias")} if num_summaries else {}
         self._summary, self._norm = summary, not found.is_pyramid
         self._has_batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trunk.modules())
         self.input_size, self._step, self._least = found.input_size, found.step, found.least
@@ -299,6 +300,11 @@ class TimmStudent(Student):
         """What timm says of the backbone (tokens, position tables, position biases)."""
         listed = self.trunk.no_weight_decay() if "no_weight_decay" in dir(self.trunk) else set()  # pyright: ignore[reportCallIssue]
         return {name for name, _ in self.trunk.named_parameters("trunk") if any(f".{word}." in f"{name}." for word in listed)}
+
+    def blocks_in_order(self) -> Sequence[nn.Module]:
+        """What timm calls the backbone's `blocks` (of a ViT, a Mixer, an EfficientNet); empty where it has none of that name."""
+        blocks = dict(self.trunk.named_children()).get("blocks")
+        return tuple(blocks) if isinstance(blocks, (nn.Sequential, nn.ModuleList)) else ()
 
     def fuse_attention(self, fused: bool) -> None:
         """See the base."""

@@ -145,8 +145,6 @@ class Vit(Student):
     Token order: summaries, registers, patches. There is no final norm: the heads see the last block's output.
     """
 
-    summary_rows = TOKENS
-
     def __init__(self, patch_generator: PatchGenerator, blocks: Sequence[Block], num_summaries: int, gradient_checkpointing: bool = False):
         """patch_generator: holds at least `num_summaries` prefix tokens; the others are registers."""
         super().__init__()
@@ -156,6 +154,7 @@ class Vit(Student):
         self.blocks = nn.ModuleList(blocks)
         self.patch_size = patch_generator.patch_size
         self.num_summaries = num_summaries
+        self.summary_rows = {TOKENS: 1}
         self.num_prefix = num_prefix
         self.summary_dim = self.spatial_dim = dim
         self.gradient_checkpointing = gradient_checkpointing
