@@ -1,13 +1,18 @@
 """What every student promises; a new one is tested by being listed in STUDENTS and given a tiny form here."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+import amradio
 from amradio.config import Settings, one_of, to_yaml, validate
 from amradio.errors import UserError
+from amradio.formats.folder import write_folder
+from amradio.heads import LinearHeadSettings
+from amradio.network import HeadConfig, HeadPart, NetworkConfig
 from amradio.students import STUDENTS, Student, StudentSettings, catalogue
 
 TINY = {
@@ -127,6 +132,40 @@ def test_float64_and_bf16(student: Student):
     double = copy.deepcopy(student).double()(images.double(), draws.double())
     assert double.spatial.dtype == torch.float64
     torch.testing.assert_close(double.spatial.float(), reference.spatial, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_float16_inference(student: Student):
+    images = images_for(student)
+    reference, half = student.eval()(images), copy.deepcopy(student).half()(images.half())
+    for found, wanted in zip(half, reference, strict=True):
+        assert found.dtype == torch.float16
+        assert torch.nn.functional.cosine_similarity(found.float(), wanted, dim=-1).min() > 0.99
+
+
+@torch.no_grad()
+def test_it_is_one_graph_for_the_compiler(student: Student):
+    images = images_for(student)
+    torch.compiler.reset()
+    compiled = torch.compile(student.eval(), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), student(images))
+
+
+def test_a_model_folder_keeps_it(settings: StudentSettings, tmp_path: Path):
+    linear = HeadPart(head=LinearHeadSettings(), dim=6)
+    heads = {name: HeadConfig(summary=linear, spatial=linear, slot=0 if settings.shares_summary else i) for i, name in enumerate("abc")}
+    config = NetworkConfig(student=settings, num_summaries=1 if settings.shares_summary else 3, heads=heads, image_size=64)
+    torch.manual_seed(0)
+    network = config.build()
+    network.train()(images_for(network.student))  # running statistics that matter
+    write_folder(tmp_path, config, network, {"step": 1, "num_steps": 1, "data": "noise", "agreement": {}})
+    model = amradio.load(tmp_path)
+    images = images_for(network.student)
+    found, wanted = model(images, heads=["a", "c"]), network.eval()(images, None, ["a", "c"])
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name])  # to rounding: weights may lie in memory in another order
+    state = network.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.network.state_dict().items())
 
 
 def test_settings_survive_yaml(settings: StudentSettings):
