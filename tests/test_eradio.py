@@ -266,6 +266,8 @@ def test_sizes_that_are_no_multiples_of_32_are_refused():
     for height, width, legal in ((100, 250, "96x256"), (10, 32, "32x32"), (224, 230, "224x224")):
         with pytest.raises(UserError, match=f"{height}x{width} px is not a size.*nearest is {legal} px"):
             student(torch.rand(1, 3, height, width))
+    with pytest.raises(UserError, match=r"found shape \(3, 32, 32\); give \[B, 3, H, W\]"):
+        student(torch.rand(3, 32, 32))
 
 
 @pytest.mark.parametrize("changes", [{}, {"subsampling": "pool", "depthwise": True, "neck_start": 1}, {"neck": False, "neck_dim": None}])
@@ -331,7 +333,7 @@ def test_compiles_without_graph_breaks(deployed: bool):
 
 def test_one_image_of_one_cell_is_refused_in_training():
     student = make().train()
-    with pytest.raises(UserError, match="more than one image, or larger ones"):
+    with pytest.raises(UserError, match=r"one of 32x32 px.*larger batch_size or image_size"):
         student(images(32, 32, batch=1))
     assert torch.isfinite(student(images(32, 32)).spatial).all()
     assert torch.isfinite(student.eval()(images(32, 32, batch=1)).spatial).all()

@@ -226,9 +226,10 @@ class Eradio(Student):
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """The map of each stage, channels first, before the down-sampling to the next: [B, 2^i * width, H / (4 * 2^i), W / (4 * 2^i)]."""
-        self._check_batch(images)
-        window = make_window(self.window_for(*images.shape[2:]), self.windows.size, images.device)
-        x = self.patch_embed(self.condition(images).contiguous(memory_format=torch.channels_last))
+        x = self.condition(images).contiguous(memory_format=torch.channels_last)
+        self._check_batch(x)
+        window = make_window(self.window_for(*x.shape[2:]), self.windows.size, x.device)
+        x = self.patch_embed(x)
         maps: list[Tensor] = []
         for level in self.levels:
             assert isinstance(level, Level)
@@ -251,9 +252,12 @@ class Eradio(Student):
         return self.to(memory_format=torch.channels_last)
 
     def _check_batch(self, images: Tensor) -> None:
-        cells = images.shape[0] * (images.shape[-2] // STRIDE) * (images.shape[-1] // STRIDE)
-        if self.training and cells == 1:
-            raise UserError("BatchNorm needs more than one value per channel in training: give more than one image, or larger ones")
+        batch, _, height, width = images.shape
+        if self.training and batch * (height // STRIDE) * (width // STRIDE) == 1:
+            raise UserError(
+                f"images: one of {height}x{width} px in training: BatchNorm needs two cells of {STRIDE} px at least; "
+                "give a larger batch_size or image_size"
+            )
 
     def _summary(self, spatial: Tensor) -> Tensor:
         """[B, H, W, D] -> [B, n * D]: the mean of the cells, weighted by softmax(query * cell / sqrt(D)) where there are queries."""
