@@ -178,6 +178,7 @@ def test_a_teacher_of_ones_own_gets_a_head_and_a_summary(recipe, finished, capsy
         assert line in printed.splitlines()
     model = amradio.load(folder)
     assert model.heads == ("dino", "sam", "mine")
+    assert "Made from a model of clip (not stated" in (folder / "model" / "README.md").read_text(), "whose head is gone, but not its terms"
     assert model(torch.rand(1, 3, 32, 32), heads=["mine"])["mine"].summary.shape == (1, 3)
     begun, learnt = (agreement(folder, step)["val/mine/spatial/standardised_cosine"] for step in (0, 6))
     assert learnt > begun

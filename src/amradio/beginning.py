@@ -84,7 +84,14 @@ def plan(model: NetworkConfig, wanted: Mapping[str, HeadConfig], image_size: int
         stayed = [summaries.index(slot) for slot in chosen if slot in summaries]
         chosen = [*stayed, *(slot for slot in new if slot not in stayed)] or None
     update = {"num_summaries": len(summaries), "heads": heads, "image_size": image_size, "summary_slots": chosen, "training": None}
+    update["origin"] = model.origin or _terms(model)
     return Plan(model.model_copy(update=update), summaries, new, kept, tuple(_notes(model, wanted, kept, summaries)))
+
+
+def _terms(model: NetworkConfig) -> str | None:
+    """The teachers of a model, with the licences that hold for whatever goes on from it, also where their heads are dropped."""
+    teachers = ", ".join(f"{name} ({head.teacher.get('licence')})" for name, head in model.heads.items())
+    return f"a model of {teachers}" if teachers else None
 
 
 def _part(model: NetworkConfig, name: str, kind: Kind) -> HeadPart | None:

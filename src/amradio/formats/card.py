@@ -61,7 +61,7 @@ def _introduction(config: NetworkConfig, network: Network) -> str:
     if config.heads:
         lines += [f"A head per teacher ({heads:.2f} M parameters together) speaks that teacher's own feature space."]
     if config.origin:
-        lines += ["", f"Converted from {config.origin}; the terms of that model hold for this one."]
+        lines += ["", f"Made from {config.origin}; the terms of that model hold for this one."]
     return "\n".join([*lines, ""])
 
 
