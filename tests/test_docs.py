@@ -28,7 +28,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EVALUATION_FILES = [*sorted((ROOT / "recipes").glob("*_evaluation.yaml")), ROOT / "src/amradio/commands/scenes.yaml"]
 TRAINING_RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path not in EVALUATION_FILES)
 RECIPES = [*TRAINING_RECIPES, ROOT / "src/amradio/commands/quickstart.yaml"]
-OWN_TEACHER = "class MyResNet"
+OWN_TEACHER, OWN_STUDENT = "class MyResNet", "def my_student"
 
 
 def blocks(language: str, documents: list[Path] = DOCUMENTS) -> list[tuple[str, str]]:
@@ -133,6 +133,17 @@ def write_quickstart(folder: Path) -> None:
     )
     config = recipe.network(teachers)
     write_folder(folder, config, config.build(), {"step": 1, "num_steps": 1, "data": "scenes", "agreement": {}})
+
+
+def test_own_student_of_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {process}, raising=False)  # as above
+    snippet = next(text for _, text in blocks("python", [ROOT / "docs" / "extending.md"]) if OWN_STUDENT in text)
+    found: dict = {"__name__": "extending"}
+    exec(snippet, found)
+    features = found["model"](torch.rand(1, 3, 64, 96), heads=["clip", "sam"])
+    assert features["backbone"].spatial.shape == (1, 4, 6, 256)
+    assert features["sam"].spatial.shape[:3] == (1, 4, 6)
 
 
 def test_loading_lines_of_the_readme_run(tmp_path: Path) -> None:
