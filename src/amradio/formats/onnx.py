@@ -22,7 +22,7 @@ OPSET = 18
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 DTYPES = ("float32", "float16")
 FP16_TOLERANCE = 2e-2
-"""As a share of an output's deviation. Seen: ..."""
+"""As a share of an output's deviation. Seen: 2e-3 at most, of a ViT of 12 blocks and 192 channels with random weights."""
 INLINE_BYTES = 1_900_000_000
 """Weights beyond this lie in a second file, NAME.onnx.data: one protobuf file holds 2 GB at most."""
 DEFAULT_SIZE = 224
