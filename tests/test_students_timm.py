@@ -135,6 +135,15 @@ def test_fixed_sizes_are_found_out() -> None:
     assert build(model="test_resnet").nearest_size(70, 300) == (64, 288)
 
 
+@pytest.mark.parametrize(("model", "size", "legal"), [("hiera_tiny_224", 224, (224, 224)), ("swin_tiny_patch4_window7_224", 64, (64, 96))])
+def test_hierarchical_transformers_of_either_kind_of_size(model: str, size: int, legal: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        student = TimmSettings(model=model, image_size=size).build(1).eval()
+        found = student(torch.empty(1, 3, *legal))
+    assert student.nearest_size(64, 96) == legal
+    assert found.spatial.shape == (1, legal[0] // 16, legal[1] // 16, student.spatial_dim)
+
+
 def test_branches_are_merged_at_deployment() -> None:
     student, images = build(model="fastvit_t8"), photo(32, 64)
     before, count = student(images), sum(p.numel() for p in student.parameters())

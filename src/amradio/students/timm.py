@@ -288,6 +288,7 @@ class TimmStudent(Student):
         self._summary, self._norm = summary, not found.is_pyramid
         self._has_batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trunk.modules())
         self.input_size, self._step, self._least = found.input_size, found.step, found.least
+        self._last = len(found.strides) - 1
 
     def nearest_size(self, height: int, width: int) -> tuple[int, int]:
         """The nearest multiples of the coarsest stride, or the one size of a backbone of fixed size."""
@@ -343,9 +344,11 @@ class TimmStudent(Student):
         trunk: Any = self.trunk
         levels = list(self.levels)
         if self._summary == "map":
-            maps = trunk.forward_intermediates(images, levels, norm=self._norm, stop_early=True, intermediates_only=True)
+            maps = trunk.forward_intermediates(images, indices=levels, norm=self._norm, stop_early=True, intermediates_only=True)
             return maps[-1], maps
-        return trunk.forward_intermediates(images, levels, norm=self._norm)
+        # The last level is asked for as well: Hiera stops at the last that is.
+        final, maps = trunk.forward_intermediates(images, indices=sorted({*levels, self._last}), norm=self._norm)
+        return final, maps[: len(levels)]
 
 
 def _row(model: str, dim: int, patch_size: int, parameters: int) -> StudentRow:
