@@ -90,6 +90,10 @@ def test_every_format_is_reloaded_and_compared(name: str, model: Path, tmp_path:
     assert all(head in printed for head in exported.left_out)
     assert str(exported.path) in exported.snippet
     assert not list(tmp_path.glob(".part*"))
+    usual = tmp_path / "any new file"
+    usual.touch()
+    written = [exported.path] if exported.path.is_file() else list(exported.path.iterdir())
+    assert {file.stat().st_mode for file in written} == {usual.stat().st_mode}
 
 
 @pytest.mark.parametrize("second", READ)

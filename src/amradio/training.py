@@ -10,7 +10,6 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,6 +36,7 @@ from .students.base import Student
 from .students.trained import merged
 from .task import Distillation, Objective, Partition, calibrate, fold_normalizers, speak_raw
 from .teachers.base import Teacher
+from .tensors import write_tensors
 
 Teachers = Mapping[str, Teacher]
 LOADING_TRIAL = 32
@@ -290,8 +290,8 @@ class Training:
             folder.mkdir(parents=True, exist_ok=True)
             for name, kinds in self.task.normalizers.items():
                 for kind, normalizer in kinds.items():  # type: ignore[union-attr]
-                    tensors = {key: value.cpu().contiguous() for key, value in normalizer.state_dict().items() if key != "calibrated"}
-                    save_file(tensors, folder / f"{name}_{kind}.safetensors")
+                    tensors = {key: value for key, value in normalizer.state_dict().items() if key != "calibrated"}
+                    write_tensors(tensors, folder / f"{name}_{kind}.safetensors")
         for group in stage.groups:
             for name in group.partition.teachers:
                 teacher = self.task.teachers[name]

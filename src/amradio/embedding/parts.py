@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..engine.checkpoint import disk_errors
 from ..errors import UserError
+from ..tensors import write_tensors
 from .batches import Embedding
 
 Columns = dict[str, Tensor]
@@ -103,7 +103,7 @@ class Parts:
         path = self.path(number)
         aside = path.with_name(f".{path.name}.part")
         with disk_errors(self.folder):
-            save_file(tensors, aside, metadata={"keys": json.dumps(part.keys), "broken": json.dumps(part.broken)})
+            write_tensors(tensors, aside, {"keys": json.dumps(part.keys), "broken": json.dumps(part.broken)})
             to_disk(aside)
             aside.replace(path)
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..tensors import write_tensors
 
 PREFIX = "step_"
 
@@ -39,7 +40,7 @@ class Checkpoints:
                 shutil.rmtree(stale, ignore_errors=True)
             aside.mkdir(parents=True)
             for name, values in tensors.items():
-                save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, aside / f"{name}.safetensors")
+                write_tensors(values, aside / f"{name}.safetensors")
             torch.save(optimizer, aside / "optimizer.pt")
             (aside / "state.json").write_text(json.dumps({"step": step} | state, indent=1))
             for file in aside.iterdir():

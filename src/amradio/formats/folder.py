@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..config import validate
@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..features import Features
 from ..network import Network, NetworkConfig, TrainingFacts, load_exactly
 from ..students.base import Student
+from ..tensors import write_tensors
 from .base import ExportSettings, Format, Found
 from .card import card
 
@@ -129,9 +130,8 @@ def write_folder(folder: Path, config: NetworkConfig, network: Network, notes: M
 
 
 def _write_model(folder: Path, config: NetworkConfig, network: Network) -> None:
-    weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     aside = folder / f".{WEIGHTS_FILE}.part"
-    save_file(weights, aside, metadata={"format": "pt"})
+    write_tensors(network.state_dict(), aside)
     aside.replace(folder / WEIGHTS_FILE)
     _write(folder / CONFIG_FILE, json.dumps(config.without_start().model_dump(mode="json"), indent=1) + "\n")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
@@ -17,6 +16,7 @@ from ..features import KINDS, Features
 from ..heads import AttentionHeadSettings, MlpHeadSettings
 from ..network import HeadPart, Network, NetworkConfig
 from ..students.eradio import EradioSettings
+from ..tensors import write_tensors
 from .base import ExportSettings, Format, Found
 from .folder import read_json, read_weights
 from .radio import Published, carries, lacks, network_of, publish, spelt, split
@@ -79,7 +79,7 @@ class RemoteCode(Format):
         state |= {CONDITIONER + key: tensor for key, tensor in published.conditioner.items()}
         slots = range(model.config.num_summaries) if model.config.summary_slots is None else model.config.summary_slots
         state[SUMMARY_SLOTS] = torch.tensor(list(slots))
-        save_file({key: tensor.contiguous() for key, tensor in state.items()}, target / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_tensors(state, target / WEIGHTS_FILE)
         text = json.dumps(_config(published, model), indent=2, sort_keys=True)
         (target / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 

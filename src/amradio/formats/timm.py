@@ -8,7 +8,6 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import validate
@@ -18,6 +17,7 @@ from ..network import Network, NetworkConfig, load_exactly
 from ..students.base import CLIP_MEAN, CLIP_STD
 from ..students.timm import TimmSettings
 from ..students.vit import VitSettings
+from ..tensors import write_tensors
 from .base import ExportSettings, Format, Found
 from .folder import CONFIG_FILE, WEIGHTS_FILE, read_weights
 from .timm_backbone import Backbone
@@ -92,8 +92,7 @@ class Timm(Format):
             "model_args": json.dumps(call.overrides),
             WRITTEN: backbone.model_dump_json(),
         }
-        weights = {name: tensor.detach().contiguous() for name, tensor in family.their_weights(model).items()}
-        save_file(weights, target, metadata)
+        write_tensors(family.their_weights(model), target, metadata)
 
     def call(self, target: Path) -> Call:
         """What loads a file written here."""

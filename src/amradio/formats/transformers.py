@@ -141,6 +141,8 @@ class Transformers(Format):
         with _quiet():
             native.save_pretrained(target)
             processor.save_pretrained(target)
+        for file in target.glob("*.safetensors"):  # written for their owner alone
+            file.chmod((target / "config.json").stat().st_mode)
 
     def tolerance(self, settings: ExportSettings) -> float:
         """See the base."""
