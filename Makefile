@@ -10,7 +10,7 @@ quickstart: $(READY)
 	$(BIN)/amradio quickstart out=runs/quickstart
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks tools

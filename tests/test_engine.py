@@ -347,7 +347,7 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_is_whole(recipe_file
     assert_same(tmp_path / "reference", tmp_path / "run")
 
 
-@pytest.mark.parametrize("written", ["save_file", "torch.save", "write_text"])
+@pytest.mark.parametrize("written", ["write_tensors", "torch.save", "write_text"])
 def test_no_space_while_a_checkpoint_is_written(recipe, monkeypatch, tmp_path, written):
     def full(*rest, **more):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -358,7 +358,11 @@ def test_no_space_while_a_checkpoint_is_written(recipe, monkeypatch, tmp_path, w
     def second_fails(self, step, *rest):
         if saved:
             with monkeypatch.context() as patch:
-                place = {"save_file": (checkpoint_module, "save_file"), "torch.save": (torch, "save"), "write_text": (Path, "write_text")}
+                place = {
+                    "write_tensors": (checkpoint_module, "write_tensors"),
+                    "torch.save": (torch, "save"),
+                    "write_text": (Path, "write_text"),
+                }
                 patch.setattr(*place[written], full)
                 return save(self, step, *rest)
         saved.append(step)
