@@ -25,7 +25,7 @@ def quickstart(*words: str, evaluations: str | Path = SCENES) -> Path:
     state = folder.checkpoints.load()
     if state is None or state[2]["step"] < recipe.num_steps:
         return folder.path  # stopped; the same command goes on
-    teachers = load_teachers(recipe, {})
+    teachers = load_teachers(_in_float32(recipe), {})
     print()
     results = evaluate_models(load(folder.model), teachers, suite)
     file = folder.path / "evaluations" / f"step_{recipe.num_steps:09d}" / "scenes.json"
@@ -34,6 +34,12 @@ def quickstart(*words: str, evaluations: str | Path = SCENES) -> Path:
     print(f'    import amradio, torch\n    model = amradio.load("{folder.model}")\n')
     print(f'and `model(torch.rand(1, 3, 64, 64), heads=["{next(iter(recipe.teachers))}"])` gives its features.')
     return folder.path
+
+
+def _in_float32(recipe: Recipe) -> Recipe:
+    """The recipe with its teachers in float32, as the student is: speeds are compared at one precision."""
+    teachers = {name: settings.model_copy(update={"precision": "float32"}) for name, settings in recipe.teachers.items()}
+    return recipe.model_copy(update={"teachers": teachers})
 
 
 def _verdict(results: dict[str, Result]) -> list[str]:
