@@ -123,11 +123,3 @@ def processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def find_recipe(path: Path) -> Recipe:
-    """The recipe of a run folder."""
-    config = path / "config.yaml"
-    if not config.is_file():
-        raise UserError(f"{path}: not a run folder (there is no config.yaml)")
-    return Recipe.load(str(config))

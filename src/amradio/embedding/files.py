@@ -9,9 +9,9 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine.checkpoint import disk_errors
+from ..engine.checkpoint import disk_errors, to_disk
 from ..errors import UserError
-from .parts import Parts, to_disk
+from .parts import Parts
 
 CODES = {torch.float16: "F16", torch.float32: "F32", torch.int32: "I32", torch.uint8: "U8"}
 """Of the safetensors format."""

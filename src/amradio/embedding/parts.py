@@ -1,7 +1,6 @@
 """Features of some images as tensors by name, and the folder in which a job keeps them until all are there."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..engine.checkpoint import disk_errors
+from ..engine.checkpoint import disk_errors, to_disk
 from ..errors import UserError
 from ..tensors import write_tensors
 from .batches import Embedding
@@ -150,12 +149,3 @@ def write_aside(path: Path, content: bytes) -> None:
     aside.write_bytes(content)
     to_disk(aside)
     aside.replace(path)
-
-
-def to_disk(path: Path) -> None:
-    """Waits until a file lies on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -44,12 +44,12 @@ class Checkpoints:
             torch.save(optimizer, aside / "optimizer.pt")
             (aside / "state.json").write_text(json.dumps({"step": step} | state, indent=1))
             for file in aside.iterdir():
-                _to_disk(file)
+                to_disk(file)
             if final.exists():  # the same step once more, after a resume
                 shutil.rmtree(final)
             aside.rename(final)
             self._point_last_to(final)
-            _to_disk(self.folder)
+            to_disk(self.folder)
             for old in self.steps()[: -self.keep]:
                 shutil.rmtree(self.folder / f"{PREFIX}{old:09d}", ignore_errors=True)
         return final
@@ -92,7 +92,8 @@ def _gone_on_failure(folder: Path) -> Iterator[None]:
         raise
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Waits until a file or folder lies on the disk; raises OSError where the disk refuses."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
