@@ -48,7 +48,7 @@ def assert_near(first: Path, second: Path) -> None:
 
 
 def test_two_processes_and_one_give_the_same_losses_and_weights(recipe_file, amradio, tmp_path):
-    two = run(2, "distill", recipe_file, *WORDS, f"out={tmp_path / 'two'}", folder=tmp_path / "printed")
+    two = run(2, "distill", recipe_file, *WORDS, "engine.prepare_ahead=true", f"out={tmp_path / 'two'}", folder=tmp_path / "printed")
     assert [ended.code for ended in two] == [0, 0], [ended.errors for ended in two]
     assert "2 x cpu" in two[0].output
     assert two[1].output == "", "only the first process prints"

@@ -7,18 +7,21 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import nn
 
 from amradio import UserError
 from amradio import distill as run_distill
 from amradio.engine import checkpoint as checkpoint_module
+from amradio.engine.ahead import ahead
 from amradio.engine.checkpoint import Checkpoints
 from amradio.engine.distributed import Processes
 from amradio.engine.ema import Ema
@@ -178,7 +181,7 @@ def test_40_steps_are_17_and_23_bit_for_bit(forty, amradio, tmp_path):
     assert "stopped by a signal" in ended.output
     assert "step 17 of 40" in ended.output
     assert Checkpoints(stopped / "checkpoints", 9).steps() == [17]
-    assert amradio("distill", *words, f"out={stopped}").code == 0
+    assert amradio("distill", *words, f"out={stopped}", "engine.prepare_ahead=true").code == 0
     assert_same(whole, stopped)
 
 
@@ -284,6 +287,50 @@ def test_the_newest_k_checkpoints_stay(recipe):
     assert (folder / "checkpoints" / "last").resolve().name == "step_000000012"
 
 
+# a step ahead
+
+
+def test_work_is_done_while_the_caller_has_the_item_before():
+    begun = [threading.Event() for _ in range(4)]
+
+    def work(number: int) -> tuple[int, str]:
+        begun[number].set()
+        return number * number, threading.current_thread().name
+
+    found = []
+    for number, future in ahead(range(4), work):
+        if number < 3:
+            assert begun[number + 1].wait(10), "the next item's work waits for the caller"
+        found.append(future.result(10))
+    assert [square for square, _ in found] == [0, 1, 4, 9]
+    assert all(name.startswith("ahead") for _, name in found)
+
+
+def test_work_ahead_halves_the_threads_until_it_is_closed(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    items = ahead(iter(range(100)), lambda number: number)
+    assert next(items)[1].result() == 0
+    assert chosen == [2, 2], "the caller's thread and the worker's"
+    items.close()
+    assert chosen[-1] == 4
+    assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("word", ["engine.prepare_ahead=true", "engine.prepare_ahead=false"])
+def test_what_fails_in_a_teacher_is_the_same_message_ahead_and_not(recipe, word):
+    class Refusing(Failing):
+        def encode(self, images):
+            if self.calls == 2 + 3:
+                raise UserError("teacher 'a test': no more")
+            return super().encode(images)
+
+    words = ("teachers.mine={type: own}", "evaluate.every=null")
+    with pytest.raises(UserError, match=r"^teacher 'a test': no more$"):
+        run_distill(recipe(*words, word), teachers={"mine": Refusing(fails_at=-1)})
+
+
 # what is refused
 
 
@@ -298,6 +345,19 @@ def test_a_changed_recipe_is_refused_with_its_keys_and_free_keys_are_not(recipe)
     assert "engine.keep" not in problem
     assert files(folder) == before
     run_distill(recipe("engine.keep=5", "engine.log_every=2", "engine.checkpoint_every=6", "data.num_workers=1", "engine.threads=1"))
+
+
+def test_a_run_from_before_a_key_existed_goes_on_and_one_with_a_key_that_is_gone_is_refused(recipe):
+    folder = run_distill(recipe())
+    config = folder / "config.yaml"
+    written = yaml.safe_load(config.read_text())
+    del written["engine"]["prepare_ahead"], written["optimizer"]["epsilon"], written["balance"]
+    config.write_text(yaml.safe_dump(written))
+    assert run_distill(recipe()) == folder
+    assert yaml.safe_load(config.read_text())["optimizer"]["epsilon"] == 1e-8
+    config.write_text(yaml.safe_dump(written | {"mosaic": 4}))
+    with pytest.raises(UserError, match=r"changed: .*mosaic: 4 -> nothing"):
+        run_distill(recipe())
 
 
 def test_a_folder_in_use_is_refused_and_untouched(recipe, tmp_path):

@@ -50,7 +50,13 @@ CHANGES = (
     "engine.ema=0.5",
     "engine.precision=bfloat16",
 )
-WITHOUT_EFFECT = ("student.gradient_checkpointing=true", "engine.keep=5", "engine.threads=1", "data.num_workers=1")
+WITHOUT_EFFECT = (
+    "student.gradient_checkpointing=true",
+    "engine.keep=5",
+    "engine.threads=1",
+    "engine.prepare_ahead=true",
+    "data.num_workers=1",
+)
 
 
 def outcome(recipe, out: Path, *words: str) -> tuple[list[dict], dict[str, torch.Tensor]]:

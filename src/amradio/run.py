@@ -48,8 +48,7 @@ class RunFolder:
         config = self.path / "config.yaml"
         if not config.is_file():
             return [f"out: {self.path} is not empty and not a run folder; nothing in it was touched; give another folder"]
-        old = parse_yaml(config.read_text(encoding="utf-8"), str(config))
-        changed = changed_keys(old, recipe.model_dump(mode="json"), FREE_KEYS)
+        changed = changed_keys(_stored(config), recipe.model_dump(mode="json"), FREE_KEYS)
         if not changed:
             return []
         return [
@@ -88,6 +87,15 @@ class RunFolder:
             aside = _aside(path)
             aside.write_text(text, encoding="utf-8")
             aside.replace(path)
+
+
+def _stored(config: Path) -> Any:
+    """The recipe that a run folder keeps, as a mapping; keys that were not there when it was written have their defaults."""
+    found = parse_yaml(config.read_text(encoding="utf-8"), str(config))
+    try:
+        return validate(Recipe, found).model_dump(mode="json")
+    except UserError:
+        return found  # a key that is gone since: it is named among the changed ones
 
 
 def _aside(path: Path) -> Path:

@@ -80,13 +80,22 @@ class Distillation(nn.Module):
         """The frozen teachers by name."""
         return self._teachers
 
-    def forward(self, images: Tensor, draws: Tensor | None, partition: Partition, measure: bool = False) -> StepOutput:
+    def forward(
+        self,
+        images: Tensor,
+        draws: Tensor | None,
+        partition: Partition,
+        measure: bool = False,
+        targets: Mapping[str, Features] | None = None,
+    ) -> StepOutput:
         """The loss of one partition's images.
 
         images: uint8 [B, 3, H, W] on the device; draws: float32 [B, 8] uniform in [0, 1); measure: report cosines as well.
+        targets: what `targets` says of these images, where that is known already.
         """
-        with self.part("teachers"):
-            targets = self.targets(images, partition)
+        if targets is None:
+            with self.part("teachers"):
+                targets = self.targets(images, partition)
         with self.part("student"):
             view = resize(to_float(images), (partition.image_size, partition.image_size))
             predictions = self.network(view, draws, partition.teachers)

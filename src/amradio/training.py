@@ -220,6 +220,7 @@ class Training:
                 model = DistributedDataParallel(self.task, device_ids=device_ids, broadcast_buffers=False)
         return Job(
             task=model,
+            prepare=self.task.targets,
             optimizer=self.optimizer,
             stages=self.stages,
             engine=self.recipe.engine,

@@ -1,14 +1,18 @@
 """The loop: it knows no teacher and no loss, only a task that turns a batch into a loss and named numbers."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .ahead import ahead
 from .distributed import Processes
 from .log import Clock
 from .monitor import Monitor
@@ -32,7 +36,9 @@ class Job:
     """All that the loop works with."""
 
     task: nn.Module
-    """task(images, draws, partition, measure) -> (loss, metrics); under DDP already wrapped."""
+    """task(images, draws, partition, measure, prepared) -> (loss, metrics); under DDP already wrapped."""
+    prepare: Callable[[Tensor, Any], Any]
+    """(images, partition) -> `prepared`: what the task makes of them before the student is asked. None in its place: the task does it."""
     optimizer: torch.optim.Optimizer
     stages: Sequence[Stage]
     engine: EngineSettings
@@ -69,45 +75,71 @@ def train(job: Job, step: int) -> int:
                 job.begin_stage(stage)
             if step == 0 and job.evaluate_due(0):
                 job.evaluate(0)
-            batches = [job.open_batches(stage, group, step) for group in stage.groups]
             job.monitor.begin(job.num_steps)
-            while step < stage.end:
-                log_due = _due(step + 1, job.engine.log_every, job.num_steps)
-                rate = learning_rate(job.schedule, step - stage.start, stage.end - stage.start)
-                with job.clock.part("data"):
-                    found = [next(each) for each in batches]
-                metrics = take_step(job, stage, found, rate, log_due)
-                step += 1
-                job.monitor.take(step, metrics, found)
+            with closing(_steps(job, stage, step)) as steps:
+                while step < stage.end:
+                    log_due = _due(step + 1, job.engine.log_every, job.num_steps)
+                    rate = learning_rate(job.schedule, step - stage.start, stage.end - stage.start)
+                    with job.clock.part("data"):
+                        found, prepared = next(steps)
+                    metrics = take_step(job, stage, found, rate, log_due, prepared)
+                    step += 1
+                    job.monitor.take(step, metrics, found)
 
-                halt = (log_due or job.processes.world_size == 1) and job.processes.any(stop.asked)
-                save_due = halt or _due(step, job.engine.checkpoint_every, job.num_steps)
-                if log_due or save_due:
-                    job.monitor.flush(step, rate)
-                if job.evaluate_due(step) and not (halt and step < job.num_steps):
-                    job.evaluate(step)
-                if save_due:
-                    job.save(step)
-                if halt:
-                    return step
+                    halt = (log_due or job.processes.world_size == 1) and job.processes.any(stop.asked)
+                    save_due = halt or _due(step, job.engine.checkpoint_every, job.num_steps)
+                    if log_due or save_due:
+                        job.monitor.flush(step, rate)
+                    if job.evaluate_due(step) and not (halt and step < job.num_steps):
+                        job.evaluate(step)
+                    if save_due:
+                        job.save(step)
+                    if halt:
+                        return step
     return step
+
+
+Prepared = Future[list[Any]]
+
+
+def _steps(job: Job, stage: Stage, step: int) -> Generator[tuple[Sequence[Any], Prepared | None], None, None]:
+    """The batches of each step from `step` to the stage's end, and what is prepared of their pieces, where that is done ahead."""
+    batches = zip(*[job.open_batches(stage, group, step) for group in stage.groups], strict=True)
+    found = islice(batches, stage.end - step)
+    if job.engine.prepare_ahead:
+        yield from ahead(found, partial(_prepare, job, stage))
+    else:
+        yield from ((each, None) for each in found)
+
+
+def _prepare(job: Job, stage: Stage, batches: Sequence[Any]) -> list[Any]:
+    """Called in another thread; autocast is each thread's own."""
+    device = job.processes.device
+    with torch.autocast(device.type, job.autocast, enabled=job.autocast is not None):
+        return [job.prepare(images.to(device), partition) for partition, images, _ in _pieces(job, stage, batches)]
 
 
 def _due(step: int, every: int, num_steps: int) -> bool:
     return step % every == 0 or step == num_steps
 
 
-def take_step(job: Job, stage: Stage, batches: Sequence[Any], rate: float, measure: bool) -> dict[str, Tensor]:
-    """One optimizer step over all partitions' batches, cut into `accumulate` pieces; returns the numbers, still on the device."""
+def take_step(
+    job: Job, stage: Stage, batches: Sequence[Any], rate: float, measure: bool, prepared: Prepared | None = None
+) -> dict[str, Tensor]:
+    """One optimizer step over all partitions' batches, cut into `accumulate` pieces; returns the numbers, still on the device.
+
+    prepared: a result for each piece, where it is computed ahead.
+    """
     for group in job.optimizer.param_groups:
         group["lr"] = rate
     job.optimizer.zero_grad(set_to_none=True)
-    pairs = zip(stage.groups, batches, strict=True)
-    pieces = [piece for group, batch in pairs for piece in _cut(group.partition, batch, job.engine.accumulate)]
+    pieces = _pieces(job, stage, batches)
+    with job.clock.part("waiting") if prepared else nullcontext():
+        results = prepared.result() if prepared else [None] * len(pieces)
     gathered: dict[str, list[Tensor]] = {}
-    for position, (partition, images, draws) in enumerate(pieces):
+    for position, (piece, result) in enumerate(zip(pieces, results, strict=True)):
         with _synchronised(job.task, last=position == len(pieces) - 1):
-            for name, value in _backward(job, partition, images, draws, measure).items():
+            for name, value in _backward(job, piece, measure, result).items():
                 gathered.setdefault(name, []).append(value)
     metrics = {name: torch.stack(values).mean() for name, values in gathered.items()}
     metrics["loss"] = torch.stack(gathered["loss"]).sum() / job.engine.accumulate
@@ -119,19 +151,30 @@ def take_step(job: Job, stage: Stage, batches: Sequence[Any], rate: float, measu
     return metrics
 
 
-def _backward(job: Job, partition: Any, images: Tensor, draws: Tensor, measure: bool) -> dict[str, Tensor]:
+class _Piece(NamedTuple):
+    partition: Any
+    images: Tensor
+    draws: Tensor
+
+
+def _pieces(job: Job, stage: Stage, batches: Sequence[Any]) -> list[_Piece]:
+    """Every partition's batch, cut into `accumulate` pieces."""
+    number = job.engine.accumulate
+    return [
+        _Piece(group.partition, images, draws)
+        for group, batch in zip(stage.groups, batches, strict=True)
+        for images, draws in zip(batch.images.chunk(number), batch.draws.chunk(number), strict=True)
+    ]
+
+
+def _backward(job: Job, piece: _Piece, measure: bool, prepared: Any) -> dict[str, Tensor]:
     device = job.processes.device
-    on_device = images.to(device, non_blocking=True), draws.to(device, non_blocking=True)
+    on_device = piece.images.to(device, non_blocking=True), piece.draws.to(device, non_blocking=True)
     with torch.autocast(device.type, job.autocast, enabled=job.autocast is not None):
-        output = job.task(*on_device, partition, measure)
+        output = job.task(*on_device, piece.partition, measure, prepared)
     with job.clock.part("student"):
         (output.loss / job.engine.accumulate).backward()
     return output.metrics
-
-
-def _cut(partition: Any, batch: Any, pieces: int) -> list[tuple[Any, Tensor, Tensor]]:
-    images, draws = batch.images.chunk(pieces), batch.draws.chunk(pieces)
-    return [(partition, i, d) for i, d in zip(images, draws, strict=True)]
 
 
 def _synchronised(task: nn.Module, last: bool) -> AbstractContextManager[Any]:

@@ -35,7 +35,7 @@ class EngineSettings(Settings):
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda, cuda:1, ..."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Autocast precision; auto is bfloat16 where the device computes it in hardware (GPUs since Ampere, CPUs with AMX)."""
+    """Autocast precision; auto is bfloat16 where the device computes it in hardware (GPUs since Ampere, CPUs with AMX or AVX512-BF16)."""
     compile: bool = False
     """torch.compile for student and teachers: slower to start, faster on a GPU."""
     accumulate: Positive = 1
@@ -44,6 +44,9 @@ class EngineSettings(Settings):
     """Decay of a moving average of the weights, which is then what is evaluated and handed over (C-RADIOv4: 0.9996)."""
     threads: Positive | None = None
     """CPU threads a process; null leaves torch's choice."""
+    prepare_ahead: bool = False
+    """Teachers look at the next step's images in a thread of their own while the student learns, each with half of the CPU threads. For
+    small models on a CPU, which gain little from a second thread each; GPUs work ahead by themselves."""
     log_every: Positive = 50
     """Steps between log lines; losses are averages over the interval, cosines of its last step."""
     checkpoint_every: Positive = 1000
@@ -54,5 +57,5 @@ class EngineSettings(Settings):
     """Also write TensorBoard event files (needs `pip install amradio[track]`)."""
 
 
-WITHOUT_EFFECT = ("engine.device", "engine.log_every", "engine.checkpoint_every", "engine.keep", "engine.track", "engine.threads")
+WITHOUT_EFFECT = tuple(f"engine.{key}" for key in ("device", "log_every", "checkpoint_every", "keep", "track", "threads", "prepare_ahead"))
 """Keys that may change when a run is resumed: they change nothing of what is learnt."""
