@@ -1,5 +1,6 @@
 """Going on from a model: what is kept, new and dropped; the same numbers at step 0; parts that stay frozen; resuming without the model."""
 
+import argparse
 import shutil
 from pathlib import Path
 
@@ -16,14 +17,16 @@ from amradio.engine.distributed import Processes
 from amradio.engine.log import Log
 from amradio.engine.loop import take_step
 from amradio.features import Features
-from amradio.heads import AttentionHeadSettings, LinearHeadSettings, MlpHeadSettings
+from amradio.heads import AttentionHeadSettings, LinearHeadSettings, MlpHead, MlpHeadSettings
 from amradio.network import HeadConfig, HeadPart, NetworkConfig
+from amradio.students.base import CLIP_MEAN, CLIP_STD
 from amradio.students.vit import VitSettings
 from amradio.teachers import Teacher
 from amradio.training import Training, load_teachers
 from runs import assert_same, losses, metrics, state
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
+CONDITIONER = {"norm_mean": CLIP_MEAN, "norm_std": CLIP_STD}
 SHORT = ("stages.0.steps=6", "evaluate.every=6", "engine.checkpoint_every=3")
 TOKENS = "student.patch_generator.cls_token.token"
 
@@ -77,6 +80,11 @@ def test_a_student_keeps_one_summary_at_least():
     found = plan(vit(1, {"clip": head(8, 9)}), {"mine": head(None, 6)}, 32)
     assert found.summaries == (0,)
     assert any("no head in common: the model has clip" in note for note in found.notes)
+
+
+def test_statistics_of_blocks_that_are_trained_on_are_dropped():
+    found = plan(vit(1, {"clip": head(8, 9)}, rotates=True, normalizes_blocks="shared"), {"clip": head(8, 9)}, 32)
+    assert (found.config.rotates, found.config.normalizes_blocks) == (True, None)
 
 
 def test_a_kept_head_keeps_its_layers_whatever_they_are():
@@ -438,3 +446,46 @@ def test_an_official_checkpoint_goes_on_with_two_of_its_heads_and_a_third_teache
     begun, learnt = (sum(row["loss"] for row in metrics(folder) if row["step"] == step and "loss" in row) for step in (1, 6))
     assert learnt < begun
     assert file in (folder / "model" / "README.md").read_text(), "the card names the model whose terms hold"
+
+
+@pytest.mark.skipif(not FIXTURES.is_dir(), reason="the reference checkpoints are not on this machine")
+@pytest.mark.parametrize("heads", [(), ("clip", "dino")])
+def test_an_official_eradio_goes_on(recipe, heads, tmp_path):
+    """Bare, and wrapped as the hub's file is, with two heads; a teacher is new. Its map has 24 channels and stride 8."""
+    state = torch.load(FIXTURES / "eradio_tiny8x.state.pt", weights_only=True)
+    file = FIXTURES / "eradio_tiny8x.state.pt"
+    if heads:
+        file = tmp_path / "eradio.pth.tar"
+        official = {f"base_model.{key}": tensor for key, tensor in state.items()}
+        official |= {f"input_conditioner.{key}": torch.tensor(value).view(3, 1, 1) for key, value in CONDITIONER.items()}
+        for number in range(len(heads)):
+            for kind, dim in (("_heads", 6), ("_feature_projections", 7)):
+                official |= {f"{kind}.{number}.{key}": tensor for key, tensor in MlpHead(24, 16, dim).state_dict().items()}
+        settings = {"model": "eradio", "teachers": [{"name": name} for name in heads], "cls_token_per_teacher": False}
+        torch.save({"arch": "eradio", "epoch": 0, "args": argparse.Namespace(**settings, cpe_max_size=None), "state_dict": official}, file)
+    teachers = {name: Spoken(6, 7) for name in heads} | {"mine": Spoken(8, 12)}
+    words = [f"teachers.{name}={{type: own}}" for name in teachers] + [f"teachers.{name}=null" for name in ("sam", "clip", "dino")]
+    words = [word for word in words if not word.endswith("=null") or word.split(".")[1].split("=")[0] not in heads]
+    words += [
+        "stages=[{steps: 40, partitions: [{image_size: 64, batch_size: 8}]}]",
+        "evaluate.every=40",
+        "engine.log_every=40",
+        f"student={{type: model, path: {file}}}",
+    ]
+    run = training(recipe(*words), teachers)
+    before, images = amradio.load(file), torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        found = run.task.network.eval()(images, None, heads)
+    for name, features in before(images, heads=heads).items():
+        for one, other in zip(found[name], features, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    folder = run_distill(recipe(*words), teachers=teachers)
+    model = amradio.load(folder)
+    assert model.heads == (*heads, "mine")
+    assert model.config.student.window == "fixed", "as the file was trained"
+    assert model(images, heads=["mine"])["mine"].spatial.shape == (2, 8, 12, 12)
+    begun, learnt = (
+        {key: v for row in metrics(folder) if row["step"] == step for key, v in row.items() if "val/" in key} for step in (0, 40)
+    )
+    assert learnt["val/mine/spatial/standardised_cosine"] > begun["val/mine/spatial/standardised_cosine"] + 0.05
+    assert file.name in (folder / "model" / "README.md").read_text()

@@ -70,6 +70,25 @@ def test_partitions_and_accumulation_on_two_processes(recipe_file, amradio, tmp_
     assert_near(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.parametrize("part", ["{type: lora, rank: 2}", "{type: last_blocks, count: 1}"])
+def test_a_model_goes_on_with_frozen_parts_on_two_processes_as_on_one(recipe_file, amradio, tmp_path, part):
+    """With a head and a summary that are new, and a teacher whose head is dropped."""
+    finished, words = tmp_path / "finished", (recipe_file, "student.depth=2", "stages.0.steps=4", "evaluate.every=null", "loss.spatial=mse")
+    assert amradio("distill", *words, "teachers.clip=null", f"out={finished}").code == 0
+    going_on = (f"student={{type: model, path: {finished}, train: {part}}}", "teachers.dino=null", "stages.0.steps=6")
+    two = run(2, "distill", *words[:1], *words[2:], *going_on, f"out={tmp_path / 'two'}", folder=tmp_path / "printed")
+    assert [ended.code for ended in two] == [0, 0], [ended.errors for ended in two]
+    one = amradio("distill", *words[:1], *words[2:], *going_on, f"out={tmp_path / 'one'}")
+    assert one.code == 0, one.errors
+    assert_near(tmp_path / "one", tmp_path / "two")
+    old, new = state(finished), state(tmp_path / "two")
+    frozen = [key for key in old if key.startswith("model/student.blocks.0.") and "lora" not in part]
+    assert len(frozen) == (0 if "lora" in part else 12)
+    assert all(torch.equal(old[key], new[key]) for key in frozen)
+    key = "task/network.student.blocks.0.mlp.fc1.weight"
+    assert torch.equal(old[key], new[key])
+
+
 def test_a_run_stopped_on_two_goes_on_on_one_and_on_two(recipe_file, amradio, tmp_path):
     words = (*WORDS, "stages.0.steps=8", "evaluate.every=8", "engine.log_every=2", "engine.checkpoint_every=4", "engine.keep=9")
     both = partial(at_step, 4, terminate_self)

@@ -578,10 +578,7 @@ def tensors(**changes: Tensor) -> Callable[[dict[str, Any]], None]:
             r"wrong shape: base_model\.blocks\.1\.attn\.proj\.bias is \[3\], not \[64\]",
         ),
         (tensors(_heads__clip__fc2__weight=torch.ones(2, 2)), "MLP of version 1"),
-        (
-            tensors(_intermediate_feature_normalizer__alphas=torch.ones(4)),
-            "a normaliser of the intermediate features, which is not read here",
-        ),
+        (tensors(_intermediate_feature_normalizer__alphas=torch.ones(4)), r"missing: _intermediate_feature_normalizer\.means, _inter"),
         (tensors(input_conditioner__norm_mean=torch.ones(1)), "1 means and 3 deviations"),
         (arguments(model="vit_large_patch16_224", model_kwargs={}), "embed_dim 64, args.model and model_kwargs say 1024"),
         (arguments(model="dino_v2_g_student"), "'dino_v2_g_student' is not read here"),
@@ -647,6 +644,51 @@ def test_a_folder_with_another_models_config_is_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(own))
     with pytest.raises(UserError, match=r"missing: student\.patch_generator\.pos_embed"):
         amradio.load(tmp_path)
+
+
+def between(shares: bool, depth: int = 2, dim: int = 64) -> dict[str, Tensor]:
+    """A normaliser of the maps after each block, as a published file has it."""
+    drawn = torch.Generator().manual_seed(5)
+    rotation = torch.randn(*(() if shares else (depth,)), dim, dim, generator=drawn)
+    return {"alphas": torch.rand(depth, generator=drawn) + 0.5, "rotation": rotation, "means": torch.randn(depth, dim, generator=drawn)}
+
+
+@pytest.mark.parametrize("layout", [TorchHub, RemoteCode])
+@pytest.mark.parametrize("shares", [True, False])
+def test_maps_after_blocks_are_normalised_as_published(layout, shares: bool, tmp_path: Path):
+    """y = alpha R (x - mean), against the formula in float64; dense: y of the end's rotation averaged, times the mean alpha."""
+    plain, images = tiny({"depth": 3}), torch.rand(2, 3, 32, 48)
+    normalizer = between(shares, depth=3)
+    changed = plain.config.model_copy(update={"normalizes_blocks": "shared" if shares else "each"})
+    network = changed.build()
+    network.load_state_dict(plain.network.state_dict() | {f"block_normalizer.{key}": value for key, value in normalizer.items()})
+    path = tmp_path / "model"
+    path.mkdir()
+    target = path / "model.pth.tar" if layout is TorchHub else path
+    layout().write(target, Found(changed, network.eval()), ExportSettings(tuple(changed.heads)))
+    if layout is RemoteCode:
+        told = json.loads((path / "config.json").read_text())["inter_feature_normalizer_config"]
+        assert told == {"num_intermediates": 3, "embed_dim": 64, "rot_per_layer": not shares}
+        names = set(load_file(path / "model.safetensors"))
+        assert {f"radio_model.inter_feature_normalizer.{key}" for key in normalizer} <= names
+    model = amradio.load(target)
+    assert model.config.normalizes_blocks == changed.normalizes_blocks
+    raw = [features.spatial.double() for features in plain.network.student.intermediates(images)]
+    alphas, rotation, means = (normalizer[key].double() for key in ("alphas", "rotation", "means"))
+
+    def y(block: int, end: int) -> Tensor:
+        return (raw[block] - means[block]) @ (rotation if shares else rotation[end]).T
+
+    sparse = model.intermediates(images, [2, 0])
+    for features, block in zip(sparse, [2, 0], strict=True):
+        torch.testing.assert_close(features.spatial.double(), alphas[block] * y(block, block), rtol=0, atol=1e-4)
+    last, first = model.intermediates(images, [2, 0], aggregation="dense")
+    torch.testing.assert_close(first.spatial.double(), alphas[0] * y(0, 0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(last.spatial.double(), alphas[1:].mean() * (y(1, 2) + y(2, 2)) / 2, rtol=0, atol=1e-4)
+    (pair,) = model.intermediates(images, [2], prefix=True)
+    assert torch.equal(pair[0].spatial, sparse[0].spatial)
+    assert torch.equal(pair[0].summary, model(images).summary), "summaries are left alone, and so is the last map"
+    same(outputs(Found(model.config, model.network), images), outputs(plain, images), 1e-5)
 
 
 def test_softplus_is_reversed_as_the_spectral_test_does():

@@ -84,7 +84,7 @@ def plan(model: NetworkConfig, wanted: Mapping[str, HeadConfig], image_size: int
         stayed = [summaries.index(slot) for slot in chosen if slot in summaries]
         chosen = [*stayed, *(slot for slot in new if slot not in stayed)] or None
     update = {"num_summaries": len(summaries), "heads": heads, "image_size": image_size, "summary_slots": chosen, "training": None}
-    update["origin"] = model.origin or _terms(model)
+    update |= {"origin": model.origin or _terms(model), "normalizes_blocks": None}  # statistics of blocks that are about to change
     return Plan(model.model_copy(update=update), summaries, new, kept, tuple(_notes(model, wanted, kept, summaries)))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,8 @@ class Model(nn.Module):
     def intermediates(
         self, images: Tensor, indices: int | Iterable[int] | None = None, *, aggregation: Aggregation = "sparse", prefix: bool = False
     ) -> list[Features] | list[tuple[Features, Tensor]]:
-        """Features after blocks, for ViT students; UserError for others. Shapes as of `forward`; no norm and no head is laid on them.
+        """Features after blocks, for ViT students; UserError for others. Shapes as of `forward`; no norm and no head is laid on them,
+        but for the published models that normalise their maps between the blocks (RADIOv2.5-H-norm).
 
         indices: numbers of blocks, negative ones count from the end; a number n stands for the last n blocks, None for all.
         aggregation: sparse gives the outputs of these blocks; dense the mean over each of them and the blocks before it, back to the
@@ -93,11 +94,7 @@ class Model(nn.Module):
         if aggregation not in ("sparse", "dense"):
             raise UserError(f"aggregation: there is no '{aggregation}'; there is: sparse, dense")
         numbers = indices if isinstance(indices, int) or indices is None else list(indices)
-        student, choose = self.network.student, self.network.choose
-        if prefix:
-            pairs = cast(list[tuple[Features, Tensor]], student.intermediates(images, numbers, aggregation, prefix=True))
-            return [(choose(features), tokens) for features, tokens in pairs]
-        return [choose(features) for features in cast(list[Features], student.intermediates(images, numbers, aggregation))]
+        return self.network.intermediates(images, numbers, aggregation, prefix)
 
     def text(self, head: str, *, teacher: "Teacher | str | Path | None" = None) -> "TextEncoder":
         """The text encoder of a head's teacher: `model.text("clip")(["a dog"])` lies in the space of the head's summary.

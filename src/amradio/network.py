@@ -1,7 +1,7 @@
 """The network that is trained and handed over: one student and a head per teacher."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple, cast
 
 import pydantic
 import torch
@@ -12,7 +12,7 @@ from .errors import UserError
 from .features import Features
 from .heads import HEADS, Head
 from .students import STUDENTS
-from .students.base import Student
+from .students.base import Aggregation, Student, block_numbers
 from .students.trained import AllSettings
 
 
@@ -65,6 +65,8 @@ class NetworkConfig(Settings):
     """Which of the student's summaries make the backbone's summary, in this order; null for all. (Published models leave out SAM's.)"""
     rotates: bool = False
     """Whether the map is centred and rotated before anything reads it (`rotation`; RADIOv2.5-H-norm)."""
+    normalizes_blocks: Literal["shared", "each"] | None = None
+    """Whether the maps after single blocks are normalised (`block_normalizer`; RADIOv2.5-H-norm), and whether all share one rotation."""
     training: TrainingFacts | None = None
     """How it was trained, where that is known."""
     origin: str | None = None
@@ -78,7 +80,9 @@ class NetworkConfig(Settings):
         student = self.student.build(self.num_summaries) if own is None else self._check(own)
         heads = {name: _build_head(head, student) for name, head in self.heads.items()}
         rotation = Rotation(student.spatial_dim) if self.rotates else None
-        return Network(student, heads, self.summary_slots, rotation)
+        depth, shares = len(student.blocks_in_order()), self.normalizes_blocks == "shared"
+        between = BlockNormalizer(depth, student.spatial_dim, shares) if self.normalizes_blocks else None
+        return Network(student, heads, self.summary_slots, Normalizers(rotation, between))
 
     def _check(self, own: Student) -> Student:
         problems: list[str] = []
@@ -123,18 +127,53 @@ class Rotation(nn.Module):
         return (spatial - self.mean) @ self.tx.T
 
 
+class BlockNormalizer(nn.Module):
+    """Normalises the map after a block, [..., D] -> [..., D]: y = alpha R (x - mean). The identity until it is filled.
+
+    `means` [L, D] and `alphas` [L] are those of the L blocks; `rotation` is one for all [D, D], or each block's [L, D, D].
+    """
+
+    means: Tensor
+    alphas: Tensor
+    rotation: Tensor
+
+    def __init__(self, depth: int, dim: int, shares_rotation: bool):
+        super().__init__()
+        self.register_buffer("means", torch.zeros(depth, dim))
+        self.register_buffer("alphas", torch.ones(depth))
+        self.register_buffer("rotation", torch.eye(dim) if shares_rotation else torch.eye(dim).repeat(depth, 1, 1))
+
+    def forward(self, spatial: Tensor, blocks: Sequence[int]) -> Tensor:
+        """spatial: the map after a block, or the mean of the maps after several, of which the rotation of the last is taken.
+
+        Several are normalised and then averaged, and so are their alphas (the published scheme `post-alpha`).
+        """
+        number = list(blocks)
+        rotation = self.rotation if self.rotation.ndim == 2 else self.rotation[number[-1]]
+        return self.alphas[number].mean() * ((spatial - self.means[number].mean(0)) @ rotation.T)
+
+
+class Normalizers(NamedTuple):
+    """What published models lay on maps; None where there is none."""
+
+    rotation: Rotation | None = None
+    """Of the backbone's map, before the heads read it."""
+    between: BlockNormalizer | None = None
+    """Of the maps between the blocks."""
+
+
 class Network(nn.Module):
     """A student and its heads, by the name of their teacher."""
 
     def __init__(
-        self, student: Student, heads: dict[str, Head], summary_slots: Sequence[int] | None = None, rotation: Rotation | None = None
+        self, student: Student, heads: dict[str, Head], summary_slots: Sequence[int] | None = None, normalizers: Normalizers | None = None
     ):
-        """summary_slots: which summaries make the backbone's; None for all. rotation: of the map, before the heads read it."""
+        """summary_slots: which summaries make the backbone's; None for all."""
         super().__init__()
         self.student = student
         self.heads = nn.ModuleDict(heads)
         self.summary_slots = tuple(range(student.num_summaries)) if summary_slots is None else tuple(summary_slots)
-        self.rotation = rotation
+        self.rotation, self.block_normalizer = normalizers or Normalizers()
 
     @property
     def summary_dim(self) -> int:
@@ -153,6 +192,26 @@ class Network(nn.Module):
         Returns `backbone` (summary [B, summary_dim], spatial [B, H', W', spatial_dim]) and one entry a head.
         """
         return self._answer(self.student(images, draws), heads)
+
+    def intermediates(
+        self, images: Tensor, indices: int | Sequence[int] | None, aggregation: Aggregation, prefix: bool
+    ) -> list[Features] | list[tuple[Features, Tensor]]:
+        """As of `Student.intermediates`, normalised where the model does that; summaries are those of `summary_slots`."""
+        found = self.student.intermediates(images, indices, aggregation, prefix)
+        wanted = block_numbers(indices, len(self.student.blocks_in_order()))
+        if prefix:
+            pairs = cast(list[tuple[Features, Tensor]], found)
+            numbered = zip(wanted, pairs, strict=True)
+            return [(self._between(features, number, wanted, aggregation), tokens) for number, (features, tokens) in numbered]
+        numbered = zip(wanted, cast(list[Features], found), strict=True)
+        return [self._between(features, number, wanted, aggregation) for number, features in numbered]
+
+    def _between(self, features: Features, number: int, wanted: Sequence[int], aggregation: Aggregation) -> Features:
+        if self.block_normalizer is not None:
+            before = max((other for other in wanted if other < number), default=-1)
+            blocks = range(before + 1, number + 1) if aggregation == "dense" else (number,)
+            features = features._replace(spatial=self.block_normalizer(features.spatial, blocks))
+        return self.choose(features)
 
     def pack(self, images: Sequence[Tensor], heads: Iterable[str] = ()) -> list[dict[str, Features]]:
         """`forward` for images [3, H, W] of several legal sizes in one pass of the student: for each what it is alone, with B = 1.

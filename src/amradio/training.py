@@ -27,7 +27,7 @@ from .evaluation.agreement import Agreement, agreement
 from .features import KINDS, Kind
 from .formats.folder import write_folder
 from .losses import Loss
-from .network import Network
+from .network import Network, Normalizers
 from .periodic import PeriodicSuite
 from .pictures import contact_sheet
 from .recipe import PartitionSettings, Recipe
@@ -356,7 +356,8 @@ class Training:
     def folded_network(self) -> Network:
         """The network as it is handed over: averaged weights where there are any, heads that speak raw teacher space."""
         network = self.ema.average if self.ema else self.task.network
-        handed_over = Network(merged(network.student), dict(copy.deepcopy(network.heads)), network.summary_slots, network.rotation)  # type: ignore[arg-type]
+        normalizers = Normalizers(network.rotation)
+        handed_over = Network(merged(network.student), dict(copy.deepcopy(network.heads)), network.summary_slots, normalizers)  # type: ignore[arg-type]
         fold_normalizers(self.task, handed_over)
         return handed_over
 

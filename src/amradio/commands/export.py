@@ -16,7 +16,7 @@ from ..features import KINDS, Features
 from ..formats import ExportSettings, Format, Found
 from ..formats.card import card
 from ..formats.folder import CARD_FILE, PLACEHOLDER
-from ..network import Network, cast_weights
+from ..network import Network, Normalizers, cast_weights
 from ..teachers.catalogue import NOT_STATED, licence_by_name
 from .tables import print_table
 
@@ -111,7 +111,8 @@ def _choose_heads(found: Found, form: Format, wanted: Sequence[str] | None) -> t
     if problems:
         raise UserError(*problems)
     network = found.network
-    kept = Network(network.student, {name: network.heads[name] for name in names}, network.summary_slots, network.rotation)  # type: ignore[arg-type]
+    normalizers = Normalizers(network.rotation, network.block_normalizer)
+    kept = Network(network.student, {name: network.heads[name] for name in names}, network.summary_slots, normalizers)  # type: ignore[arg-type]
     config = found.config.model_copy(update={"heads": {name: there[name] for name in names}})
     left_out = tuple(name for name in there if name not in places) if wanted is None else ()
     return Found(config, kept, found.dead), left_out

@@ -102,7 +102,7 @@ class RemoteCode(Format):
 
 def groups_of(names: Mapping[str, Any]) -> dict[str, str]:
     """Start of our name -> start of the file's name."""
-    groups = {"student.": BACKBONE, "rotation.": ROTATION, "intermediate_rotation.": BETWEEN}
+    groups = {"student.": BACKBONE, "rotation.": ROTATION, "block_normalizer.": BETWEEN}
     for name in names:
         groups |= {f"heads.{name}.{kind}.": f"{ADAPTORS}{name}.{part}" for kind, part in PARTS.items()}
     return groups
@@ -167,9 +167,17 @@ def _config(published: Published, model: Found) -> dict[str, Any]:
         "adaptor_configs": adaptors,
         "vitdet_window_size": None,
         "feature_normalizer_config": rotation,
-        "inter_feature_normalizer_config": None,
+        "inter_feature_normalizer_config": _between(model),
         "dtype": dtype,
     }
+
+
+def _between(model: Found) -> dict[str, Any] | None:
+    normalizer = model.network.block_normalizer
+    if normalizer is None:
+        return None
+    depth, dim = normalizer.means.shape
+    return {"num_intermediates": depth, "embed_dim": dim, "rot_per_layer": normalizer.rotation.ndim == 3}
 
 
 def _factor(part: HeadPart) -> int:

@@ -85,7 +85,7 @@ def _windows(target: Path) -> str:
 
 def groups_of(keys: Mapping[str, str]) -> dict[str, str]:
     """Start of our name -> start of the file's name. keys: head -> its name or number in the file."""
-    groups = {"student.": BACKBONE, "rotation.": ROTATION, "intermediate_rotation.": BETWEEN}
+    groups = {"student.": BACKBONE, "rotation.": ROTATION, "block_normalizer.": BETWEEN}
     for name, key in keys.items():
         groups |= {f"heads.{name}.{kind}.": f"{start}{key}." for kind, start in HEADS.items()}
     return groups

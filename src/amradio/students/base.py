@@ -211,6 +211,19 @@ class Conditioner(nn.Module):
         return (normalised * self.std + self.mean).to(normalised.dtype)
 
 
+def block_numbers(indices: int | Sequence[int] | None, depth: int) -> list[int]:
+    """Block numbers from 0 for what `Student.intermediates` takes; UserError for a block that is not there."""
+    if indices is None or isinstance(indices, int):
+        count = depth if indices is None else indices
+        if not 1 <= count <= depth:
+            raise UserError(f"intermediates: the last {count} of {depth} blocks; give a number from 1 to {depth}, or a list of blocks")
+        return list(range(depth - count, depth))
+    wrong = [number for number in indices if not -depth <= number < depth]
+    if wrong:
+        raise UserError(f"intermediates: there is no block {wrong[0]}; this student has {depth}, from 0 to {depth - 1}")
+    return [number % depth for number in indices]
+
+
 class StartReport(NamedTuple):
     """What became of the weights that a student was started from; names of the student's parameters."""
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config import AsTuple
 from ..errors import UserError
 from ..features import Features
-from .base import NUM_DRAWS, Aggregation, Student, StudentRow, StudentSettings
+from .base import NUM_DRAWS, Aggregation, Student, StudentRow, StudentSettings, block_numbers
 from .packing import Packing
 from .patch_generator import PatchGenerator, PositionRule
 from .start import TOKENS, start_from
@@ -218,7 +218,7 @@ class Vit(Student):
         self, images: Tensor, indices: int | Sequence[int] | None = None, aggregation: Aggregation = "sparse", prefix: bool = False
     ) -> list[Features] | list[tuple[Features, Tensor]]:
         """See the base; blocks after the last one asked for are not run. In windowed blocks the prefix tokens stay as they are."""
-        wanted = _numbers(indices, len(self.blocks))
+        wanted = block_numbers(indices, len(self.blocks))
         tokens, grid = self._tokens(images, None)
         state = self._enter(tokens, grid)
         found: dict[int, Tensor] = {}
@@ -279,19 +279,6 @@ class Vit(Student):
         summary = tokens[:, : self.num_summaries].flatten(1)
         spatial = tokens[:, self.num_prefix :].unflatten(1, grid)
         return Features(summary, spatial)
-
-
-def _numbers(indices: int | Sequence[int] | None, depth: int) -> list[int]:
-    """Block numbers from 0 for what `Student.intermediates` takes; UserError for a block that is not there."""
-    if indices is None or isinstance(indices, int):
-        count = depth if indices is None else indices
-        if not 1 <= count <= depth:
-            raise UserError(f"intermediates: the last {count} of {depth} blocks; give a number from 1 to {depth}, or a list of blocks")
-        return list(range(depth - count, depth))
-    wrong = [number for number in indices if not -depth <= number < depth]
-    if wrong:
-        raise UserError(f"intermediates: there is no block {wrong[0]}; this student has {depth}, from 0 to {depth - 1}")
-    return [number % depth for number in indices]
 
 
 def _initialise(module: nn.Module) -> None:

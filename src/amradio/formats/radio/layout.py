@@ -27,7 +27,8 @@ class Published(NamedTuple):
     settings: Mapping[str, Any]
     """The training's command line: `args` of the checkpoint or of config.json."""
     weights: dict[str, Tensor]
-    """By the names of our network (`student.*`, `heads.NAME.summary.*`, `heads.NAME.spatial.*`, `rotation.*`)."""
+    """By the names of our network (`student.*`, `heads.NAME.summary.*`, `heads.NAME.spatial.*`, `rotation.*`,
+    `block_normalizer.*`)."""
     conditioner: Mapping[str, Tensor]
     """`norm_mean` and `norm_std` of RGB in [0, 1], 3 numbers each."""
     prefixes: Mapping[str, str]

@@ -1,10 +1,9 @@
 """From a published model to our network."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ...config import validate
-from ...errors import UserError
 from ...features import KINDS
 from ...network import HeadConfig, NetworkConfig, TrainingFacts, load_exactly
 from ...students.base import StudentSettings
@@ -46,6 +45,7 @@ def network_of(published: Published, where: str, align_corners: bool | None, sum
         image_size=_image_size(published.settings, student),
         summary_slots=None if slots == tuple(range(num_summaries)) else list(slots),
         rotates=any(key.startswith("rotation.") for key in published.weights),
+        normalizes_blocks=_normalizes_blocks(published),
         training=validate(TrainingFacts, own["training"], f"{where}: args.{OWN_KEY}.training.") if own.get("training") else None,
         origin=str(own["origin"]) if own.get("origin") else None,
     )
@@ -54,11 +54,16 @@ def network_of(published: Published, where: str, align_corners: bool | None, sum
     return Found(config, network, published.dead)
 
 
+def _normalizes_blocks(published: Published) -> Literal["shared", "each"] | None:
+    between = published.below("block_normalizer.")
+    if not between:
+        return None
+    rotation = between.get("rotation")
+    return "each" if rotation is not None and rotation.ndim == 3 else "shared"
+
+
 def _without_dead(published: Published, where: str) -> Published:
     """Less the tensors that do nothing: known ones, and the heads that we wrote because the official loader wants both kinds."""
-    if any(key.startswith("intermediate_rotation.") for key in published.weights):
-        spelt = published.spell("intermediate_rotation.")
-        raise UserError(f"{where}: {spelt}*: a normaliser of the intermediate features, which is not read here")
     starts = list(DEAD)
     for name, (_, teacher) in first_of(teachers_in(published.settings, where)).items():
         kinds = own_part(teacher).get("kinds", KINDS)
