@@ -20,6 +20,7 @@ from .base import ExportSettings, Format, Found
 from .card import card
 
 WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 PLACEHOLDER = "PATH/OF/THIS/FOLDER"
@@ -115,6 +116,17 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file}: not a whole safetensors file ({error}); copy it again") from None
+
+
+def read_sharded(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder of the Hugging Face layout: of `model.safetensors`, or of the shards that its index names."""
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return read_weights(folder / WEIGHTS_FILE)
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise UserError(f"{index}: it has no weight_map that names files; copy it again")
+    return {key: tensor for name in sorted(set(shards.values())) for key, tensor in read_weights(folder / Path(name).name).items()}
 
 
 def write_folder(folder: Path, config: NetworkConfig, network: Network, notes: Mapping[str, Any]) -> None:

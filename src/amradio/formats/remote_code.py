@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
 from ..features import KINDS, Features
 from ..heads import AttentionHeadSettings, MlpHeadSettings
 from ..network import HeadPart, Network, NetworkConfig
 from ..students.eradio import EradioSettings
 from ..tensors import write_tensors
 from .base import ExportSettings, Format, Found
-from .folder import read_json, read_weights
+from .folder import CONFIG_FILE, WEIGHTS_FILE, read_json, read_sharded
 from .radio import Published, carries, lacks, network_of, publish, spelt, split
 from .radio.heads import silent_part
 
@@ -26,7 +25,6 @@ MODEL = "radio_model."
 BACKBONE, ROTATION, BETWEEN = f"{MODEL}model.", f"{MODEL}feature_normalizer.", f"{MODEL}inter_feature_normalizer."
 ADAPTORS, CONDITIONER, SUMMARY_SLOTS = f"{MODEL}adaptors.", f"{MODEL}input_conditioner.", f"{MODEL}summary_idxs"
 PARTS = {"summary": "head_mlp.", "spatial": "feat_mlp."}
-CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
 MAX_SIZE = 2048
 """px that the official config states for E-RADIO, which has no position table."""
 VERSIONS = {"base": "radio_v2.5-b", "large": "radio_v2.5-l", "eradio": "e-radio_v2"}
@@ -51,7 +49,7 @@ class RemoteCode(Format):
     def read(self, path: Path, align_corners: bool | None = None) -> Found:
         """See the base."""
         config = read_json(path / CONFIG_FILE)
-        state = _all_weights(path)
+        state = read_sharded(path)
         stated = state.pop(SUMMARY_SLOTS, None)
         slots = None if stated is None else tuple(stated.flatten().long().tolist())
         published = _published(config, state)
@@ -128,16 +126,6 @@ def _published(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Publis
     rest = {key: tensor for key, tensor in state.items() if not key.startswith(CONDITIONER)}
     weights, used = split(rest, groups_of(dict.fromkeys(sorted(names))))
     return Published(settings | {"teachers": teachers}, weights, conditioner, used)
-
-
-def _all_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of the folder, in one file or in shards."""
-    if not (folder / INDEX_FILE).is_file():
-        return read_weights(folder / WEIGHTS_FILE)
-    shards = read_json(folder / INDEX_FILE).get("weight_map")
-    if not isinstance(shards, dict):
-        raise UserError(f"{folder / INDEX_FILE}: it has no weight_map; copy it again")
-    return {key: tensor for shard in sorted(set(shards.values())) for key, tensor in read_weights(folder / Path(shard).name).items()}
 
 
 def _config(published: Published, model: Found) -> dict[str, Any]:

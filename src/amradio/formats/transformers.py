@@ -17,15 +17,10 @@ from ..network import Network, NetworkConfig, load_exactly
 from ..students.start import TABLE
 from ..students.vit import Vit, VitSettings, VitShape
 from .base import ExportSettings, Format, Found
-from .folder import read_weights
+from .folder import CONFIG_FILE, read_sharded
 from .vit_weights import VitLayout, fold_normalisation, fold_scales, mlp_ratio, without_idle_scales
 
-CONFIG_FILE, PROCESSOR_FILE, WEIGHTS_FILE, INDEX_FILE = (
-    "config.json",
-    "preprocessor_config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-)
+PROCESSOR_FILE = "preprocessor_config.json"
 NAMES = (
     ("embeddings.patch_projection.", "patch_generator.embedder."),
     ("embeddings.position_embedding", "patch_generator.pos_embed"),
@@ -66,7 +61,7 @@ class Transformers(Format):
     def read(self, path: Path, align_corners: bool | None = None) -> Found:
         """See the base. Scales that are all 1, as `save_pretrained` always writes, are left out."""
         radio = _read_config(path)
-        weights = _published_names(_read_tensors(path), str(path))
+        weights = _published_names(read_sharded(path), str(path))
         dead = tuple(name for name in DEAD if weights.pop(name, None) is not None)
         own = {"norm_mean": radio.norm_mean, "norm_std": radio.norm_std}
         mean, std = (weights.pop(f"input_conditioner.{key}", torch.tensor(value)).flatten().tolist() for key, value in own.items())
@@ -208,18 +203,6 @@ def _with_zero_bias(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Of a model whose q, k and v have no bias."""
     qkv = {name: tensor for name, tensor in weights.items() if name.endswith(".attn.qkv.weight")}
     return {**weights, **{name.replace(".weight", ".bias"): tensor.new_zeros(len(tensor)) for name, tensor in qkv.items()}}
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the folder, of one file or of the shards that its index names."""
-    index = folder / INDEX_FILE
-    if not index.is_file():
-        return read_weights(folder / WEIGHTS_FILE)
-    try:
-        names = sorted({Path(name).name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: not an index of safetensors files ({error}); copy it again") from None
-    return {key: tensor for name in names for key, tensor in read_weights(folder / name).items()}
 
 
 def _published_names(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
