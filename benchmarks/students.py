@@ -8,11 +8,11 @@ them. Beside LIST's `json` a Markdown table and a picture of quality against spe
 
 A row that is in the JSON with the same settings is not measured again; a distillation that was stopped goes on where it was.
 
-    python benchmarks/students.py benchmarks/students_scenes.yaml                    # scenes, 64 px: 12 students, about 80 minutes
-    python benchmarks/students.py benchmarks/students_photographs.yaml               # real photographs, 64 px: 4 students, about 40 minutes
+    python benchmarks/students.py benchmarks/students_scenes.yaml                    # scenes, 64 px: 12 students, about 2 hours
+    python benchmarks/students.py benchmarks/students_photographs.yaml               # real photographs, 64 px: 4 students, about 30 minutes
     python benchmarks/students.py benchmarks/students_224.yaml --throughput-only     # the paper's rows at 224 px, on a GPU
 
-(minutes: estimated for two CPU cores). What is timed is the backbone with its summary, without heads, ready for deployment: branches
+(times: for one CPU core). What is timed is the backbone with its summary, without heads, ready for deployment: branches
 merged, and BatchNorm folded by E-RADIO itself; a compiled model has BatchNorm folded whoever made it.
 Speeds mean something on a quiet machine only: the load average is noted beside each.
 """
@@ -52,6 +52,7 @@ from amradio.training import Training, load_teachers
 ROOT = Path(__file__).parents[1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOSS = "FD loss"
+TEACHERS = "teachers"
 
 
 class SpeedSettings(Settings):
@@ -314,7 +315,7 @@ def compare(comparison: Comparison, runs: Path, only: list[str], throughput_only
         if comparison.recipe and not throughput_only:
             comparing.quality(name, student)
         comparing.publish()
-    if not only and not throughput_only:
+    if not throughput_only and (not only or TEACHERS in only):
         comparing.teachers()
         comparing.publish()
     print(comparing.file.with_suffix(".md").read_text(encoding="utf-8"))
@@ -325,15 +326,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="LIST.yaml|key=value")
     parser.add_argument("--throughput-only", action="store_true", help="cost alone")
-    parser.add_argument("--only", action="append", default=[], metavar="ROW", help="this row (may be given again)")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "students", help="where the run folders go")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="ROW", help="this row, or `teachers` for theirs (may be given again)"
+    )
+    parser.add_argument("--runs", type=Path, help="where the run folders go; runs/NAME of the list's out file unless given")
     options = parser.parse_intermixed_args()
     try:
         comparison = validate(Comparison, read_words(options.words))
-        unknown = [name for name in options.only if name not in comparison.students]
+        there = [*comparison.students, TEACHERS]
+        unknown = [name for name in options.only if name not in there]
         if unknown:
-            raise UserError(*(f"--only: there is no row '{name}'; {nearest(name, comparison.students)}" for name in unknown))
-        compare(comparison, options.runs, options.only, options.throughput_only)
+            raise UserError(*(f"--only: there is no row '{name}'; {nearest(name, there)}" for name in unknown))
+        compare(comparison, options.runs or ROOT / "runs" / Path(comparison.out).stem, options.only, options.throughput_only)
     except UserError as error:
         sys.exit("\n".join(f"error: {problem}" for problem in error.problems))
 
