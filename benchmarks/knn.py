@@ -1,7 +1,7 @@
 """Seconds of k-NN against scikit-learn's brute force and, where it is installed, faiss (exact, IndexFlatIP).
 
     python benchmarks/knn.py [--database 262144] [--queries 8192] [--dim 1024] [--json benchmarks/results/knn.json]
-    python benchmarks/knn.py --database 1281167 --queries 50000 --only-ours   # the full size: 2.6 GB on disk, a few minutes
+    python benchmarks/knn.py --database 1281167 --queries 50000 --only-ours   # the full size: 2.6 GB on disk, 9 to 18 core minutes
 
 The database is a float16 memory map of random vectors, of which ours holds one chunk at a time; the others are handed float32 arrays in
 memory, normalised before their clock starts. All search the 20 nearest by cosine, with as many threads as torch has. The defaults take
