@@ -25,7 +25,7 @@ from amradio.run import environment
 from amradio.task import calibrate
 from amradio.training import Training, load_teachers
 
-QUICKSTART = Path(__file__).parents[1] / "src/amradio/commands/quickstart.yaml"
+QUICKSTART = Path(__file__).parents[1] / "src/amradio/recipes/quickstart.yaml"
 WARM = 5
 
 

@@ -29,7 +29,7 @@ TINY = {
     "against": ["vit"],
     "speed": {"image_size": 64, "batch_sizes": [1, 2], "precisions": ["float32", "bfloat16"], "seconds": 0.01, "device": "cpu"},
     "recipe": [
-        "src/amradio/commands/quickstart.yaml",
+        "src/amradio/recipes/quickstart.yaml",
         "stages.0.steps=3",
         "stages.0.partitions.0.batch_size=4",
         "normalize.batches=1",

@@ -19,15 +19,15 @@ from amradio.evaluation.suite import Suite
 from amradio.formats.folder import write_folder
 from amradio.losses import Loss
 from amradio.recipe import Recipe
+from amradio.recipes import FOLDER, shipped
 from amradio.students import StudentSettings
 from amradio.teachers import TEACHERS, EmbeddedSettings, TeacherSettings
 from data_folders import make_shards
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EVALUATION_FILES = [*sorted((ROOT / "recipes").glob("*_evaluation.yaml")), ROOT / "src/amradio/commands/scenes.yaml"]
-TRAINING_RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path not in EVALUATION_FILES)
-RECIPES = [*TRAINING_RECIPES, ROOT / "src/amradio/commands/quickstart.yaml"]
+EVALUATION_FILES = [found.path for found in shipped() if found.kind == "evaluation"]
+RECIPES = [found.path for found in shipped() if found.kind == "recipe"]
 OWN_TEACHER, OWN_STUDENT = "class MyResNet", "def my_student"
 
 
@@ -198,7 +198,7 @@ def test_yaml_blocks_are_recipes_or_parts_of_one(where: str, text: str, tmp_path
     assert set(found) <= set(Recipe.model_fields), where
     if {"data", "teachers", "student", "out"} <= set(found):
         (tmp_path / "recipe.yaml").write_text(text)
-        assert Recipe.load(str(tmp_path / "recipe.yaml")) == Recipe.load(str(ROOT / f"recipes/{Path(found['out']).name}.yaml"))
+        assert Recipe.load(str(tmp_path / "recipe.yaml")) == Recipe.load(str(FOLDER / f"{Path(found['out']).name}.yaml"))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -16,8 +16,6 @@ from amradio.evaluation.suite import Suite
 from amradio.recipe import Recipe
 from evaluations import SMALL, add_tokenizer
 
-COMMANDS = Path(amradio.__file__).parent / "commands"
-
 
 @pytest.fixture
 def run_folder(recipe: Callable[..., Recipe], teacher_folders: dict[str, Path]) -> Path:
@@ -93,5 +91,5 @@ def test_columns_gaps_and_the_best() -> None:
 
 
 def test_the_built_in_file_is_a_suite() -> None:
-    suite = Suite.load(str(COMMANDS / "scenes.yaml"))
+    suite = Suite.load("scenes")
     assert {settings.type for settings in suite.evaluations.values()} >= {"zero_shot", "knn", "agreement", "throughput"}

@@ -10,14 +10,11 @@ import tiny
 from amradio.config import parse_yaml, to_yaml
 from amradio.formats.folder import write_folder
 from amradio.recipe import Recipe
+from amradio.recipes import shipped
 from amradio.training import load_teachers
 from runs import losses
 
-ROOT = Path(__file__).parents[1]
-SHIPPED = [
-    *sorted(path for path in (ROOT / "recipes").glob("*.yaml") if not path.stem.endswith("_evaluation")),
-    ROOT / "src" / "amradio" / "commands" / "quickstart.yaml",
-]
+SHIPPED = [found.path for found in shipped() if found.kind == "recipe"]
 
 BUILDERS = {
     "clip": tiny.tiny_clip,

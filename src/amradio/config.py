@@ -3,13 +3,13 @@
 import re
 import types
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import pydantic
 import yaml
 
 from .errors import UserError, nearest
+from .recipes import locate
 
 
 class Settings(pydantic.BaseModel):
@@ -94,7 +94,7 @@ def read_words(words: Sequence[str], start: Mapping[str, Any] | None = None) -> 
 def _read_word(word: str) -> dict[str, Any]:
     key, equals, value = word.partition("=")
     if not equals or "/" in key or key.endswith((".yaml", ".yml")):
-        return _read_file(Path(word))
+        return _read_file(word)
     if not re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)*", key):
         raise UserError(f"'{word}': '{key}' is not a key; write words as key.part=value")
     found: Any = parse_yaml(value, f"'{word}'")
@@ -103,9 +103,8 @@ def _read_word(word: str) -> dict[str, Any]:
     return found
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such recipe file; give a .yaml file or a word like key=value")
+def _read_file(word: str) -> dict[str, Any]:
+    path = locate(word)
     found = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(found, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values, found {type(found).__name__}")

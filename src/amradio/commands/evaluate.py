@@ -19,7 +19,8 @@ from ..training import load_teachers
 from .bar import bar
 from .results import print_results
 
-SCENES = Path(__file__).with_name("scenes.yaml")
+SCENES = "scenes"
+"""The built-in evaluations, on generated scenes."""
 
 
 def evaluate(
@@ -36,7 +37,7 @@ def evaluate(
     teachers: objects of one's own, by the name of their head. student: of type `own`, an object that takes the weights. Raises UserError
     with what is missing, before anything is measured.
     """
-    suite = Suite.load(*(words or (str(SCENES),)))
+    suite = Suite.load(*(words or (SCENES,)))
     model = load(path, student=student)
     found = {**teachers_of(Path(path), teachers or {}), **suite.load_teachers()}
     results = evaluate_models(model, found, suite)

@@ -11,7 +11,7 @@ from ..training import load_teachers
 from .distill import distill
 from .evaluate import SCENES, evaluate_models, write_json
 
-RECIPE = Path(__file__).with_name("quickstart.yaml")
+RECIPE = "quickstart"
 
 
 def quickstart(*words: str, evaluations: str | Path = SCENES) -> Path:
@@ -20,7 +20,7 @@ def quickstart(*words: str, evaluations: str | Path = SCENES) -> Path:
     words: changes to the built-in recipe, e.g. `out=runs/mine`. evaluations: what is measured at the end; the built-in file takes
     about a minute. The results go into the run folder's evaluations/. Raises UserError as `distill` does.
     """
-    recipe, suite = Recipe.load(str(RECIPE), *words), Suite.load(str(evaluations))
+    recipe, suite = Recipe.load(RECIPE, *words), Suite.load(str(evaluations))
     folder = RunFolder(distill(recipe))
     state = folder.checkpoints.load()
     if state is None or state[2]["step"] < recipe.num_steps:
