@@ -1,6 +1,7 @@
 """The command line: `amradio <verb> ...`. Each verb is one public Python function, and this only calls it."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -118,6 +119,9 @@ def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, or 2 after printing what the user can put right."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console in ASCII or Latin-1 prints every name
     options, rest = parser().parse_known_args(words)
     late = [word for word in rest if not word.startswith("-")]  # key=value words behind an option
     if late != rest or (late and not hasattr(options, "words")):
