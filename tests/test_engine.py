@@ -213,7 +213,8 @@ def test_a_signal_from_outside_saves_and_ends_with_0(recipe_file, amradio, tmp_p
     running.send(number)
     ended = running.wait()
     assert ended.code == 0, ended.errors
-    assert ended.errors == ""
+    name = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[number]
+    assert ended.errors == f"{name}: stopping after this step; Ctrl-C again to stop now\n"
     (step,) = Checkpoints(tmp_path / "run" / "checkpoints", 1).steps()
     assert step >= 3
     assert f"stopped by a signal; the same command goes on from here: step {step} of 100000" in ended.output

@@ -7,8 +7,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .console import open_standard_streams, outlive_console
 from .errors import UserError
+from .interruption import Interruptible
 
+WHEN_STOPPED = {
+    "distill": "Run the same command to resume.",
+    "quickstart": "Run the same command to resume.",
+    "embed": "What is done is kept; run the same command to resume.",
+    "evaluate": "No results were written.",
+    "export": "Nothing was written.",
+}
+"""What a command that a signal stops tells its user."""
 EMBED_OPTIONS = ("heads", "spatial", "image_size", "batch_size", "dtype", "precision", "device", "num_workers")
 WORDS_HELP = "recipe files and key=value words, merged left to right"
 
@@ -128,6 +138,16 @@ def main(words: Sequence[str] | None = None) -> int:
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
     if late:
         options.words += late
+    open_standard_streams()
+    with outlive_console(), Interruptible(WHEN_STOPPED.get(options.verb, "")) as interruptible:
+        try:
+            return _ended(options)
+        except KeyboardInterrupt:
+            return interruptible.code
+
+
+def _ended(options: argparse.Namespace) -> int:
+    """Calls the verb; the exit code of what it ends with."""
     try:
         call(options)
     except UserError as error:
@@ -138,9 +158,6 @@ def main(words: Sequence[str] | None = None) -> int:
             where = f"error on process {rank}" if rank else "error"
             print("\n".join(f"{where}: {problem}" for problem in error.problems), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; the last checkpoint is whole, the same command goes on from there", file=sys.stderr)
-        return 130
     return 0
 
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..interruption import Stop
 from .ahead import ahead
 from .distributed import Processes
 from .log import Clock
 from .monitor import Monitor
 from .optimizer import learning_rate
 from .settings import EngineSettings, OptimizerSettings
-from .stop import Stop
 
 
 class Stage(NamedTuple):
