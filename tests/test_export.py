@@ -22,7 +22,7 @@ from amradio.network import HeadConfig, HeadPart, NetworkConfig
 from amradio.students import EradioSettings, VitSettings
 from runs import files
 
-AGREEMENT = {"clip/summary": {"standardised_cosine": 0.5, "cosine": 0.75, "constant_cosine": 0.25}}
+AGREEMENT = {"clip/summary": {"standardised_cosine": 0.5, "norm_ratio": 0.9, "cosine": 0.75, "constant_cosine": 0.25}}
 NOTES = {"step": 7, "num_steps": 9, "data": "12 images of teapots", "agreement": AGREEMENT, "recipe": "seed: 41\n"}
 NAMES = [form.name for form in formats.FORMATS]
 READ = [name for name in NAMES if name != "onnx"]
@@ -156,7 +156,7 @@ def test_the_card_of_an_exported_folder(name: str, model: Path, tmp_path: Path):
     header = yaml.safe_load(card.split("---")[1])
     assert header["pipeline_tag"] == "image-feature-extraction"
     assert header["library_name"] == ("transformers" if name == "transformers" else "amradio")
-    for words in ("7 of 9 steps on 12 images of teapots", "| clip/summary | 0.500 | 0.750 | 0.250 |", "seed: 41", "64 px"):
+    for words in ("7 of 9 steps on 12 images of teapots", "| clip/summary | 0.500 | 0.900 | 0.750 | 0.250 |", "seed: 41", "64 px"):
         assert words in card
     assert "there.pth.tar" not in card.split("## Load it")[1].split("##")[0]
     assert "PATH/OF/THIS/FOLDER" in card

@@ -194,6 +194,8 @@ def test_cosines_equal_an_independent_computation():
         "cosine": cosine(raw_p, raw_t),
         "constant_cosine": cosine(np.broadcast_to(m, raw_t.shape), raw_t),
         "standardised_cosine": cosine(p, t),
+        "prediction_norm": np.linalg.norm(p, axis=-1).mean((1, 2)),
+        "target_norm": np.linalg.norm(t, axis=-1).mean((1, 2)),
     }
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():

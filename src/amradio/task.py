@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .balance import Balance
@@ -13,6 +12,7 @@ from .config import Settings
 from .features import KINDS, Features, Kind, resize_grid
 from .heads import fold_affine
 from .losses import Loss
+from .metrics import compare, with_norm_ratio
 from .network import Network
 from .normalize import Moments, Normalizer, NormalizeSettings, set_statistics
 from .teachers.base import Teacher, resize
@@ -35,7 +35,8 @@ class StepOutput(NamedTuple):
     loss: Tensor
     """float32 [], to be minimised."""
     metrics: dict[str, Tensor]
-    """float32 [] each, by name: `clip/summary/loss`, and where measured `.../cosine`, `.../standardised_cosine`, `.../constant_cosine`."""
+    """float32 [] each, by name: `clip/summary/loss`, and where measured `.../standardised_cosine`, `.../norm_ratio`, `.../cosine`,
+    `.../constant_cosine` (see `metrics`)."""
 
 
 class Pair(NamedTuple):
@@ -90,7 +91,7 @@ class Distillation(nn.Module):
     ) -> StepOutput:
         """The loss of one partition's images.
 
-        images: uint8 [B, 3, H, W] on the device; draws: float32 [B, 8] uniform in [0, 1); measure: report cosines as well.
+        images: uint8 [B, 3, H, W] on the device; draws: float32 [B, 8] uniform in [0, 1); measure: report cosines and norm ratios as well.
         targets: what `targets` says of these images, where that is known already.
         """
         if targets is None:
@@ -112,7 +113,8 @@ class Distillation(nn.Module):
             metrics[f"{pair.name}/loss"] = losses[pair.name].detach()
             if measure:
                 measured = cosines(pair, self.normalizer(pair.teacher, pair.kind))
-                metrics |= {f"{pair.name}/{name}": value.mean() for name, value in measured.items()}
+                means = with_norm_ratio({name: value.mean() for name, value in measured.items()})
+                metrics |= {f"{pair.name}/{name}": value for name, value in means.items()}
         loss = self.objective.balance(losses) * partition.weight + self._untouched(partition)
         return StepOutput(loss, {"loss": loss.detach()} | metrics)
 
@@ -184,21 +186,9 @@ def _common_grid(prediction: Tensor, target: Tensor, rule: str) -> tuple[Tensor,
     return resize_grid(prediction, grid), resize_grid(target, grid)
 
 
-@torch.no_grad()
 def cosines(pair: Pair, normalizer: Normalizer) -> dict[str, Tensor]:
-    """Cosines per sample, float32 [B], mean over positions.
-
-    `cosine`: raw teacher space; `constant_cosine`: that of the constant mean, the floor of the former;
-    `standardised_cosine`: both sides centred and scaled per channel, the headline (a constant scores 0).
-    """
-    prediction, target = normalizer.to_raw(pair.prediction), normalizer.to_raw(pair.target)
-    standard = normalizer.standardise(prediction), normalizer.standardise(target)
-    found = {
-        "cosine": F.cosine_similarity(prediction, target, dim=-1),
-        "constant_cosine": F.cosine_similarity(normalizer.mean.expand_as(target), target, dim=-1),
-        "standardised_cosine": F.cosine_similarity(*standard, dim=-1),
-    }
-    return {name: value.flatten(1).mean(1) if value.ndim > 1 else value for name, value in found.items()}
+    """What `metrics.compare` measures of a pair, per sample, float32 [B]."""
+    return compare(normalizer.to_raw(pair.prediction), normalizer.to_raw(pair.target), normalizer.mean, normalizer.std)
 
 
 @torch.no_grad()

@@ -328,8 +328,8 @@ class Training:
                     self.agreement[name if name not in self.agreement else f"{name}@{group.partition.image_size}"] = row
         flat = {f"val/{name}/{key}": value for name, row in self.agreement.items() for key, value in row.items()}
         self.log.record({"step": step} | flat)
-        summary = "  ".join(f"{name} {row['standardised_cosine']:.3f}" for name, row in self.agreement.items())
-        self.log.say(f"held out at step {step}, standardised cosine: {summary}")
+        summary = "  ".join(f"{name} {row['standardised_cosine']:.3f} ({row['norm_ratio']:.2f})" for name, row in self.agreement.items())
+        self.log.say(f"held out at step {step}, standardised cosine (norm ratio): {summary}")
         self.processes.first_does(
             lambda: self.folder.write(f"evaluations/step_{step:09d}/held_out.json", json.dumps(self.agreement, indent=1) + "\n")
         )

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..metrics import with_norm_ratio
 from ..task import Distillation, Partition, cosines, to_float
 from ..teachers.base import resize
 
@@ -16,7 +17,7 @@ Agreement = dict[str, dict[str, float]]
 def agreement(
     task: Distillation, batches: Iterable[Any], partition: Partition, autocast: torch.dtype | None, add_up: Callable[[Tensor], None]
 ) -> Agreement:
-    """`{"clip/summary": {"standardised_cosine": ..., "cosine": ..., "constant_cosine": ...}}`, means over images.
+    """`{"clip/summary": {"standardised_cosine": ..., "cosine": ..., "constant_cosine": ..., "norm_ratio": ...}}`, over all images.
 
     batches: of the data room, this process's share; add_up: sums a tensor over processes in place. Changes neither weights nor
     statistics; all teachers of the partition are measured.
@@ -40,7 +41,7 @@ def agreement(
     for name, value in zip(names, means, strict=True):
         feature, measure = name.rsplit("/", 1)
         rows.setdefault(feature, {})[measure] = value
-    return rows
+    return {feature: with_norm_ratio(row) for feature, row in rows.items()}
 
 
 def _measure(task: Distillation, images: Tensor, partition: Partition, autocast: torch.dtype | None) -> dict[str, Tensor]:

@@ -9,12 +9,12 @@ from typing import Annotated, ClassVar, Literal
 
 import pydantic
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
 from ..features import KINDS, Features, Kind, resize_grid
 from ..losses import LossSettings
+from ..metrics import compare, with_norm_ratio
 from ..normalize import SMALLEST_STD, Moments
 from .base import Bench, Evaluation, EvaluationSettings, Metric, Positive, Predict, Result, View
 from .cka import Cka
@@ -30,7 +30,8 @@ LEARNT = 0.1
 """Below this agreement there is nothing that could collapse."""
 MEASURES = (
     Metric("std cosine", "cos"),
-    Metric("cosine", "cos", headline=False),
+    Metric("norm ratio", "", None),
+    Metric("cosine", "cos"),
     Metric("constant cosine", "cos", None, headline=False),
     Metric("fidelity", "", headline=False),
     Metric("CKA", "cos", headline=False),
@@ -39,8 +40,8 @@ MEASURES = (
 
 
 class AgreementSettings(EvaluationSettings):
-    """How near each head is to its teacher on whole images: standardised cosine, cosine beside that of a constant answer, fidelity
-    (variance of the teacher / mean squared error), linear CKA, and AM-RADIO's loss in the teacher's own space."""
+    """How near each head is to its teacher: standardised cosine, norm ratio (how much predictions vary around the mean against the teacher; 1
+    is right), raw cosine beside that of a constant, fidelity (variance of the teacher / mean squared error), linear CKA, AM-RADIO's loss."""
 
     view: ClassVar[View] = "whole"
 
@@ -142,7 +143,8 @@ class Comparison:
         self.mean, self.std = (tensor.float() for tensor in statistics)
         self.cells = cells
         self.loss = getattr(LossSettings(), kind).build()
-        self.sums = torch.zeros(5, dtype=torch.float64, device=self.mean.device)
+        self.sums: dict[str, Tensor | float] = {}
+        self.squared_error = torch.zeros((), dtype=torch.float64, device=self.mean.device)
         self.num_images = self.num_vectors = 0
         self.cka: Cka | None = None
 
@@ -151,16 +153,10 @@ class Comparison:
         if self.kind == "spatial":
             prediction = resize_grid(prediction, (target.shape[1], target.shape[2]))
         scale = torch.where(self.std < SMALLEST_STD, torch.ones_like(self.std), self.std)
-        standard = [(each - self.mean) / scale for each in (prediction, target)]
-        cosines = (
-            F.cosine_similarity(*standard, dim=-1),
-            F.cosine_similarity(prediction, target, dim=-1),
-            F.cosine_similarity(self.mean.expand_as(target), target, dim=-1),
-        )
-        per_image = [each.flatten(1).mean(1) if each.ndim > 1 else each for each in cosines]
-        error = (prediction.double() - target.double()).square().sum()
-        added = [each.double().sum() for each in (*per_image, self.loss(prediction, target))]
-        self.sums += torch.stack([*added, error])
+        measured = compare(prediction, target, self.mean, scale) | {"loss": self.loss(prediction, target)}
+        for name, each in measured.items():
+            self.sums[name] = self.sums.get(name, 0.0) + each.double().sum()
+        self.squared_error += (prediction.double() - target.double()).square().sum()
         self.num_images += len(target)
         self.num_vectors += target[..., 0].numel()
         x, y = (self._some(each) for each in (prediction, target))
@@ -176,10 +172,17 @@ class Comparison:
     def values(self) -> dict[str, float]:
         """By the names of `MEASURES`."""
         assert self.cka is not None
-        *means, error = (self.sums / torch.tensor([self.num_images] * 4 + [self.num_vectors], device=self.sums.device)).tolist()
-        fidelity = float(self.std.double().square().sum()) / max(error, 1e-30)
-        names = [metric.name for metric in MEASURES]
-        return dict(zip(names, (*means[:3], fidelity, self.cka.value(), means[3]), strict=True))
+        means = with_norm_ratio({name: float(total) / self.num_images for name, total in self.sums.items()})
+        fidelity = float(self.std.double().square().sum()) / max(float(self.squared_error) / self.num_vectors, 1e-30)
+        return {
+            "std cosine": means["standardised_cosine"],
+            "norm ratio": means["norm_ratio"],
+            "cosine": means["cosine"],
+            "constant cosine": means["constant_cosine"],
+            "fidelity": fidelity,
+            "CKA": self.cka.value(),
+            "loss": means["loss"],
+        }
 
 
 def _heads(predict: Predict, bench: Bench) -> list[str]:

@@ -22,6 +22,13 @@ TERMS = (
 )
 """Part of a licence's name -> what it implies, in a few words; the first that fits."""
 UNKNOWN = "unknown: read its model card"
+AGREEMENT = {
+    "standardised_cosine": "standardized cosine",
+    "norm_ratio": "norm ratio",
+    "cosine": "raw cosine",
+    "constant_cosine": "raw cosine of a constant",
+}
+"""Measure of held-out agreement -> its column."""
 RESTRICTED = ("no commercial use", "research only")
 
 
@@ -107,7 +114,11 @@ def _teachers(config: NetworkConfig) -> str:
 def _training(training: TrainingFacts) -> str:
     lines = ["## Training", "", f"{training.step} of {training.num_steps} steps on {training.data}.", ""]
     if training.agreement:
-        lines += ["Held-out agreement with the teachers (cosine of features standardised per channel; a constant answer scores 0):", ""]
+        lines += [
+            "Held-out agreement with the teachers. Standardized: centred and scaled per channel, where a constant prediction scores 0.",
+            "Norm ratio: how much predictions vary around the mean against the teacher; 1 is right, and no standardized cosine shows it.",
+            "",
+        ]
         lines += agreement_table(training.agreement)
         lines.append("")
     if training.recipe:
@@ -116,8 +127,8 @@ def _training(training: TrainingFacts) -> str:
 
 
 def agreement_table(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Markdown lines of `{name: {standardised_cosine, cosine, constant_cosine}}`."""
-    lines = ["| feature | standardised cosine | raw cosine | raw cosine of a constant |", "|---|--:|--:|--:|"]
+    """Markdown lines of the rows of `evaluation.agreement`, by feature; what an older run did not measure is `-`."""
+    lines = [f"| feature | {' | '.join(AGREEMENT.values())} |", f"|---|{'--:|' * len(AGREEMENT)}"]
     for name, row in rows.items():
-        lines.append(f"| {name} | {row['standardised_cosine']:.3f} | {row['cosine']:.3f} | {row['constant_cosine']:.3f} |")
+        lines.append(f"| {name} | {' | '.join(f'{row[key]:.3f}' if key in row else '-' for key in AGREEMENT)} |")
     return lines
