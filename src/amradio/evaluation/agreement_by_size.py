@@ -40,8 +40,9 @@ MEASURES = (
 
 
 class AgreementSettings(EvaluationSettings):
-    """How near each head is to its teacher: standardised cosine, norm ratio (how much predictions vary around the mean against the teacher; 1
-    is right), raw cosine beside that of a constant, fidelity (variance of the teacher / mean squared error), linear CKA, AM-RADIO's loss."""
+    """How near each head is to its teacher: standardised cosine, norm ratio (how much predictions vary around the mean against the teacher;
+    1 is right), raw cosine beside that of a constant, fidelity (variance of the teacher / mean squared error), linear CKA, AM-RADIO's loss.
+    """
 
     view: ClassVar[View] = "whole"
 
