@@ -8,12 +8,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-import yaml
 
 import data_folders
 import processes
 import tiny
 from amradio.recipe import Recipe
+from amradio.yaml12 import write_yaml
 
 torch.set_num_threads(1)
 
@@ -60,7 +60,7 @@ def base(pictures: Path, teacher_folders: dict[str, Path], tmp_path: Path) -> di
 def recipe_file(base: dict, tmp_path: Path) -> Path:
     """`base` as a file."""
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(base, sort_keys=False))
+    path.write_text(write_yaml(base))
     return path
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+
+from amradio.yaml12 import write_yaml
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -51,7 +52,7 @@ TINY = {
 @pytest.fixture
 def listing(tmp_path: Path) -> Path:
     path = tmp_path / "list.yaml"
-    path.write_text(yaml.safe_dump({"out": str(tmp_path / "found.json"), **TINY}))
+    path.write_text(write_yaml({"out": str(tmp_path / "found.json"), **TINY}))
     return path
 
 

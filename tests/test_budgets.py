@@ -71,7 +71,7 @@ def test_nothing_runs_code_from_a_file():
                 found.append(where)
             if name == "torch.load" and ast.unparse(keywords.get("weights_only", ast.Constant(None))) != "True":
                 found.append(f"{where} without weights_only=True")
-            if name == "yaml.load" and "_Loader" not in ast.unparse(node):
+            if name.startswith("yaml.") or (name == "YAML" and ast.unparse(keywords.get("typ", ast.Constant(None))) != "'safe'"):
                 found.append(f"{where} without a safe loader")
             if "trust_remote_code" in keywords and ast.unparse(keywords["trust_remote_code"]) != "False":
                 found.append(f"{where} with trust_remote_code")

@@ -96,8 +96,8 @@ def test_stages_0_steps_is_a_key_with_and_without_stages_in_the_file(minimal):
 
 def test_an_item_beyond_the_list_is_one_problem(minimal):
     (problem,) = problems(minimal, "stages=[{steps: 9}]", "stages.4.steps=5")
-    assert "item 4" in problem
-    assert "1 items" in problem
+    assert problem.startswith("stages.4: ")
+    assert "stages is a list of 1 item, stages.0" in problem
 
 
 def test_null_takes_an_entry_away(minimal):
@@ -132,7 +132,119 @@ def test_a_word_that_is_none(minimal):
     assert read_words(["a.b=x=y"]) == {"a": {"b": "x=y"}}
 
 
+# values of words
+
+
+PLAIN = ("set #2", "*.tar", "{0..3}.tar", "/data/{00..99}.tar", "{a,b}/{c,d}", "a: b", "- x", "!x", "&a", "%y", "@z", "a]", "[a]*.tar")
+QUOTES = ("'a' b", "'a' and 'b'", "~/x", "x=y", "no", "1:30", "# x", " x", "|", "{a", "[a", "\udce9.jpg", "C:\\x", "a, b", "`ls`", '"', "'")
+
+
+@pytest.mark.parametrize("text", PLAIN + QUOTES)
+def test_a_value_is_plain_text(text):
+    assert read_words([f"data.train.path={text}"]) == {"data": {"train": {"path": text}}}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5", 5),
+        (" 5 ", 5),
+        ("1e3", 1000.0),
+        ("true", True),
+        ("null", None),
+        ("~", None),
+        ("[1, a b, '3']", [1, "a b", "3"]),
+        ("{a: 1, b: {c: [x]}}", {"a": 1, "b": {"c": ["x"]}}),
+        ("'null'", "null"),
+        ('"a\\tb"', "a\tb"),
+        ("''", ""),
+        ("'it''s'", "it's"),
+        ("{path: 'a}b'}", {"path": "a}b"}),
+    ],
+)
+def test_a_value_is_a_number_a_truth_value_null_brackets_or_quoted(text, value):
+    found = read_words([f"a={text}"])["a"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["out="], "the value is empty"),
+        (["student={type:", "timm,", "model:", "resnet50}"], "put it into quotes: 'student={type: timm, model: resnet50}'"),
+        (["stages=[{steps:", "5},", "{steps:", "6}]", "seed=1"], "put it into quotes: 'stages=[{steps: 5}, {steps: 6}]'"),
+        (["student={type: timm"], "the bracket is not closed"),
+        (["student={type:timm}"], "write 'type: timm'"),
+        (["a." * 3000 + "a=1"], "3,001 parts"),
+        (["stages.1234567890.steps=1"], "stages is a list of 1 item"),
+        (["stages.²=1"], "stages is a list of 1 item"),
+        (["stages.steps=1"], "name an item by its number, as stages.0"),
+        (["stages.3.steps=1"], "the next one would be stages.1"),
+        (["seed=" + "9" * 5000], "5,000 characters"),
+    ],
+)
+def test_words_that_are_refused(words, what):
+    with pytest.raises(UserError) as caught:
+        read_words(words, {"stages": [{"steps": 2}]})
+    (found,) = caught.value.problems
+    assert what in found
+    assert len(found) < 400
+
+
+def test_recipes_in_other_encodings(minimal, tmp_path):
+    path = tmp_path / "other.yaml"
+    path.write_bytes("out: größe\n".encode("utf-16"))
+    assert Recipe.load(minimal, str(path)).out == "größe"
+    path.write_bytes("\ufeffout: größe\r\n".encode())
+    assert Recipe.load(minimal, str(path)).out == "größe"
+    path.write_bytes("seed: 1\n# größe\n".encode("latin-1"))
+    assert "byte 13 (0xf6, line 2) is not UTF-8" in problems(minimal, str(path))[0]
+    path.write_bytes(b"\x80\x02}q\x00.")
+    assert "not UTF-8" in problems(minimal, str(path))[0]
+
+
 # problems
+
+
+@pytest.mark.parametrize(
+    ("word", "what"),
+    [
+        ("teachers.clip.wieght=2", "did you mean 'spatial_weight' or 'summary_weight'?"),
+        ("optimizer.lr=1", "did you mean 'learning_rate'?"),
+        ("lr=1", "did you mean 'optimizer.learning_rate'?"),
+        ("batch_size=8", "did you mean 'stages.0.partitions.0.batch_size'?"),
+        ("epochs=3", "did you mean 'stages.0.steps'?"),
+        ("student=resnet50", "a model of timm is written {type: timm, model: resnet50}"),
+        ("student=7", "student: should be a mapping of keys to values, found 7"),
+        ("stages.0.steps=many", "stages.0.steps: should be an integer, found 'many'"),
+        ("stages.0.steps='5'", "found the text '5' (take its quotes away)"),
+        ("stages.0.steps=1.5", "found 1.5"),
+        ("out=null", "out: should be a text, found nothing (null)"),
+        ("out=''", "the path is empty"),
+        ("out=~nosuchuser/x", "there is no user ~nosuchuser"),
+        ("out=" + "n" * 300, "300 bytes"),
+        ('out="a\\0b"', "NUL"),
+        ('out="\\ud800"', "surrogate"),
+        ("engine.compile=1", "engine.compile: should be true or false, found 1"),
+        ("optimizer.betas=x", "optimizer.betas: should be a list, found 'x'"),
+        ("loss.summary={type: cosine, cosine: 1}", "loss.summary.cosine: there is no such key"),
+        ("teachers=x", "teachers: should be a mapping of keys to values, found 'x'"),
+        ("teachers.clip=null", "teachers: should have at least 1 item, found {}"),
+        ("seed=" + str(2**70), "seed: should be less than"),
+        ("seed=[" + ", ".join(["12345"] * 5000) + "]", "seed: should be an integer, found [12345, "),
+    ],
+)
+def test_a_problem_is_one_short_sentence(minimal, word, what):
+    (found,) = problems(minimal, word)
+    assert what in found
+    assert len(found) < 400
+
+
+def test_an_integer_may_be_written_as_a_float(minimal):
+    recipe = Recipe.load(minimal, "stages.0.steps=1e3", "optimizer.warmup_steps=10.0", "engine.threads=2.0")
+    assert (recipe.num_steps, recipe.optimizer.warmup_steps, recipe.engine.threads) == (1000, 10, 2)
+    assert type(recipe.num_steps) is int
 
 
 def test_all_problems_at_once_each_with_its_key_and_the_nearest_name(minimal):
@@ -159,8 +271,8 @@ def test_all_problems_at_once_each_with_its_key_and_the_nearest_name(minimal):
     assert "there is no such key; did you mean 'summary_weight'" in by_key["teachers.clip.summary_wieght"]
     assert "'dinov2'" in by_key["teachers.dino"]
     assert "did you mean 'keep'?" in by_key["engine.kep"]
-    assert "'fast' (str)" in by_key["optimizer.learning_rate"]
-    assert "-1 (int)" in by_key["stages.0.steps"]
+    assert "'fast'" in by_key["optimizer.learning_rate"]
+    assert "found -1" in by_key["stages.0.steps"]
     assert "'heads'" in by_key["hedas"]
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
 
 from amradio.config import Settings, one_of, to_yaml, validate
@@ -17,6 +16,7 @@ from amradio.students.eradio import SIZES, Eradio, EradioSettings, optimal_windo
 from amradio.students.eradio_attention import AttentionBlock, AttentionStage, BlockShape, PositionBias, cut, join, make_window
 from amradio.students.eradio_published import own_weights, published_weights, settings_from
 from amradio.students.trained import LastBlocksSettings, LoraSettings, merged
+from amradio.yaml12 import parse_yaml
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 TINY = {"dim": 8, "stem_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [2, 4], "neck_dim": 24, "cpb_hidden_dim": 16}
@@ -438,4 +438,4 @@ def test_every_setting_matters(change: dict):
 
 def test_settings_survive_yaml():
     box = Box(student=EradioSettings.model_validate({**TINY, "window": "fixed"}))
-    assert validate(Box, yaml.safe_load(to_yaml(box))) == box
+    assert validate(Box, parse_yaml(to_yaml(box), "here")) == box

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
 import amradio
 from amradio.__main__ import main
@@ -14,6 +13,7 @@ from amradio.errors import UserError
 from amradio.evaluation import Metric, Result
 from amradio.evaluation.suite import Suite
 from amradio.recipe import Recipe
+from amradio.yaml12 import write_yaml
 from evaluations import SMALL, add_tokenizer
 
 
@@ -27,7 +27,7 @@ def run_folder(recipe: Callable[..., Recipe], teacher_folders: dict[str, Path]) 
 def evaluation_file(tmp_path: Path) -> Path:
     path = tmp_path / "evaluation.yaml"
     chosen = {kind: {"type": kind, **SMALL[kind]} for kind in ("knn", "zero_shot", "agreement", "throughput")}
-    path.write_text(yaml.safe_dump({"evaluations": chosen, "device": "cpu"}))
+    path.write_text(write_yaml({"evaluations": chosen, "device": "cpu"}))
     return path
 
 

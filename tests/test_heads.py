@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import yaml
 from timm.models.vision_transformer import Block
 from torch import nn
 
@@ -20,6 +19,7 @@ from amradio.heads import (
     fold_affine,
     invert_affine,
 )
+from amradio.yaml12 import parse_yaml
 
 TINY = {"mlp": {"num_inner": 1}, "attention": {"num_heads": 4}, "linear": {}}
 IN, OUT = 24, 10
@@ -79,7 +79,7 @@ def test_gradients_reach_every_parameter(settings: HeadSettings):
 
 def test_settings_survive_yaml(settings: HeadSettings):
     box = Box(head=settings)
-    assert validate(Box, yaml.safe_load(to_yaml(box))) == box
+    assert validate(Box, parse_yaml(to_yaml(box), "here")) == box
     with pytest.raises(UserError, match="no such key"):
         validate(Box, {"head": {**settings.model_dump(), "num_inners": 1}})
 

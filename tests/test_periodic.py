@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from amradio import distill, evaluate
 from amradio.commands.distill import dry_run
 from amradio.engine.checkpoint import Checkpoints
 from amradio.errors import UserError
 from amradio.teachers.clip import ClipTeacher
+from amradio.yaml12 import parse_yaml, write_yaml
 from evaluations import SMALL, add_tokenizer
 from processes import at_step, start_several, terminate_self
 from runs import files, metrics, state
@@ -25,14 +25,14 @@ CHOSEN = ("knn", "zero_shot", "agreement", "linear_segmentation", "promptable_se
 def suite_file(teacher_folders: dict[str, Path], tmp_path: Path) -> Path:
     add_tokenizer(teacher_folders["clip"])
     path = tmp_path / "suite.yaml"
-    path.write_text(yaml.safe_dump({"evaluations": {kind: {"type": kind, **SMALL[kind]} for kind in CHOSEN}}))
+    path.write_text(write_yaml({"evaluations": {kind: {"type": kind, **SMALL[kind]} for kind in CHOSEN}}))
     return path
 
 
 @pytest.fixture
 def knn_file(tmp_path: Path) -> Path:
     path = tmp_path / "knn.yaml"
-    path.write_text(yaml.safe_dump({"evaluations": {"knn": {"type": "knn", **SMALL["knn"]}}}))
+    path.write_text(write_yaml({"evaluations": {"knn": {"type": "knn", **SMALL["knn"]}}}))
     return path
 
 
@@ -89,10 +89,10 @@ def test_a_resumed_run_does_not_measure_again(recipe, recipe_file, knn_file, amr
 def test_teachers_of_the_run_are_not_loaded_twice(recipe, suite_file, teacher_folders, monkeypatch):
     built = []
     monkeypatch.setattr(ClipTeacher, "__init__", lambda self, *a, real=ClipTeacher.__init__, **k: built.append(1) or real(self, *a, **k))
-    content = yaml.safe_load(suite_file.read_text())
+    content = parse_yaml(suite_file.read_text(), "here")
     content["teachers"] = {name: {"type": "clip", "model": str(teacher_folders["clip"])} for name in ("clip", "another")}
     content["evaluations"] = {"knn": content["evaluations"]["knn"]}
-    suite_file.write_text(yaml.safe_dump(content))
+    suite_file.write_text(write_yaml(content))
     folder = distill(recipe("stages.0.steps=1", f"evaluate.suite={suite_file}"))
     assert len(built) == 2, "clip once for run and suite, another for the suite"
     assert "eval/knn/teacher/another/k=1" in eval_lines(folder)[1]
@@ -120,7 +120,7 @@ def test_on_two_processes_the_first_one_measures(recipe_file, knn_file, tmp_path
     ],
 )  # fmt: skip
 def test_bad_suites_are_refused_before_anything_is_written(recipe, suite_file, tmp_path, change, message):
-    suite_file.write_text(yaml.safe_dump({"evaluations": {kind: {"type": kind, **settings} for kind, settings in change.items()}}))
+    suite_file.write_text(write_yaml({"evaluations": {kind: {"type": kind, **settings} for kind, settings in change.items()}}))
     before = files(tmp_path)
     for start in (distill, dry_run):
         with pytest.raises(UserError, match=message):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 import amradio
 from amradio.config import Settings, one_of, to_yaml, validate
@@ -14,6 +13,7 @@ from amradio.formats.folder import write_folder
 from amradio.heads import LinearHeadSettings
 from amradio.network import HeadConfig, HeadPart, NetworkConfig
 from amradio.students import STUDENTS, Student, StudentSettings, catalogue
+from amradio.yaml12 import parse_yaml
 
 TINY = {
     "vit": {"dim": 48, "depth": 2, "num_heads": 4, "patch_size": 8, "num_registers": 2, "max_image_size": 64},
@@ -170,7 +170,7 @@ def test_a_model_folder_keeps_it(settings: StudentSettings, tmp_path: Path):
 
 def test_settings_survive_yaml(settings: StudentSettings):
     box = Box(student=settings)
-    assert validate(Box, yaml.safe_load(to_yaml(box))) == box
+    assert validate(Box, parse_yaml(to_yaml(box), "here")) == box
 
 
 def test_unknown_keys_are_refused(settings: StudentSettings):

@@ -8,7 +8,7 @@ import pydantic
 
 from .balance import BALANCES, FixedSettings
 from .beginning import Beginning, Begun, ModelStudentSettings, Plan, begin_again, begin_fresh, begin_from, plan
-from .config import Settings, defaults, one_of, read_words, validate
+from .config import Positive, Seed, Settings, UserPath, defaults, one_of, read_words, validate
 from .data import SOURCES, DataSettings
 from .engine.settings import EngineSettings, OptimizerSettings
 from .errors import UserError, nearest
@@ -22,8 +22,6 @@ from .students import STUDENTS
 from .students.base import Student
 from .teachers import TEACHERS
 from .teachers.base import Teacher
-
-Positive = Annotated[int, pydantic.Field(gt=0)]
 
 
 class PartitionSettings(Settings):
@@ -100,7 +98,7 @@ class Recipe(Settings):
     data: DataSettings
     teachers: Annotated[dict[str, one_of(TEACHERS)], pydantic.Field(min_length=1)]  # type: ignore[valid-type]
     student: one_of((*STUDENTS, ModelStudentSettings))  # type: ignore[valid-type]
-    out: str
+    out: UserPath
     """The run folder. The same command resumes what is there."""
     heads: HeadsSettings = HeadsSettings()
     loss: LossSettings = LossSettings()
@@ -110,7 +108,7 @@ class Recipe(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     engine: EngineSettings = EngineSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
-    seed: Annotated[int, pydantic.Field(ge=0)] = 0
+    seed: Seed = 0
     """Of weights, crops, order and every other draw."""
 
     @classmethod
