@@ -146,10 +146,15 @@ def kind_of(annotation: Any) -> str:
     return WORDS.get(annotation, str(annotation))
 
 
+MOST = 1_000_000_000
+"""The upper bound of every count, which the page names once (and that of seeds, 2^63)."""
+
+
 def limits_of(metadata: Any) -> str:
     """`(> 0, <= 1)`; empty where there are none."""
     parts = [entry for item in metadata for entry in (item.metadata if isinstance(item, FieldInfo) else [item])]
-    found = [f"{sign} {getattr(part, name):g}" for part in parts for name, sign in LIMITS.items() if getattr(part, name, None) is not None]
+    limits = [(sign, getattr(part, name)) for part in parts for name, sign in LIMITS.items() if getattr(part, name, None) is not None]
+    found = [f"{sign} {limit:,}" if isinstance(limit, int) else f"{sign} {limit:g}" for sign, limit in limits if limit < MOST]
     return f"({', '.join(found)})" if found else ""
 
 

@@ -61,9 +61,9 @@ SettingsType = TypeVar("SettingsType", bound=Settings)
 AsTuple = pydantic.BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 """Lets a YAML list fill a tuple field: `Annotated[tuple[float, float], AsTuple]`."""
 
-Positive = Annotated[int, pydantic.Field(gt=0, lt=2**31)]
-"""A count: 1 to 2^31 - 1."""
-Natural = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+Positive = Annotated[int, pydantic.Field(gt=0, le=1_000_000_000)]
+"""A count: 1 to a thousand million."""
+Natural = Annotated[int, pydantic.Field(ge=0, le=1_000_000_000)]
 """A count that may be 0."""
 Pixels = Annotated[int, pydantic.Field(gt=0, le=65_536)]
 """The side of an image: JPEG's limit."""
