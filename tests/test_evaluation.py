@@ -210,8 +210,8 @@ def test_not_one_readable_image_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: classes(path, cat=1, dog=0), "the class 'dog' is empty"),
-        (lambda path: path.mkdir(), "there is no folder in it"),
+        (lambda path: classes(path, cat=0, dog=0), "there is no folder with images in it"),
+        (lambda path: path.mkdir(), "there is no folder with images in it"),
         (lambda path: None, "there is no such folder"),
         (lambda path: (classes(path, cat=1) / "classnames.json").write_text('{"dog": "x"}'), "there is no name for the class 'cat'"),
         (lambda path: (classes(path, cat=1) / "classnames.json").write_text("{"), "not valid JSON"),
@@ -235,7 +235,7 @@ def test_classes_that_do_not_match(tmp_path: Path) -> None:
     [
         ({"images": []}, "it lacks 'annotations'"),
         ({"images": [{"id": 1, "file_name": "a"}], "annotations": []}, "there is no caption in it"),
-        ({"images": [], "annotations": [{"image_id": 3, "caption": "x"}]}, "captions belong to no image, first image_id 3"),
+        ({"images": [], "annotations": [{"image_id": 3, "caption": "x"}]}, r"annotations\[0\]: its image_id 3 belongs to no image"),
     ],
 )
 def test_bad_captions(tmp_path: Path, content: dict, message: str) -> None:

@@ -12,7 +12,8 @@ from PIL import Image
 import tiny
 from amradio.errors import UserError
 from amradio.evaluation.base import Bench
-from amradio.evaluation.instances import CocoInstancesSettings, SceneInstancesSettings, decode_mask
+from amradio.evaluation.instances import CocoInstancesSettings, SceneInstancesSettings
+from amradio.evaluation.masks import decode_mask, read_mask
 from amradio.evaluation.promptable_segmentation import (
     PromptableSegmentationSettings,
     coordinates,
@@ -132,11 +133,11 @@ def test_masks_of_coco_equal_pycocotools():
     edges = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff(np.concatenate(([0], edges, [flat.size]))).tolist()
     for form in (text, {"size": [40, 50], "counts": counts}):
-        assert np.array_equal(decode_mask(form, 40, 50), mask)
+        assert np.array_equal(decode_mask(read_mask(form, 40, 50), 40, 50), mask)
     polygons = [[3.0, 2, 30, 4, 20, 25], [31.5, 30, 45, 30, 45, 38, 31.5, 38]]
     wanted = np.logical_or.reduce([coco.decode(coco.frPyObjects([part], 40, 50))[..., 0] for part in polygons])
-    assert np.array_equal(decode_mask(polygons, 40, 50), wanted)
-    assert not decode_mask([], 40, 50).any()
+    assert np.array_equal(decode_mask(read_mask(polygons, 40, 50), 40, 50), wanted)
+    assert not decode_mask(read_mask([], 40, 50), 40, 50).any()
 
 
 def make_coco(folder: Path, **changes) -> CocoInstancesSettings:
@@ -191,7 +192,7 @@ def test_bad_coco_is_one_message_each(tmp_path: Path):
             settings.build()
     for number, (message, mask) in enumerate(
         {
-            "nor RLE": [[1.0, 2.0]],
+            "or RLE": [[1.0, 2.0]],
             "both must be of one size": {"size": [1, 2], "counts": [2]},
             "without counts": {"size": [40, 60]},
         }.items()
@@ -199,7 +200,7 @@ def test_bad_coco_is_one_message_each(tmp_path: Path):
         entry = {"id": 7, "image_id": 0, "segmentation": mask}
         with pytest.raises(UserError, match=message):
             make_coco(tmp_path / f"mask{number}", annotations=[entry]).build()
-    with pytest.raises(UserError, match="belong to no image"):
+    with pytest.raises(UserError, match="belongs to no image"):
         make_coco(tmp_path / "stranger", annotations=[{"id": 7, "image_id": 99, "segmentation": []}]).build()
     with pytest.raises(UserError, match="no annotation"):
         make_coco(tmp_path / "empty", annotations=[]).build()

@@ -154,7 +154,7 @@ def test_bad_labels_are_one_message_each(tmp_path: Path):
         "a label of mode RGB": lambda p: save(p / "labels" / "0.png", picture(0, SIZES[0])),
         "label cannot be read": lambda p: (p / "labels" / "0.png").write_bytes(b"no picture"),
         "no classes.json": lambda p: (p / "classes.json").unlink(),
-        "expected a list of names": lambda p: (p / "classes.json").write_text('{"classes": [1]}'),
+        "the class 0: found 1; expected a text": lambda p: (p / "classes.json").write_text('{"classes": [1]}'),
         "not valid JSON": lambda p: (p / "classes.json").write_text("{"),
         "also the id of the class 'car'": lambda p: (p / "classes.json").write_text(
             '{"classes": ["sky", "road", "car"], "ignore_index": 2}'

@@ -33,6 +33,8 @@ def embed(path: str | Path, images: str | Path | SourceSettings, out: str | Path
     print(f"{done.num_images:,} of {source.describe()} -> {done.path}: {computed / seconds:.0f} images/s, {seconds:.1f} s")
     if done.num_resumed:
         print(f"{done.num_resumed:,} of them were there from an earlier call")
+    for note in source.notes():
+        print(note)
     if done.broken:
         named = "; ".join(f"{key}: {reason}" for key, reason in list(done.broken.items())[:NAMED])
         print(f"{len(done.broken):,} could not be read and were left out, all named in {done.path.name}.broken.txt: {named}")

@@ -104,8 +104,9 @@ def val_batches(settings: DataSettings, source: SourceSettings | None, feed: Fee
 
 
 def describe(source: SourceSettings) -> str:
-    """`3,490 images in /path`; raises UserError where the source is missing."""
-    return source.build().describe()
+    """`3,490 images in /path`, and what was passed over there; raises UserError where the source is missing."""
+    built = source.build()
+    return "; ".join((built.describe(), *built.notes()))
 
 
 def check(source: SourceSettings) -> None:

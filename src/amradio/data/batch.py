@@ -16,3 +16,5 @@ class Batch(NamedTuple):
     """float32 [B, 8], uniform in [0, 1): random numbers for the models, a function of (seed, step, index) alone."""
     skipped: tuple[str, ...] = ()
     """`key: reason` for each unreadable image that was met while this batch was filled."""
+    remarks: tuple[str, ...] = ()
+    """What else there is to tell of the files that were read: images of a shard that were passed over."""

@@ -1,24 +1,35 @@
-"""Encoded pictures to RGB: every mode and orientation, and no more pixels decoded than the crop needs."""
+"""Encoded pictures to RGB or ids: every mode and orientation, no more pixels decoded than the crop needs, memory bounded by area."""
 
-import io
 import math
-import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-"""What is opened; Pillow's other readers are never tried on a file that a stranger made."""
+from .guard import FORMATS, MAX_PIXELS, Encoded, UnreadableError, check_area, guarded, open_file, read_file
 
-MAX_PIXELS = 178_956_970
-"""Larger pictures are refused from their header; it is where Pillow itself stops."""
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "Box",
+    "Encoded",
+    "UnreadableError",
+    "centre_box",
+    "crop_and_resize",
+    "decode",
+    "decode_ids",
+    "random_box",
+]
+
+LARGE = 2**24
+"""Pixels (4096 x 4096) above which a picture whose format cannot be decoded at a smaller size is averaged over blocks, strip by strip,
+where a smaller one will do: what is held beside Pillow's own copy stays below 50 MiB."""
+STRIP = 2**22
+"""Pixels that are converted at a time."""
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in px of the upright picture."""
-
-Encoded = bytes | np.ndarray
-"""A file's bytes, or pixels uint8 [H, W, 3] RGB."""
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -32,16 +43,13 @@ _TURNS = {
 }
 
 
-class UnreadableError(Exception):
-    """A picture that cannot be read; the message is the reason."""
-
-
-def decode(data: Encoded, least: int | None = None) -> np.ndarray:
+def decode(data: Encoded, least: int | None = None, most: int | None = None) -> np.ndarray:
     """The whole picture, upright: uint8 [H, W, 3] RGB. Raises UnreadableError.
 
-    least: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as its short side keeps so many px; None for whole size.
+    least: px that the short side keeps; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as it does, another picture of more than
+    LARGE pixels is averaged over blocks. most: pixels at most, reached in the same way. None for no such bound: the whole size.
     """
-    return _guarded(data, lambda image: _upright(_to_rgb(_smaller(image, least)), _orientation(image)))
+    return guarded(data, lambda image: _whole(image, least, most))
 
 
 def crop_and_resize(data: Encoded, choose: Callable[[int, int], Box], size: int, full: bool = False) -> np.ndarray:
@@ -50,33 +58,73 @@ def crop_and_resize(data: Encoded, choose: Callable[[int, int], Box], size: int,
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size (the DCT does it) as long as the crop keeps at least `size` px; `full`
     forbids that. Raises UnreadableError.
     """
-    return _guarded(data, lambda image: _cropped(image, choose, size, full))
+    return guarded(data, lambda image: np.asarray(_cropped(image, choose, size, full)))
 
 
-def _guarded(data: Encoded, read: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    # Pillow warns of odd metadata and of large pictures; a picture is either read or refused here.
-    with warnings.catch_warnings(action="ignore"):
-        try:
-            if isinstance(data, np.ndarray):
-                return np.asarray(read(Image.fromarray(data)))
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UnreadableError(f"{image.width}x{image.height} px are more than the limit of {MAX_PIXELS:,} pixels")
-                return np.asarray(read(image))
-        except (UnreadableError, MemoryError):
-            raise
-        except Image.UnidentifiedImageError:
-            found = "an empty file" if not len(data) else f"not a picture in {', '.join(FORMATS)}"
-            raise UnreadableError(found) from None
-        except Exception as error:  # Pillow's readers raise nearly anything on broken input
-            raise UnreadableError(f"{type(error).__name__}: {error}") from error
+def decode_ids(data: bytes) -> np.ndarray:
+    """The values of a picture of one channel, or the indices of a palette, exactly as stored: uint8, uint16 or int32 [H, W].
+
+    Raises UnreadableError, also where a picture has several channels or numbers that are not whole.
+    """
+    return guarded(data, lambda image: _ids(image, data), ("PNG", "TIFF", "BMP", "GIF"))
 
 
-def _smaller(image: Image.Image, least: int | None) -> Image.Image:
-    shrink = _reduction(image, (0, 0, *image.size), least) if least else 1
-    if shrink > 1:
-        image.draft(None, (image.width // shrink, image.height // shrink))  # pyright: ignore[reportArgumentType]
-    return image
+def picture_size(path: str | Path, upright: bool = True) -> tuple[int, int]:
+    """(width, height) px as shown (`upright`) or as stored, from the header. Raises UnreadableError or OSError."""
+
+    def size(image: Image.Image) -> tuple[int, int]:
+        check_area(image)
+        return image.size[::-1] if upright and _orientation(image) >= 5 else image.size
+
+    try:
+        with open_file(path) as file, Image.open(file, formats=FORMATS) as image:
+            return size(image)
+    except (UnreadableError, FileNotFoundError, PermissionError):
+        raise
+    except Exception:  # the whole file, then: it may be its metadata alone that cannot be read
+        return guarded(read_file(path), size)
+
+
+def _whole(image: Image.Image, least: int | None, most: int | None) -> np.ndarray:
+    turn = _orientation(image)
+    short, area = min(image.size), image.width * image.height
+    if least is not None or most is not None:
+        by_least = short // least if least is not None else 8
+        by_most = max(1, math.ceil(math.sqrt(area / most))) if most is not None else by_least
+        shrink = next((shrink for shrink in (8, 4, 2) if shrink <= min(by_least, by_most)), 1) if _drafts(image) else 1
+        if shrink > 1:
+            image.draft(None, (image.width // shrink, image.height // shrink))  # pyright: ignore[reportArgumentType]
+    area = image.width * image.height
+    factor = 1
+    if most is not None and area > most:
+        factor = math.ceil(math.sqrt(area / most))
+    if least is not None:
+        bound = max(1, min(image.size) // least)
+        factor = min(max(factor, math.ceil(math.sqrt(area / LARGE))), bound) if most is None else min(factor, bound)
+    return _turned(_pixels(image, factor), turn)
+
+
+def _pixels(image: Image.Image, factor: int) -> np.ndarray:
+    """uint8 [H / factor, W / factor, 3] RGB as stored, averaged over blocks of `factor` px; converted strip by strip where it is large."""
+    if factor == 1 and image.width * image.height <= STRIP:
+        return np.asarray(_to_rgb(image))
+    image.load()
+    found = np.empty((-(-image.height // factor), -(-image.width // factor), 3), dtype=np.uint8)
+    rows = max(1, STRIP // image.width // factor) * factor
+    for top in range(0, image.height, rows):
+        strip = _to_rgb(image.crop((0, top, image.width, min(top + rows, image.height))))
+        strip = strip.reduce(factor) if factor > 1 else strip
+        found[top // factor : top // factor + strip.height] = np.asarray(strip)
+    return found
+
+
+def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """[H, W, 3] upright, out of pixels stored with EXIF orientation `turn`."""
+    if turn in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if turn in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels[::-1] if turn in (3, 4, 7, 8) else pixels
 
 
 def _cropped(image: Image.Image, choose: Callable[[int, int], Box], size: int, full: bool) -> Image.Image:
@@ -86,26 +134,72 @@ def _cropped(image: Image.Image, choose: Callable[[int, int], Box], size: int, f
     shrink = 1 if full else _reduction(image, box, size)
     if shrink > 1:
         image.draft(None, (image.width // shrink, image.height // shrink))  # pyright: ignore[reportArgumentType]
-    rgb = _to_rgb(image)
     left, top, right, bottom = (edge / shrink for edge in box)
-    within = (left, top, min(right, rgb.width), min(bottom, rgb.height))
+    within = (left, top, min(right, image.width), min(bottom, image.height))
+    if image.width * image.height > LARGE and not full:
+        image, within = _cut_out(image, within, size)
+    rgb = _to_rgb(image)
     return _upright(rgb.resize((size, size), Image.Resampling.BICUBIC, box=within, reducing_gap=None if full else 3.0), turn)
+
+
+def _cut_out(image: Image.Image, box: tuple[float, ...], size: int) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """Of a large picture the part alone, averaged over blocks as far as the resize to `size` px does so itself; and the box within it."""
+    left, top = math.floor(box[0]), math.floor(box[1])
+    part = image.crop((left, top, min(image.width, math.ceil(box[2])), min(image.height, math.ceil(box[3]))))
+    factor = max(1, int(min(part.size) / size / 3))
+    cut = Image.fromarray(_pixels(part, factor))
+    x0, y0, x1, y1 = (edge / factor for edge in (box[0] - left, box[1] - top, box[2] - left, box[3] - top))
+    return cut, (x0, y0, min(x1, cut.width), min(y1, cut.height))
 
 
 def _reduction(image: Image.Image, box: Box, size: int) -> int:
     """The largest of 8, 4, 2, 1 by which a JPEG may shrink such that the box keeps `size` px a side."""
-    if image.format not in ("JPEG", "MPO"):
+    if not _drafts(image):
         return 1
     short = min(box[2] - box[0], box[3] - box[1])
     return next((shrink for shrink in (8, 4, 2) if short >= shrink * size), 1)
 
 
+def _drafts(image: Image.Image) -> bool:
+    """Whether it can be decoded at 1/2, 1/4 or 1/8 of its size."""
+    return image.format in ("JPEG", "MPO")
+
+
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8. Pillow turns TIFF on its own, so those count as upright."""
+    """EXIF orientation 1 to 8; 1 where there is none that can be read. Pillow turns TIFF on its own, so those count as upright."""
     if image.format == "TIFF":
         return 1
-    turn = image.getexif().get(_ORIENTATION, 1)
-    return turn if turn in _TURNS else 1
+    try:
+        turn = image.getexif().get(_ORIENTATION, 1)
+    except (OSError, MemoryError):  # of the pixels: a PNG is decoded first
+        raise
+    except Exception:  # EXIF is parsed as it comes, and anything may come
+        return 1
+    return turn if isinstance(turn, int) and turn in _TURNS else 1
+
+
+def _ids(image: Image.Image, data: bytes) -> np.ndarray:
+    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
+        raise UnreadableError(f"a label of mode {image.mode}; labels are ids in one channel (8 or 16 bit grey, or a palette)")
+    bits, is_inverted = _grey_bits(image, data)
+    ids = np.asarray(image)
+    if ids.dtype == bool:
+        ids = ids.astype(np.uint8)
+    elif bits in (2, 4) and image.mode == "L":  # Pillow spreads them over 0 to 255
+        ids = ids // (255 // (2**bits - 1))
+    if is_inverted and image.mode in ("1", "L"):
+        ids = (2 ** min(bits, 8) - 1) - ids
+    return ids.astype(np.uint16) if image.mode.startswith("I;16") else ids
+
+
+def _grey_bits(image: Image.Image, data: bytes) -> tuple[int, bool]:
+    """Bits of a stored sample, and whether 0 is white, which Pillow inverts (TIFF)."""
+    if image.format == "PNG":
+        return data[24], False
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(258, (1,))  # pyright: ignore[reportAttributeAccessIssue]
+        return bits[0] if isinstance(bits, tuple) else bits, image.tag_v2.get(262) == 0  # pyright: ignore[reportAttributeAccessIssue]
+    return 8, False
 
 
 def _upright(image: Image.Image, turn: int) -> Image.Image:

@@ -1,33 +1,47 @@
 """Images that a text file names."""
 
+import os
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..files import read_lines
 from .folder import Folder
+from .names import PassedOver
+
+LARGEST_LIST = 4 << 30
+"""Bytes of a list: a hundred million paths of forty letters."""
 
 
 class FileList(Folder):
-    """The files that a text file names, one a line, in that order; keys are the lines as they stand there."""
+    """The files that a text file names, one a line, in that order; keys are the lines as `names.to_key` writes them."""
 
     def __init__(self, file: Path) -> None:
-        """Paths that are not absolute start at the folder of the text file. Raises UserError where it names nothing, or a file twice."""
+        """Paths that are not absolute start at the folder of the text file; of a line that stands there twice the first counts.
+
+        Raises UserError where it names nothing, or is no text file.
+        """
         self.file, self.path = file, file.parent
-        try:
-            lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        except OSError as error:
-            raise UserError(f"{file}: {error.strerror}; give a text file with the path of an image on each line") from None
-        names = [line.strip() for line in lines if line.strip()]
+        self.passed = PassedOver()
+        names: dict[str, None] = {}
+        for line in read_lines(file, LARGEST_LIST, file_names=True):
+            name = self._name(line)
+            if name in names:
+                self.passed.add("a line that stands there already", name)
+            elif name:
+                names[name] = None
         if not names:
-            raise UserError(f"{file}: it names no image; write the path of an image on each line")
-        if "\0" in "".join(names):
-            raise UserError(f"{file}: this is not a text file; give one with the path of an image on each line, or a folder, or tar shards")
-        twice = len(names) - len(set(names))
-        if twice:
-            seen: set[str] = set()
-            first = next(name for name in names if name in seen or seen.add(name))
-            raise UserError(f"{file}: {twice} lines stand there twice, first {first}; name each image once")
-        self.keep(names)
+            raise UserError(f"{shown(file)}: it names no image; write the path of an image on each line")
+        self.keep(list(names))
+
+    def _name(self, line: str) -> str:
+        """The path on a line, without the spaces around it where no file has them in its name; empty for a blank line."""
+        stripped = line.strip()
+        return line if stripped and line != stripped and os.path.lexists(self.path / line) else stripped
 
     def describe(self) -> str:
         """`3,490 images named in /path/list.txt`."""
-        return f"{self.count():,} image{'s' * (self.count() != 1)} named in {self.file}"
+        return f"{self.count():,} image{'s' * (self.count() != 1)} named in {shown(self.file)}"
+
+    def notes(self) -> tuple[str, ...]:
+        """See the base."""
+        return self.passed.note(self.file)

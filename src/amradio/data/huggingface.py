@@ -1,10 +1,10 @@
 """The image column of a `datasets` data set: saved to disk, in Parquet files, or on the Hugging Face hub."""
 
-from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import UserError, nearest
-from .decode import UnreadableError
+from ..errors import UserError, nearest, shown
+from ..files import user_path
+from .guard import MAX_BYTES, UnreadableError, read_file
 from .source import Place, Source, SourceSettings
 
 
@@ -44,7 +44,7 @@ class HuggingFace(Source):
 
     def describe(self) -> str:
         """`1,000 images in owner/name (split train, column image)`."""
-        return f"{self.count():,} image{'s' * (self.count() != 1)} in {self.path} (split {self.split}, column {self.image})"
+        return f"{self.count():,} image{'s' * (self.count() != 1)} in {shown(self.path)} (split {self.split}, column {self.image})"
 
     def count(self, limit: int | None = None) -> int:
         """How many rows there are, at most `limit`."""
@@ -58,17 +58,19 @@ class HuggingFace(Source):
         """The bytes of the image. Raises UnreadableError or OSError."""
         found = self.table[place][self.image]
         if isinstance(found, dict):
-            found = found.get("bytes") or (found.get("path") and Path(found["path"]).read_bytes())
+            found = found.get("bytes") or (found.get("path") and read_file(found["path"]))
         if not isinstance(found, bytes):
             raise UnreadableError(f"column '{self.image}' holds no image here, but {type(found).__name__}")
+        if len(found) > MAX_BYTES:
+            raise UnreadableError(f"{len(found):,} bytes are more than the limit of {MAX_BYTES:,} for one picture")
         return found
 
 
 def _open_table(datasets: Any, path: str, split: str) -> Any:
     """A `datasets.Dataset`; everything that can be wrong with it becomes a UserError."""
-    local = Path(path).expanduser()
+    local = user_path(path)
     if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(f"{local}: there is no such folder or file; give one, or a name on the hub such as owner/name")
+        raise UserError(f"{shown(local)}: there is no such folder or file; give one, or a name on the hub such as owner/name")
     try:
         if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
             table = datasets.load_from_disk(str(local))

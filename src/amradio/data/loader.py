@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import UserError
 from . import chance
 from .batch import Batch
-from .decode import Box, UnreadableError, centre_box, crop_and_resize, random_box
+from .decode import Box, centre_box, crop_and_resize, random_box
+from .guard import UnreadableError
 from .source import Order, Place, Source
 
 MAX_ATTEMPTS = 1000
@@ -88,17 +89,17 @@ class TrainSteps(Dataset):
         share = self.feed.share(self.feed.batch_size)
         numbers = chance.uniform(self.feed.seed, _CROPS, step, share.start, len(share), 24)
         images = np.empty((len(share), 3, self.feed.image_size, self.feed.image_size), dtype=np.uint8)
-        keys, skipped = [], []
+        keys, skipped, remarks = [], [], []
         for row, index in enumerate(share):
             try:
-                key, pixels = self._fill(step * self.feed.batch_size + index, numbers[row], skipped)
+                key, pixels = self._fill(step * self.feed.batch_size + index, numbers[row], skipped, remarks)
             except UserError as error:
                 return _Failure(str(error))
             images[row] = pixels.transpose(2, 0, 1)
             keys.append(key)
-        return Batch(torch.from_numpy(images), tuple(keys), _draws(self.feed.seed, step, share), tuple(skipped))
+        return Batch(torch.from_numpy(images), tuple(keys), _draws(self.feed.seed, step, share), tuple(skipped), tuple(remarks))
 
-    def _fill(self, position: int, numbers: np.ndarray, skipped: list[str]) -> tuple[str, np.ndarray]:
+    def _fill(self, position: int, numbers: np.ndarray, skipped: list[str], remarks: list[str]) -> tuple[str, np.ndarray]:
         """The key and the view at `position`, or those of the first readable stand-in."""
 
         def choose(width: int, height: int) -> Box:
@@ -107,6 +108,7 @@ class TrainSteps(Dataset):
         for attempt in range(MAX_ATTEMPTS):
             place = self.source.drawn(self.order, position, attempt)
             found = _view(self.source, place, choose, self.feed.image_size)
+            remarks.extend(filter(None, (self.source.remark(place),)))
             if isinstance(found, np.ndarray):
                 return self.source.key(place), found[:, ::-1] if numbers[22] < self.crop.flip else found
             skipped.append(f"{self.source.key(place)}: {found}")
@@ -125,10 +127,11 @@ class ValSteps(Dataset):
     def __getitem__(self, step: int) -> Batch:
         first = step * self.feed.batch_size
         share = self.feed.share(min(self.feed.batch_size, self.total - first))
-        images, keys, skipped, rows = [], [], [], []
+        images, keys, skipped, rows, remarks = [], [], [], [], []
         for row, index in enumerate(share):
             place = self.source.nth(first + index)
             found = _view(self.source, place, centre_box, self.feed.image_size)
+            remarks.extend(filter(None, (self.source.remark(place),)))
             if isinstance(found, np.ndarray):
                 images.append(torch.from_numpy(found.copy()).permute(2, 0, 1))
                 keys.append(self.source.key(place))
@@ -137,7 +140,7 @@ class ValSteps(Dataset):
                 skipped.append(f"{self.source.key(place)}: {found}")
         side = self.feed.image_size
         stacked = torch.stack(images) if images else torch.empty(0, 3, side, side, dtype=torch.uint8)
-        return Batch(stacked.contiguous(), tuple(keys), _draws(self.feed.seed, step, share)[rows], tuple(skipped))
+        return Batch(stacked.contiguous(), tuple(keys), _draws(self.feed.seed, step, share)[rows], tuple(skipped), tuple(remarks))
 
 
 def _view(source: Source, place: Place, choose: Callable[[int, int], Box], size: int) -> np.ndarray | str:
@@ -155,8 +158,14 @@ def _draws(seed: int, step: int, share: range) -> torch.Tensor:
 
 
 def train_loader(source: Source, feed: Feed, crop: Crop, start_step: int, num_workers: int | None) -> Iterator[Batch]:
-    """Batches of the steps start_step, start_step + 1, ... without end. Raises UserError where the source gave out."""
-    yield from _batches(TrainSteps(source, feed, crop), itertools.count(start_step), num_workers)
+    """Batches of the steps start_step, start_step + 1, ... without end; the first one's remarks begin with the source's notes.
+
+    Raises UserError where the source gave out.
+    """
+    told = source.notes() if feed.rank == 0 else ()
+    for batch in _batches(TrainSteps(source, feed, crop), itertools.count(start_step), num_workers):
+        yield batch._replace(remarks=(*told, *batch.remarks)) if told else batch
+        told = ()
 
 
 def val_loader(source: Source, feed: Feed, limit: int | None, num_workers: int | None) -> Iterator[Batch]:
@@ -182,8 +191,8 @@ def _batches(steps: Dataset, numbers: Iterable[int], num_workers: int | None) ->
         for found in items:
             if isinstance(found, _Failure):
                 raise UserError(found.problem)
-            images, keys, draws, skipped = found
-            yield Batch(images, tuple(keys), draws, tuple(skipped))  # pinning turns tuples into lists
+            images, keys, draws, skipped, remarks = found
+            yield Batch(images, tuple(keys), draws, tuple(skipped), tuple(remarks))  # pinning turns tuples into lists
 
 
 def load_items(steps: Dataset, numbers: Iterable[int], num_workers: int | None) -> Generator[Any]:

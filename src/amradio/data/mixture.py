@@ -26,11 +26,14 @@ class MixtureSettings(SourceSettings):
     type: Literal["mixture"] = "mixture"
     sources: dict[str, SingleSource] = pydantic.Field(min_length=1)
     """The sources, by names of the user's own."""
-    weights: dict[str, float]
-    """How often each source is drawn, relative to the others: {datacomp: 0.95, sam: 0.05}."""
+    weights: dict[str, float] | None = None
+    """How often each source is drawn, relative to the others: {datacomp: 0.95, sam: 0.05}. Null for the number of images of each, so that
+    every image comes equally often (a source gets 1/10000 at least); for tar shards it is read from `NAME_stats.json` beside each."""
 
     @pydantic.model_validator(mode="after")
     def _match(self) -> Self:
+        if self.weights is None:
+            return self
         if set(self.weights) != set(self.sources):
             raise ValueError(f"weights: one for each source ({', '.join(self.sources)}), found {', '.join(self.weights) or 'none'}")
         if min(self.weights.values()) <= 0 or min(self.weights.values()) / sum(self.weights.values()) < 1 / BLOCK:
@@ -48,7 +51,7 @@ class MixtureSettings(SourceSettings):
                 problems.extend(f"{name}: {problem}" for problem in error.problems)
         if problems:
             raise UserError(*problems)
-        return Mixture(built, self.weights)
+        return Mixture(built, self.weights or _by_size(built))
 
 
 class Mixture(Source):
@@ -58,6 +61,15 @@ class Mixture(Source):
         self.sources, self.weights = sources, weights
         self.names = list(sources)
         self.ends = _cumulated_shares([weights[name] for name in self.names])
+
+    def notes(self) -> tuple[str, ...]:
+        """Of all sources."""
+        return tuple(note for source in self.sources.values() for note in source.notes())
+
+    def remark(self, place: Place) -> str:
+        """That of the source of the place."""
+        name, inner = self._place(place)
+        return self.sources[name].remark(inner)
 
     def describe(self) -> str:
         """`0.95 of 3,490 images in /path, 0.05 of 128 tar shards in /other`."""
@@ -117,6 +129,23 @@ class Mixture(Source):
         return place
 
 
+def _by_size(sources: dict[str, Source]) -> dict[str, float]:
+    """The number of images of each source; UserError with the names of those for which it is unknown."""
+    sizes = {name: source.size() for name, source in sources.items()}
+    unknown = [name for name, size in sizes.items() if size is None]
+    if unknown:
+        raise UserError(
+            *(
+                f"{name}: how many images it has is unknown until all its shards were read ({sources[name].describe()}); give weights "
+                "for all sources, or put NAME_stats.json with the number of images as 'successes' beside each shard"
+                for name in unknown
+            )
+        )
+    known = {name: float(size) for name, size in sizes.items() if size is not None}
+    least = sum(known.values()) / BLOCK
+    return {name: max(size, least) for name, size in known.items()}
+
+
 def _cumulated_shares(weights: list[float]) -> list[int]:
     """The ends of the sources' shares of BLOCK, rounded such that they add up (largest remainders)."""
     exact = [weight / sum(weights) * BLOCK for weight in weights]
@@ -124,4 +153,7 @@ def _cumulated_shares(weights: list[float]) -> list[int]:
     by_remainder = sorted(range(len(weights)), key=lambda number: shares[number] - exact[number])
     for number in by_remainder[: BLOCK - sum(shares)]:
         shares[number] += 1
+    while 0 in shares:  # sources beside a far larger one still come
+        shares[shares.index(max(shares))] -= 1
+        shares[shares.index(0)] += 1
     return [sum(shares[: number + 1]) for number in range(len(shares))]

@@ -46,3 +46,11 @@ class Part(Source):
     def read(self, place: Hashable) -> Encoded:
         """See the base."""
         return self.source.read(place)
+
+    def notes(self) -> tuple[str, ...]:
+        """See the base."""
+        return self.source.notes()
+
+    def remark(self, place: Hashable) -> str:
+        """See the base."""
+        return self.source.remark(place)

@@ -55,6 +55,19 @@ class Source:
         """The picture, still encoded. Raises UnreadableError or OSError."""
         raise NotImplementedError
 
+    def size(self) -> int | None:
+        """How many images there are where that is known without reading any file of images; None where it is not."""
+        return self.count()
+
+    def notes(self) -> tuple[str, ...]:
+        """What was passed over when the images were listed, one sentence a place, with numbers and names; mostly empty."""
+        return ()
+
+    def remark(self, place: Place) -> str:
+        """What is to be told when the image at `place` is read, besides that image; mostly empty. Raises nothing."""
+        del place
+        return ""
+
     def check(self) -> None:
         """Raises UserError where not one picture can be read."""
         problems: list[str] = []

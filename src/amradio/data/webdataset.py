@@ -16,23 +16,21 @@ the shard (`00000_stats.json`, `successes`); without that file, the headers are 
 
 import bisect
 import glob
-import json
 import os
-import tarfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pydantic
-from webdataset.shardlists import expand_urls
-from webdataset.tariterators import base_plus_ext
 
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..files import expand_braces, user_path
 from . import chance
-from .decode import UnreadableError
+from .guard import UnreadableError, read_file
+from .names import EXTENSIONS, PassedOver, extension, is_shard, to_key
+from .shard import Shard, read_headers, stated_count
 from .source import PHASES, Order, Place, Source, SourceSettings
-
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+from .walk import walk
 
 
 class WebDatasetSettings(SourceSettings):
@@ -49,19 +47,6 @@ class WebDatasetSettings(SourceSettings):
     def build(self) -> "WebDataset":
         """Lists the shards; raises UserError where there is none, or where one is missing."""
         return WebDataset(self.path, self.shuffle_buffer, self.lanes)
-
-
-class _Sample(NamedTuple):
-    key: str
-    start: int
-    size: int
-
-
-class _Shard(NamedTuple):
-    """Where the images of a shard lie, and what is wrong with it (empty: nothing)."""
-
-    samples: tuple[_Sample, ...]
-    problem: str
 
 
 class _Walk:
@@ -87,13 +72,25 @@ class _Walk:
 class WebDataset(Source):
     """Images of tar shards; a place is (shard, image in the shard)."""
 
-    def __init__(self, path: str, shuffle_buffer: int, lanes: int) -> None:
-        self.path, self.shuffle_buffer = path, shuffle_buffer
-        self.shards = _find_shards(path)
+    def __init__(self, path: str, shuffle_buffer: int, lanes: int, reads_statistics: bool = True) -> None:
+        """reads_statistics: whether the number of images is taken from the file beside a shard, where there is one; the settings'
+        docstrings describe the rest."""
+        self.path, self.shuffle_buffer, self.reads_statistics = path, shuffle_buffer, reads_statistics
+        self.passed = PassedOver()
+        self.shards = _find_shards(path, self.passed)
         self.lanes = min(lanes, len(self.shards))
         self.root = os.path.commonpath([os.path.dirname(shard) for shard in self.shards])
         self.counts: dict[int, int] = {}
         self._forget()
+
+    def notes(self) -> tuple[str, ...]:
+        """See the base; of the shards that were opened so far."""
+        return self.passed.note(self.root)
+
+    def size(self) -> int | None:
+        """See the base: the sum of the statistics beside the shards; None where one has none."""
+        counts = [stated_count(shard) for shard in self.shards]
+        return None if min(counts) < 0 else sum(counts)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
@@ -104,11 +101,12 @@ class WebDataset(Source):
 
     def _forget(self) -> None:
         self._walks: dict[Any, _Walk] = {}
-        self._opened: OrderedDict[int, _Shard] = OrderedDict()
+        self._opened: OrderedDict[int, Shard] = OrderedDict()
+        self._noted: set[int] = set()
 
     def describe(self) -> str:
         """`100 tar shards in /path`."""
-        return f"{len(self.shards):,} tar shard{'s' * (len(self.shards) != 1)} in {self.root}"
+        return f"{len(self.shards):,} tar shard{'s' * (len(self.shards) != 1)} in {shown(self.root)}"
 
     def count(self, limit: int | None = None) -> int:
         """How many images there are; reads headers until `limit` is reached."""
@@ -158,16 +156,20 @@ class WebDataset(Source):
 
     def _count(self, shard: int) -> int:
         if shard not in self.counts:
-            self.counts[shard] = _stated_count(self.shards[shard])
+            self.counts[shard] = stated_count(self.shards[shard]) if self.reads_statistics else -1
         if self.counts[shard] < 0:
             opened = self._open(shard)
             # What is wrong with a shard stands for one more image, so that it is counted and named like a broken one.
             self.counts[shard] = len(opened.samples) + bool(opened.problem)
         return self.counts[shard]
 
-    def _open(self, shard: int) -> _Shard:
+    def _open(self, shard: int) -> Shard:
         if shard not in self._opened:
-            self._opened[shard] = _read_headers(self.shards[shard])
+            self._opened[shard] = opened = read_headers(self.shards[shard])
+            if shard not in self._noted:
+                self._noted.add(shard)
+                for reason, count in opened.passed.counts.items():
+                    self.passed.add(reason, f"{self._name(shard)}/{opened.passed.names[reason][0]}", count)
             while len(self._opened) > 2 * self.lanes + PHASES:
                 self._opened.popitem(last=False)
         self._opened.move_to_end(shard)
@@ -176,9 +178,24 @@ class WebDataset(Source):
     def key(self, place: Place) -> str:
         """`shard/name`, the shard without `.tar` and relative to the folder that holds all of them."""
         shard, number = self._place(place)
-        name = os.path.relpath(self.shards[shard], self.root).removesuffix(".tar")
         samples = self._open(shard).samples
-        return f"{name}/{samples[number].key}" if number < len(samples) else f"{name}.tar"
+        return f"{self._name(shard)}/{samples[number].key}" if number < len(samples) else f"{self._name(shard)}.tar"
+
+    def _name(self, shard: int) -> str:
+        path = os.path.relpath(self.shards[shard], self.root)
+        return to_key(os.path.splitext(path)[0] if is_shard(path) else path)
+
+    def remark(self, place: Place) -> str:
+        """See the base: with the first image of a shard, what was passed over in it."""
+        shard, number = self._place(place)
+        if number:
+            return ""
+        opened = self._open(shard)
+        more = len(opened.samples) - self._count(shard)
+        fewer = (
+            f"{len(opened.samples)} images found, {self._count(shard)} stated beside the shard: the others are not read" if more > 0 else ""
+        )
+        return "; ".join((*opened.passed.note(f"{self._name(shard)}.tar"), *([f"{self._name(shard)}.tar: {fewer}"] if fewer else [])))
 
     def read(self, place: Place) -> bytes:
         """The bytes of the image. Raises UnreadableError or OSError."""
@@ -187,10 +204,11 @@ class WebDataset(Source):
         if number >= len(opened.samples):
             fewer = f"{len(opened.samples)} images found, {self._count(shard)} stated beside the shard"
             raise UnreadableError(opened.problem or fewer)
-        with open(self.shards[shard], "rb", buffering=0) as file:
-            file.seek(opened.samples[number].start)
-            data = file.read(opened.samples[number].size)
-        if len(data) < opened.samples[number].size:
+        sample = opened.samples[number]
+        if sample.start + sample.size > os.stat(self.shards[shard]).st_size:
+            raise UnreadableError("the shard ends within this image")
+        data = read_file(self.shards[shard], sample.start, sample.size)
+        if len(data) < sample.size:
             raise UnreadableError("the shard ends within this image")
         return data
 
@@ -199,51 +217,26 @@ class WebDataset(Source):
         return place
 
 
-def _find_shards(path: str) -> list[str]:
-    """The files that `path` stands for, sorted; UserError where one is missing."""
+def _find_shards(path: str, passed: PassedOver) -> list[str]:
+    """The files that `path` stands for, sorted; UserError where one is missing. passed: takes what a folder of shards has besides."""
     found: list[str] = []
-    for pattern in expand_urls(path):
-        if "://" in pattern or pattern.startswith("pipe:"):
-            raise UserError(f"{pattern}: shards are read from a local or mounted disk; download or mount them and give the path")
-        pattern = os.path.abspath(os.path.expanduser(pattern))
-        if os.path.isdir(pattern):
-            pattern = os.path.join(glob.escape(pattern), "*.tar")
-        files = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
+    for pattern in (each for part in path.split("::") for each in expand_braces(part, "path")):
+        if pattern.startswith("pipe:"):
+            raise UserError(f"{shown(pattern)}: shards are read from a local or mounted disk; download or mount them and give the path")
+        place = os.path.abspath(user_path(pattern))
+        if os.path.isdir(place):
+            files = [os.path.join(place, name) for name in walk(Path(place), passed, is_shard)]
+        elif os.path.isfile(place):
+            files = [place]
+        else:
+            files = [file for file in glob.glob(place, recursive=True) if os.path.isfile(file)]
         if not files:
-            raise UserError(f"{pattern}: there is no such tar shard; give a folder, '/data/{{00000..00099}}.tar' or '/data/*.tar'")
+            raise UserError(
+                f"{shown(place)}: there is no such tar shard; give a folder, '/data/{{00000..00099}}.tar' or '/data/*.tar'",
+                *passed.note(place),
+            )
         found.extend(files)
-    packed = [file for file in found if file.endswith((".gz", ".tgz", ".bz2", ".xz", ".zst"))]
+    packed = [file for file in found if extension(file) in (".gz", ".tgz", ".bz2", ".xz", ".zst")]
     if packed:
-        raise UserError(f"{packed[0]}: shards must not be compressed, the images in them already are; unpack it to a .tar file")
+        raise UserError(f"{shown(packed[0])}: shards must not be compressed, the images in them already are; unpack it to a .tar file")
     return sorted(set(found))
-
-
-def _stated_count(shard: str) -> int:
-    """The number of images as img2dataset stated it beside the shard; -1 where it did not."""
-    try:
-        stated = json.loads(Path(shard.removesuffix(".tar") + "_stats.json").read_text(encoding="utf-8"))
-        count = stated["successes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return -1
-    return count if isinstance(count, int) else -1
-
-
-def _read_headers(shard: str) -> _Shard:
-    """Where the images lie; of a name with several images (`a.jpg`, `a.png`) the first counts."""
-    samples: list[_Sample] = []
-    previous = None
-    try:
-        with tarfile.open(shard, "r:") as archive:
-            for member in archive:
-                key, extension = base_plus_ext(member.name)
-                if not member.isfile() or not key or (extension or "").lower() not in EXTENSIONS or key == previous:
-                    continue
-                previous = key
-                samples.append(_Sample(key.removeprefix("./"), member.offset_data, member.size))
-        with open(shard, "rb") as file:
-            file.seek(archive.offset)
-            if any(file.read(tarfile.BLOCKSIZE) or b"?"):  # tarfile takes a bad header for the end, which is a block of zeros
-                raise tarfile.ReadError("it is cut off, or damaged")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        return _Shard(tuple(samples), f"the shard is broken after {len(samples)} images ({error})")
-    return _Shard(tuple(samples), "")

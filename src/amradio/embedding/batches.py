@@ -21,6 +21,8 @@ from .settings import ImageSize
 
 WAITING = 4
 """Batches' worth of images that wait for others of their legal size; beyond it the fullest group is computed as it is."""
+WAITING_PIXELS = 2**27
+"""Pixels (1.6 GB) of the images that wait, beyond which the fullest group is computed as it is: images of their own size may be large."""
 LONGEST = 16
 """Long side to short side; what is longer is left out: at a short side of 432 px a line of 1 x 5000 px would have 2 million wide."""
 
@@ -118,7 +120,9 @@ def embed_batches(model: Model, images: Iterable[WholeImage], heads: tuple[str, 
         legal = model.nearest_size(*scaled(pixels, view.image_size))
         group = waiting.setdefault(legal, [])
         group.append((image._replace(image=None), resize(pixels, legal)))
-        if len(group) == view.batch_size or sum(map(len, waiting.values())) >= WAITING * view.batch_size:
+        num_pixels = sum(len(each) * height * width for (height, width), each in waiting.items())
+        is_full = sum(map(len, waiting.values())) >= WAITING * view.batch_size or num_pixels > WAITING_PIXELS
+        if len(group) == view.batch_size or is_full:
             fullest = max(waiting, key=lambda size: len(waiting[size]))
             yield _embed(model, waiting.pop(fullest), heads, view, broken)
             broken = {}

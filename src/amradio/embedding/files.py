@@ -85,18 +85,13 @@ def write_parquet(parts: Parts, numbers: Sequence[int], out: BinaryIO, about: Ma
         if part is None or not part.keys:
             continue
         tensors = dict(parts.tensors(number))
-        arrays = {"key": pyarrow.array([_unicode(key) for key in part.keys], pyarrow.string())}
+        arrays = {"key": pyarrow.array(part.keys, pyarrow.string())}
         arrays |= {name: _arrow(pyarrow, tensors[name], tensors.get(f"{name}.grid")) for name in sorted(tensors)}
         table = pyarrow.table(arrays)
         if writer is None:
             writer = parquet.ParquetWriter(out, table.schema.with_metadata(dict(about)))
         writer.write_table(table.cast(writer.schema), row_group_size=len(part.keys))
     writer.close()
-
-
-def _unicode(key: str) -> str:
-    """Names of files need not be UTF-8; what is not stands as `\\xff`."""
-    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _arrow(pyarrow: Any, rows: Tensor, grid: Tensor | None) -> Any:

@@ -32,6 +32,8 @@ class Monitor:
         self.num_steps = 0
         self._steps: list[_Step] = []
         self._skipped: list[str] = []
+        self._remarks: list[str] = []
+        self._remarked: set[str] = set()
         self._num_images = 0
 
     def begin(self, num_steps: int) -> None:
@@ -46,6 +48,7 @@ class Monitor:
         self._steps.append(_Step(step, metrics, [batch.keys for batch in batches]))
         self._num_images += sum(len(batch.keys) for batch in batches)
         self._skipped += [reason for batch in batches for reason in batch.skipped]
+        self._remarks += [remark for batch in batches for remark in batch.remarks if remark not in self._remarked]
         self.log.progress(step, self.num_steps)
 
     def flush(self, step: int, rate: float) -> None:
@@ -62,6 +65,7 @@ class Monitor:
         if measured:
             last = self.processes.average(torch.stack([self._steps[-1].metrics[name].float() for name in measured]))
             numbers |= dict(zip(measured, last.tolist(), strict=True))
+        self._report_remarks()
         self._report_skipped()
         self._report(step, numbers | {"learning_rate": rate})
         self._steps, self._num_images = [], 0
@@ -79,6 +83,14 @@ class Monitor:
             f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}  loss {numbers['loss']:.4f}  {_headline(numbers)}  "
             f"{speed:.0f} img/s  {share_text}  {memory:.1f} GiB  left {duration(eta)}"
         )
+
+    def _report_remarks(self) -> None:
+        """Each remark once, whichever process met it."""
+        found = {remark: None for remarks in self.processes.gather(self._remarks) for remark in remarks if remark not in self._remarked}
+        self._remarks = []
+        self._remarked.update(found)
+        for remark in found:
+            self.log.warn(remark)
 
     def _report_skipped(self) -> None:
         found = [reason for reasons in self.processes.gather(self._skipped) for reason in reasons]

@@ -9,13 +9,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.decode import Encoded, UnreadableError, decode
+from ..data.decode import decode
+from ..data.guard import Encoded, UnreadableError
 from ..errors import UserError
 from ..features import Features
 from .predictors import Joint, Predict, Predictor
 
 WINDOW = 64
 """Images that are held at a time, to be put together by size; more would be faster where sizes vary, and take more memory."""
+WINDOW_PIXELS = 2**28
+"""Pixels (800 MB) that are held at a time, whatever their number of images."""
+MOST_PIXELS = 2**26
+"""Pixels (8192 x 8192) to which a larger picture is averaged when it is read: no model sees so many, and each costs 15 bytes on the way."""
 NAMED = 5
 """Broken images that a note names."""
 
@@ -39,6 +44,10 @@ class ImageSet:
         """The image, still encoded or uint8 [H, W, 3]. Raises UnreadableError or OSError."""
         raise NotImplementedError
 
+    def notes(self) -> tuple[str, ...]:
+        """What was passed over when the images were listed, one sentence a place; mostly empty."""
+        return ()
+
     def identity(self) -> Iterator[str]:
         """What the fingerprint is made of: all that makes this set another one (keys, labels, sizes of files)."""
         raise NotImplementedError
@@ -47,7 +56,7 @@ class ImageSet:
         """16 hex digits of SHA-256 over `identity`."""
         digest = hashlib.sha256()
         for part in self.identity():
-            digest.update(part.encode() + b"\0")
+            digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
         return digest.hexdigest()[:16]
 
 
@@ -62,18 +71,26 @@ class Read(NamedTuple):
 
 
 class Broken:
-    """The images of a set that could not be read."""
+    """The images of some sets that could not be read, or were passed over."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {}
+        self.passed_over: dict[str, None] = {}
+
+    def tell(self, notes: Sequence[str]) -> None:
+        """Adds what was passed over in a set (`ImageSet.notes`); each sentence once."""
+        self.passed_over |= dict.fromkeys(notes)
 
     def note(self) -> tuple[str, ...]:
-        """One sentence with the number and the first names; empty where all is well."""
+        """What was passed over, and one sentence with the number and the first names of broken images; empty where all is well."""
         if not self.reasons:
-            return ()
+            return tuple(self.passed_over)
         named = "; ".join(f"{key}: {reason}" for key, reason in list(self.reasons.items())[:NAMED])
         more = f" and {len(self.reasons) - NAMED} more" if len(self.reasons) > NAMED else ""
-        return (f"{len(self.reasons)} images could not be read and were left out: {named}{more}",)
+        return (
+            *self.passed_over,
+            f"{len(self.reasons)} images could not be read and were left out: {named}{more}",
+        )
 
 
 class _Reader(Dataset[Read]):
@@ -85,10 +102,12 @@ class _Reader(Dataset[Read]):
 
     def __getitem__(self, index: int) -> Read:
         try:
-            pixels = decode(self.images.read(index))
-        except (UnreadableError, OSError) as error:
+            pixels = decode(self.images.read(index), most=MOST_PIXELS)
+        except UnreadableError as error:
             return Read(index, None, str(error))
-        return Read(index, torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).copy()))
+        except OSError as error:
+            return Read(index, None, error.strerror or str(error))
+        return Read(index, torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")))
 
 
 def _as_it_is(read: Any) -> Any:
@@ -100,6 +119,7 @@ def readable(images: ImageSet, broken: Broken, num_workers: int = 0) -> Iterator
 
     The same on any number of workers. Raises UserError where not one image can be read.
     """
+    broken.tell(images.notes())
     loader = DataLoader(_Reader(images), batch_size=None, num_workers=num_workers, generator=torch.Generator(), collate_fn=_as_it_is)
     found = 0
     for read in loader:
@@ -115,13 +135,19 @@ def readable(images: ImageSet, broken: Broken, num_workers: int = 0) -> Iterator
 
 
 def windows(items: Iterator[tuple[int, Tensor]], size: int = WINDOW) -> Iterator[list[tuple[int, Tensor]]]:
-    """Lists of at most `size` items."""
+    """Lists of at most `size` items and, but for a single larger image, WINDOW_PIXELS pixels."""
     window: list[tuple[int, Tensor]] = []
+    num_pixels = 0
     for item in items:
+        here = item[1].shape[1] * item[1].shape[2]
+        if window and num_pixels + here > WINDOW_PIXELS:
+            yield window
+            window, num_pixels = [], 0
         window.append(item)
+        num_pixels += here
         if len(window) == size:
             yield window
-            window = []
+            window, num_pixels = [], 0
     if window:
         yield window
 

@@ -1,8 +1,6 @@
 """Images with one mask an object: COCO's format (polygons and RLE) and generated scenes."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -10,11 +8,31 @@ import pydantic
 
 from ..config import Settings, one_of
 from ..data.scenes import Scenes
-from ..errors import UserError
+from ..errors import UserError, brief, shown
+from ..files import LARGEST_ANNOTATIONS, read_json, user_path
+from .annotations import (
+    Id,
+    Listed,
+    Problems,
+    WrongError,
+    check_unique,
+    entries,
+    field,
+    identifier,
+    image_of,
+    optional,
+    plain_text,
+    raise_all,
+    read_images,
+)
 from .base import Positive
-from .labelled import read_json, spread
-from .labelled_maps import existing, raise_all, read_image, upright_size
+from .labelled import spread
+from .labelled_maps import existing, image_size, read_image
+from .masks import Annotation, Polygons, decode_mask, find_pycocotools, is_crowd, read_annotation
 from .prompts import box_of
+
+MOST_MASK_PIXELS = 2**32
+"""Pixels (4 GiB) of all masks of one image together, which are held at once."""
 
 
 class Instances(NamedTuple):
@@ -124,108 +142,105 @@ class CocoInstances(InstanceSet):
     """See `CocoInstancesSettings`; images without an annotation that counts are left out."""
 
     def __init__(self, settings: CocoInstancesSettings):
-        self.file, self.folder = Path(settings.annotations).expanduser(), existing(settings.images)
-        data = read_json(self.file)
-        try:
-            listed = {entry["id"]: (entry["file_name"], entry["height"], entry["width"]) for entry in data["images"]}
-            annotations: list[Mapping[str, Any]] = [
-                {key: entry[key] for key in ("id", "image_id", "segmentation")}
-                | {key: entry.get(key) for key in ("area", "bbox", "iscrowd")}
-                for entry in data["annotations"]
-            ]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{self.file}: not COCO instances, it lacks {error}; expected images and annotations with masks") from None
-        by_image: dict[Any, list[Mapping[str, Any]]] = {}
-        for entry in annotations:
-            if settings.crowds or not entry["iscrowd"]:
-                by_image.setdefault(entry["image_id"], []).append(entry)
-        strangers = [image for image in by_image if image not in listed]
-        if strangers:
-            raise UserError(f"{self.file}: {len(strangers)} image_id of annotations belong to no image, the first is {strangers[0]}")
+        self.file, self.folder = user_path(settings.annotations), existing(settings.images)
+        data = read_json(self.file, dict, LARGEST_ANNOTATIONS)
+        problems = Problems(self.file)
+        images = read_images(data, self.folder, problems, with_size=True)
+        categories = _categories(data, problems)
+        by_image: dict[Id, list[tuple[str, Mapping[str, Any]]]] = {}
+        seen: set[Id] = set()
+        for where, entry in entries(data, "annotations", problems):
+            try:
+                check_unique(entry, seen)
+                image = image_of(entry, images)
+                category = optional(entry, "category_id", identifier)
+                if categories and category not in categories:
+                    raise WrongError(f"its category_id {brief(category)} is none of the file's categories")
+                if not is_crowd(entry) or settings.crowds:
+                    by_image.setdefault(image, []).append((where, entry))
+            except WrongError as error:
+                problems.add(where, str(error))
         self.min_area = settings.min_area
-        decode_mask([], 1, 1)  # whether pycocotools is there
-        found = [(listed[image], entries) for image, entries in by_image.items()]
-        self.entries = [found[number] for number in spread(len(found), settings.limit)]
-        if not self.entries:
-            raise UserError(f"{self.file}: there is no annotation in it")
-        raise_all((self._check(*entry) for entry in self.entries), str(self.file))
+        found = [(images[image], of_image) for image, of_image in by_image.items()]
+        kept = [found[number] for number in spread(len(found), settings.limit)]
+        self.entries = [(listed, _annotations(listed, of_image, problems)) for listed, of_image in kept]
+        problems.refuse()
+        masks = [annotation.mask for _, annotations in self.entries for annotation in annotations]
+        if not any(mask.parts if isinstance(mask, Polygons) else True for mask in masks):
+            raise UserError(f"{shown(self.file)}: there is no annotation with a mask in it")
+        find_pycocotools()
+        raise_all((self._check(*entry) for entry in self.entries), shown(self.file))
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def describe(self) -> str:
         """See `InstanceSet.describe`."""
-        return f"{sum(len(entries) for _, entries in self.entries):,} masks in {len(self):,} images in {self.folder}"
+        return f"{sum(len(found) for _, found in self.entries):,} masks in {len(self):,} images in {shown(self.folder)}"
 
-    def _check(self, listed: tuple[str, int, int], entries: Sequence[Mapping[str, Any]]) -> Callable[[], None]:
-        """Cheap, without decoding: the image file, its size, the form of each mask."""
+    def _check(self, listed: Listed, annotations: Sequence[Annotation]) -> Callable[[], None]:
+        """Cheap, without decoding: the image file, its size, the memory that all masks take."""
 
         def check() -> None:
-            name, height, width = listed
-            path = self.folder / name
+            path = self.folder / listed.name
             if not path.is_file():
-                raise UserError(f"{path}: this image of {self.file.name} is missing")
-            size = upright_size(path)
-            if size != (width, height):
-                raise UserError(f"{path}: the image is {size[0]}x{size[1]} px and its masks {width}x{height} px; both must be of one size")
-            for entry in entries:
-                _check_mask(entry, height, width, self.file)
+                raise UserError(f"{shown(path)}: this image of {shown(self.file.name)} is missing")
+            size, wanted = image_size(path), (listed.width, listed.height)
+            if size != wanted:
+                raise UserError(
+                    f"{shown(path)}: the image is {size[0]}x{size[1]} px and its masks {wanted[0]}x{wanted[1]} px; both must be of one size"
+                )
+            if len(annotations) * size[0] * size[1] > MOST_MASK_PIXELS:
+                raise UserError(
+                    f"{shown(path)}: {len(annotations):,} masks of {size[0]}x{size[1]} px are too many to hold; "
+                    "resize the image and its annotations, or leave annotations out"
+                )
 
         return check
 
     def read(self, number: int) -> Instances:
         """See `InstanceSet.read`; annotations below `min_area` and empty masks are left out."""
-        (name, height, width), entries = self.entries[number]
-        masks, boxes, areas = [], [], []
-        for entry in entries:
-            mask = decode_mask(entry["segmentation"], height, width)
-            area = float(mask.sum()) if entry["area"] is None else float(entry["area"])
+        listed, annotations = self.entries[number]
+        masks = np.zeros((len(annotations), listed.height, listed.width), dtype=bool)
+        boxes: list[tuple[float, float, float, float]] = []
+        areas: list[float] = []
+        for annotation in annotations:
+            mask = decode_mask(annotation.mask, listed.height, listed.width)
+            area = float(mask.sum()) if annotation.area is None else annotation.area
             if area < self.min_area or not mask.any():
                 continue
-            masks.append(mask)
+            masks[len(areas)] = mask
             areas.append(area)
-            boxes.append(box_of(mask) if entry["bbox"] is None else _corners(entry["bbox"]))
-        shape = (len(masks), height, width)
+            boxes.append(annotation.box or box_of(mask))
         return Instances(
-            read_image(self.folder / name),
-            np.array(masks, dtype=bool).reshape(shape),
+            read_image(self.folder / listed.name),
+            masks[: len(areas)],
             np.array(boxes, dtype=np.float32).reshape(-1, 4),
             np.array(areas, dtype=np.float64),
         )
 
 
-def _corners(box: Sequence[float]) -> tuple[float, float, float, float]:
-    x, y, width, height = box
-    return x, y, x + width, y + height
+def _annotations(listed: Listed, found: Sequence[tuple[str, Mapping[str, Any]]], problems: Problems) -> list[Annotation]:
+    """The annotations of one image, checked and typed; what is wrong goes into `problems`."""
+    annotations = []
+    for where, entry in found:
+        try:
+            annotations.append(read_annotation(entry, listed.height, listed.width))
+        except WrongError as error:
+            problems.add(where, str(error))
+    return annotations
 
 
-def _check_mask(entry: Mapping[str, Any], height: int, width: int, file: Path) -> None:
-    where, mask = f"{file}: annotation {entry['id']}", entry["segmentation"]
-    if isinstance(mask, dict):
-        if list(mask.get("size", ())) != [height, width]:
-            raise UserError(f"{where}: its mask is of size {mask.get('size')} and its image {[height, width]}; both must be of one size")
-        if not isinstance(mask.get("counts"), str | list):
-            raise UserError(f"{where}: an RLE without counts; expected a string or a list")
-    elif not isinstance(mask, list) or not all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in mask):
-        raise UserError(f"{where}: neither polygons (lists of x, y of at least three corners) nor RLE")
-
-
-def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """COCO's polygons [[x0, y0, ...], ...] or RLE ({size, counts}, compressed or not) as a mask bool [H, W], by pycocotools.
-
-    Raises UserError where pycocotools is not installed.
-    """
-    try:
-        from pycocotools import mask as coco
-    except ImportError:
-        raise UserError("masks in COCO's format are read by pycocotools, which is missing: install amradio[coco]") from None
-    if isinstance(segmentation, list):
-        if not segmentation:
-            return np.zeros((height, width), dtype=bool)
-        encoded: Any = coco.merge(coco.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        encoded = coco.frPyObjects(segmentation, height, width)
-    else:
-        encoded = segmentation
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # pycocotools and NumPy 2 disagree on a keyword
-        return np.asarray(coco.decode(encoded)).astype(bool)
+def _categories(data: Mapping[str, Any], problems: Problems) -> set[Id]:
+    """The ids of `categories`; empty where the file has none, as for masks of anything."""
+    found: set[Id] = set()
+    for where, entry in entries(data, "categories", problems) if data.get("categories") else ():
+        try:
+            category = field(entry, "id", identifier)
+            optional(entry, "name", plain_text)
+            if category in found:
+                raise WrongError("a category before it has the same id")
+            found.add(category)
+        except WrongError as error:
+            problems.add(where, str(error))
+    return found

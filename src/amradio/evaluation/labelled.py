@@ -1,9 +1,8 @@
 """Images with labels or captions: folders of classes, generated scenes, COCO captions."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pydantic
@@ -11,18 +10,27 @@ import torch
 from torch import Tensor
 
 from ..config import Settings, one_of
-from ..data.folder import EXTENSIONS, Folder
+from ..data.folder import Folder
+from ..data.guard import read_file
+from ..data.names import PassedOver, to_key
 from ..data.scenes import CLASS_NAMES, Scene, Scenes
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..files import user_path
+from .annotations import read_captions, read_names
 from .base import Positive
+from .classes import list_classes
 from .images import ImageSet
 
 
 class LabelledSet(ImageSet):
     """Images of which each has a class."""
 
+    class_ids: Sequence[str]
+    """What a class is known by, unique: the name of its folder. Sets are matched by these."""
     classes: Sequence[str]
-    """Readable names, for prompts."""
+    """Readable names, for prompts and tables; two classes may have the same."""
+    unnamed: Sequence[str] = ()
+    """Those of `class_ids` that have no readable name, so that no prompt can be made of them."""
     labels: Sequence[int]
     """One index into `classes` an image, known without reading it."""
 
@@ -53,15 +61,16 @@ class ImageSetSettings(Settings):
 
 
 class ClassFolderSettings(ImageSetSettings):
-    """One folder a class: CLASS/*.jpg. A `classnames.json` ({CLASS: readable name}) beside the classes or one folder up is used."""
+    """One folder a class, with its images in it or below. Readable names are those of a `classnames.json` ({CLASS: readable name}) beside
+    the classes or one folder up, ImageNet's for folders that are called after WordNet's synsets (n01440764), else the folders' own."""
 
     type: Literal["class_folder"] = "class_folder"
     path: str
     """The folder that holds the folders of classes."""
 
     def build(self) -> "ClassFolder":
-        """Lists the files; raises UserError where there is no such folder, no class, or a class without an image."""
-        return ClassFolder(Path(self.path).expanduser(), self.limit)
+        """Lists the files; raises UserError where there is no such folder, or no folder with an image in it."""
+        return ClassFolder(user_path(self.path), self.limit)
 
 
 class ImageFolderSettings(ImageSetSettings):
@@ -103,7 +112,7 @@ class CocoCaptionsSettings(ImageSetSettings):
 
     def build(self) -> "CocoCaptions":
         """Reads the JSON; raises UserError where it or the folder is missing, is no captions file, or names an image twice."""
-        return CocoCaptions(Path(self.annotations).expanduser(), Path(self.images).expanduser(), self.limit)
+        return CocoCaptions(user_path(self.annotations), user_path(self.images), self.limit)
 
 
 LABELLED: tuple[type[ImageSetSettings], ...] = (ClassFolderSettings, ScenesImagesSettings)
@@ -129,37 +138,31 @@ class _Files(ImageSet):
         return len(self.names)
 
     def key(self, index: int) -> str:
-        return self.names[index]
+        return to_key(self.names[index])
 
     def read(self, index: int) -> bytes:
-        return (self.root / self.names[index]).read_bytes()
+        return read_file(self.root / self.names[index])
 
 
 class ClassFolder(_Files, LabelledSet):
     """See `ClassFolderSettings`; classes in the order of their folders' names."""
 
     def __init__(self, path: Path, limit: int | None = None):
-        if not path.is_dir():
-            raise UserError(f"{path}: there is no such folder; give a folder with one folder a class")
-        folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        if not folders:
-            raise UserError(f"{path}: there is no folder in it; one folder a class is expected, CLASS/*.jpg")
-        names, labels = [], []
-        for label, folder in enumerate(folders):
-            files = sorted(f"{folder}/{file.name}" for file in (path / folder).iterdir() if file.name.lower().endswith(EXTENSIONS))
-            if not files:
-                raise UserError(f"{path}: the class '{folder}' is empty; put images into it, or take the folder away")
-            names += files
-            labels += [label] * len(files)
-        self.folders = folders
-        kept = spread(len(names), limit)
-        super().__init__(path, [names[index] for index in kept])
-        self.labels = [labels[index] for index in kept]
-        self.classes = _readable_names(path, folders)
+        found = list_classes(path)
+        kept = spread(len(found.names), limit)
+        super().__init__(path, [found.names[index] for index in kept])
+        self.labels = [found.labels[index] for index in kept]
+        self.class_ids = [to_key(folder) for folder in found.folders]
+        self.passed = found.passed
+        self.classes, self.unnamed = read_names(path, self.class_ids)
 
     def describe(self) -> str:
         """`1,743 images of 100 classes in /path`."""
-        return f"{len(self):,} images of {len(self.classes)} classes in {self.root}"
+        return f"{len(self):,} images of {len(self.classes)} classes in {shown(self.root)}"
+
+    def notes(self) -> tuple[str, ...]:
+        """See the base."""
+        return self.passed.note(self.root)
 
 
 class ImageFolder(_Files):
@@ -167,29 +170,20 @@ class ImageFolder(_Files):
 
     def __init__(self, path: str, limit: int | None = None):
         folder = Folder(path)
-        super().__init__(folder.path, [folder.key(index) for index in spread(folder.count(), limit)])
+        super().__init__(folder.path, [folder.name(index) for index in spread(folder.count(), limit)])
+        self.passed: PassedOver = folder.passed
 
     def describe(self) -> str:
         """`174 images in /path`."""
-        return f"{len(self):,} images in {self.root}"
+        return f"{len(self):,} images in {shown(self.root)}"
+
+    def notes(self) -> tuple[str, ...]:
+        """See the base."""
+        return self.passed.note(self.root)
 
     def identity(self) -> Iterator[str]:
-        """The names."""
-        yield from self.names
-
-
-def _readable_names(path: Path, folders: Sequence[str]) -> list[str]:
-    file = next((place / "classnames.json" for place in (path, path.parent) if (place / "classnames.json").is_file()), None)
-    if file is None:
-        return [folder.replace("_", " ") for folder in folders]
-    names = read_json(file)
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise UserError(f"{file}: expected a mapping of folder to readable name")
-    missing = [folder for folder in folders if folder not in names]
-    if missing:
-        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        raise UserError(f"{file}: there is no name for the class {', '.join(repr(name) for name in missing[:10])}{more} of {path}")
-    return [names[folder] for folder in folders]
+        """The keys."""
+        yield from map(self.key, range(len(self)))
 
 
 class SceneSet(LabelledSet, CaptionedSet):
@@ -198,7 +192,7 @@ class SceneSet(LabelledSet, CaptionedSet):
     def __init__(self, scenes: Scenes, limit: int | None = None):
         self.scenes = scenes
         self.kept = spread(len(scenes), limit)
-        self.classes = CLASS_NAMES
+        self.class_ids = self.classes = CLASS_NAMES
         self._known: dict[int, tuple[int, tuple[str, ...]]] = {}
 
     def __len__(self) -> int:
@@ -245,31 +239,14 @@ class CocoCaptions(_Files, CaptionedSet):
     """See `CocoCaptionsSettings`; images without a caption are left out."""
 
     def __init__(self, annotations: Path, images: Path, limit: int | None = None):
-        data = read_json(annotations)
-        if not images.is_dir():
-            raise UserError(f"{images}: there is no such folder; give the folder of the images")
-        try:
-            files = {entry["id"]: entry["file_name"] for entry in data["images"]}
-            captions: dict[int, list[str]] = {}
-            for entry in data["annotations"]:
-                captions.setdefault(entry["image_id"], []).append(entry["caption"])
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{annotations}: not COCO captions, it lacks {error}; expected images and annotations with captions") from None
-        if len(files) < len(data["images"]):
-            raise UserError(f"{annotations}: an image id stands there twice")
-        strangers = [image for image in captions if image not in files]
-        if strangers:
-            raise UserError(f"{annotations}: {len(strangers)} captions belong to no image, first image_id {strangers[0]}")
-        found = [(name, captions[image]) for image, name in files.items() if image in captions]
-        if not found:
-            raise UserError(f"{annotations}: there is no caption in it")
+        found = read_captions(annotations, images)
         kept = spread(len(found), limit)
         super().__init__(images, [found[index][0] for index in kept])
         self.captions = [found[index][1] for index in kept]
 
     def describe(self) -> str:
         """`363 images with 1,815 captions in /path`."""
-        return f"{len(self):,} images with {sum(map(len, self.captions)):,} captions in {self.root}"
+        return f"{len(self):,} images with {sum(map(len, self.captions)):,} captions in {shown(self.root)}"
 
 
 def spread(count: int, limit: int | None) -> list[int]:
@@ -279,27 +256,32 @@ def spread(count: int, limit: int | None) -> list[int]:
     return [index * count // limit for index in range(limit)]
 
 
-def read_json(file: Path) -> Any:
-    """What a JSON file holds; raises UserError where it is missing or damaged."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"{file}: there is no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid JSON ({error})") from None
-
-
 def labels_in(known: LabelledSet, asked: LabelledSet) -> Tensor:
-    """The labels of `asked` as indices into the classes of `known`, int64 [N]; UserError where a class is not known there."""
-    if list(known.classes) == list(asked.classes):
+    """The labels of `asked` as indices into the classes of `known`, int64 [N]: classes are the same where their ids (folders) are.
+
+    Raises UserError where a class is not known there.
+    """
+    if list(known.class_ids) == list(asked.class_ids):
         return torch.tensor(asked.labels)
-    strangers = [name for name in asked.classes if name not in known.classes]
+    number = {name: index for index, name in enumerate(known.class_ids)}
+    strangers = [name for name in asked.class_ids if name not in number]
     if strangers:
+        more = f" and {len(strangers) - 10} more" if len(strangers) > 10 else ""
         raise UserError(
-            f"{asked.describe()}: the class {', '.join(repr(name) for name in strangers[:10])} is none of the {len(known.classes)} classes "
-            f"of {known.describe()}; both sets need the same classes"
+            f"{asked.describe()}: the class {', '.join(repr(name) for name in strangers[:10])}{more} is none of the {len(known.class_ids)} "
+            f"classes of {known.describe()}; classes are matched by the names of their folders, so both sets need the same"
         )
-    return torch.tensor([known.classes.index(asked.classes[label]) for label in asked.labels])
+    return torch.tensor([number[asked.class_ids[label]] for label in asked.labels])
+
+
+def check_named(images: LabelledSet) -> None:
+    """Raises UserError where classes have no readable name of which prompts could be made."""
+    if images.unnamed:
+        more = f" and {len(images.unnamed) - 10} more" if len(images.unnamed) > 10 else ""
+        raise UserError(
+            f"{images.describe()}: there is no readable name for the class {', '.join(images.unnamed[:10])}{more}, which is no synset of "
+            'ImageNet-21k; prompts are made of names: put classnames.json ({"FOLDER": "readable name"}) beside the folders'
+        )
 
 
 def share_of_most_frequent(labels: Tensor) -> float:

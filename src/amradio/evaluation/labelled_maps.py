@@ -1,18 +1,21 @@
 """Images with one class a pixel: plain folders, ADE20K, PASCAL VOC, Cityscapes and generated scenes, all behind one interface."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pydantic
-from PIL import Image
 
 from ..config import Settings, one_of
-from ..data.decode import UnreadableError, decode
+from ..data.decode import decode, decode_ids, picture_size
+from ..data.guard import UnreadableError, read_file
+from ..data.names import EXTENSIONS, PassedOver, extension, to_key
 from ..data.scenes import CLASS_NAMES, Scenes
-from ..errors import UserError
+from ..data.walk import walk
+from ..errors import UserError, shown
+from ..files import read_lines, user_path
+from .annotations import raise_all, read_classes
 from .base import Positive
 from .class_names import ADE20K, CITYSCAPES, PASCAL_VOC
 from .labelled import spread
@@ -21,9 +24,11 @@ IGNORE = 255
 """The class of pixels that do not count, in every reader; so there are at most 255 classes."""
 IDS_CHECKED = 200
 """Of how many label files `check` reads the ids; those of the others are checked when their turn comes."""
-PROBLEMS_SHOWN = 20
+LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
+"""Of files of ids."""
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+Found = TypeVar("Found")
 
 
 class Pair(NamedTuple):
@@ -54,20 +59,24 @@ class LabelledMaps:
         """Only the classes uint8 [H, W]. Raises UserError."""
         return self.read(number)[1]
 
+    def notes(self) -> tuple[str, ...]:
+        """What was passed over when the images were listed, one sentence a place; mostly empty."""
+        return ()
+
 
 class LabelFiles(LabelledMaps):
     """Pairs of files; labels are pictures of one channel, or with a palette, whose values are ids."""
 
-    def __init__(self, where: str, pairs: Sequence[Pair], names: Sequence[str], class_of: Mapping[int, int], limit: int | None = None):
+    def __init__(self, where: str, pairs: "Pairs", names: Sequence[str], class_of: Mapping[int, int], limit: int | None = None):
         """class_of: {id in the files: class, or IGNORE}; any other id is an error. Raises UserError as `check` does."""
-        self.where, self.names = where, tuple(names)
-        self.pairs = [pairs[number] for number in spread(len(pairs), limit)]
+        self.where, self.names, self.passed = where, tuple(names), pairs.passed
+        self.pairs = [pairs.found[number] for number in spread(len(pairs.found), limit)]
         if not self.names:
             raise UserError(f"{where}: there are no classes; name them in `classes`")
         if len(self.names) > IGNORE:
             raise UserError(f"{where}: {len(self.names)} classes; there can be at most {IGNORE}")
         if not self.pairs:
-            raise UserError(f"{where}: there is no image in it; looked for {', '.join(IMAGE_EXTENSIONS)}")
+            raise UserError(f"{where}: there is no image in it; looked for {', '.join(EXTENSIONS)}", *self.notes())
         self.table = np.full(256, -1, dtype=np.int16)
         for found, wanted in class_of.items():
             self.table[found] = wanted
@@ -79,6 +88,10 @@ class LabelFiles(LabelledMaps):
     def describe(self) -> str:
         """See `LabelledMaps.describe`."""
         return f"{len(self):,} labelled images of {len(self.names)} classes in {self.where}"
+
+    def notes(self) -> tuple[str, ...]:
+        """See `LabelledMaps.notes`."""
+        return self.passed.note(self.where)
 
     def check(self) -> None:
         """Looks for missing files and for labels of another size than their image (all), and for unknown ids (some, evenly spread).
@@ -94,21 +107,21 @@ class LabelFiles(LabelledMaps):
     def _check_pair(self, number: int, pair: Pair, ids_as_well: bool) -> None:
         for path, what in ((pair.image, "image"), (pair.label, "label")):
             if not path.is_file():
-                raise UserError(f"{pair.key}: its {what} {path} is missing")
+                raise UserError(f"{pair.key}: its {what} {shown(path)} is missing")
         if ids_as_well:
             self.label(number)
-        _same_size(pair, upright_size(pair.image), upright_size(pair.label))
+        _same_size(pair, image_size(pair.image), _label_size(pair.label))
 
     def label(self, number: int) -> np.ndarray:
         """See `LabelledMaps.label`."""
         pair = self.pairs[number]
         ids = read_ids(pair.label)
-        found = self.table[ids] if ids.max(initial=0) < 256 else None
+        found = self.table[ids] if ids.min(initial=0) >= 0 and ids.max(initial=0) < 256 else None
         if found is None or found.min(initial=0) < 0:
             known = np.flatnonzero(self.table >= 0)
             bad = sorted(set(np.unique(ids).tolist()) - set(known.tolist()))
             raise UserError(
-                f"{pair.label}: ids that are no class: {', '.join(map(str, bad[:8]))}; there are {len(self.names)} classes "
+                f"{shown(pair.label)}: ids that are no class: {', '.join(map(str, bad[:8]))}; there are {len(self.names)} classes "
                 f"and the ids known are {_spans(known.tolist())}; name all classes, or an ignore_index"
             )
         return found.astype(np.uint8)
@@ -167,12 +180,12 @@ class ImagesLabelsSettings(MapsSettings):
     def build(self) -> LabelFiles:
         """See `MapsSettings.build`."""
         folder = existing(self.path, "images", "labels")
-        names, ignore = _described_classes(folder) if self.classes is None else (self.classes, None)
+        names, ignore = read_classes(folder) if self.classes is None else (self.classes, None)
         ignore = next(found for found in (self.ignore_index, ignore, IGNORE) if found is not None)
         if ignore < len(names):
-            raise UserError(f"{folder}: ignore_index {ignore} is also the id of the class '{names[ignore]}'; take another")
+            raise UserError(f"{shown(folder)}: ignore_index {ignore} is also the id of the class '{names[ignore]}'; take another")
         class_of = {number: number for number in range(len(names))} | {ignore: IGNORE}
-        return LabelFiles(str(folder), list(_same_names(folder / "images", folder / "labels")), names, class_of, self.limit)
+        return LabelFiles(shown(folder), _same_names(folder / "images", folder / "labels"), names, class_of, self.limit)
 
 
 class Ade20kSettings(MapsSettings):
@@ -192,7 +205,7 @@ class Ade20kSettings(MapsSettings):
         shift = int(self.reduce_zero_label)
         class_of = {0: IGNORE, IGNORE: IGNORE} | {number + shift: number for number in range(len(ADE20K))}
         pairs = _same_names(folder / "images" / self.split, folder / "annotations" / self.split)
-        return LabelFiles(f"{folder} ({self.split})", list(pairs), ADE20K, class_of, self.limit)
+        return LabelFiles(f"{shown(folder)} ({self.split})", pairs, ADE20K, class_of, self.limit)
 
 
 class PascalVocSettings(MapsSettings):
@@ -209,12 +222,14 @@ class PascalVocSettings(MapsSettings):
         folder = existing(self.path, "JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
         listed = folder / "ImageSets" / "Segmentation" / f"{self.split}.txt"
         if not listed.is_file():
-            there = ", ".join(sorted(path.stem for path in listed.parent.glob("*.txt")))
-            raise UserError(f"{listed}: there is no such list; there is: {there or 'none'}")
-        names = listed.read_text(encoding="utf-8").split()
-        pairs = [Pair(name, folder / "JPEGImages" / f"{name}.jpg", folder / "SegmentationClass" / f"{name}.png") for name in names]
+            there = ", ".join(sorted(to_key(path.stem) for path in listed.parent.glob("[!.]*.txt")))
+            raise UserError(f"{shown(listed)}: there is no such list; there is: {there or 'none'}")
+        names = [line.strip() for line in read_lines(listed, file_names=True) if line.strip()]
+        images, labels = folder / "JPEGImages", folder / "SegmentationClass"
+        found = [Pair(to_key(name), images / f"{name}.jpg", labels / f"{name}.png") for name in dict.fromkeys(names)]
+        pairs = Pairs(found, PassedOver())
         class_of = {number: number for number in range(len(PASCAL_VOC))} | {IGNORE: IGNORE}
-        return LabelFiles(f"{folder} ({self.split})", pairs, PASCAL_VOC, class_of, self.limit)
+        return LabelFiles(f"{shown(folder)} ({self.split})", pairs, PASCAL_VOC, class_of, self.limit)
 
 
 class CityscapesSettings(MapsSettings):
@@ -230,12 +245,12 @@ class CityscapesSettings(MapsSettings):
         """See `MapsSettings.build`."""
         folder = existing(self.path, f"leftImg8bit/{self.split}", f"gtFine/{self.split}")
         images, labels = folder / "leftImg8bit" / self.split, folder / "gtFine" / self.split
-        pairs = []
-        for image in sorted(images.glob("*/*_leftImg8bit.*")):
-            key = image.relative_to(images).as_posix().split("_leftImg8bit")[0]
-            pairs.append(Pair(key, image, labels / f"{key}_gtFine_labelIds.png"))
+        passed = PassedOver()
+        by_name = {name.split("_leftImg8bit")[0]: images / name for name in sorted(walk(images, passed)) if "_leftImg8bit." in name}
+        found = [Pair(to_key(name), image, labels / f"{name}_gtFine_labelIds.png") for name, image in by_name.items()]
+        pairs = Pairs(found, passed)
         class_of = dict.fromkeys(range(256), IGNORE) | {found: number for number, found in enumerate(CITYSCAPES)}
-        return LabelFiles(f"{folder} ({self.split})", pairs, tuple(CITYSCAPES.values()), class_of, self.limit)
+        return LabelFiles(f"{shown(folder)} ({self.split})", pairs, tuple(CITYSCAPES.values()), class_of, self.limit)
 
 
 class SceneMapsSettings(MapsSettings):
@@ -263,58 +278,42 @@ else:
     AnyMaps = one_of(MAPS)
 
 
-def raise_all(checks: Iterable[Callable[[], None]], where: str) -> None:
-    """Runs all checks and raises one UserError with what they found: at most PROBLEMS_SHOWN problems and how many more there are."""
-    problems: list[str] = []
-    for check in checks:
-        try:
-            check()
-        except UserError as error:
-            problems.extend(error.problems)
-    if problems:
-        more = len(problems) - PROBLEMS_SHOWN
-        tail = (f"{where}: and {more} more such problems",) if more > 0 else ()
-        raise UserError(*problems[:PROBLEMS_SHOWN], *tail)
-
-
 def existing(path: str, *below: str) -> Path:
     """The folder `path` if it and all folders `below` are there; else UserError that names what is missing."""
-    folder = Path(path).expanduser()
-    missing = [str(place) for place in (folder, *(folder / name for name in below)) if not place.is_dir()]
+    folder = user_path(path)
+    missing = [shown(place) for place in (folder, *(folder / name for name in below)) if not place.is_dir()]
     if missing:
-        raise UserError(f"{folder}: {', '.join(missing)} missing; give the folder that holds {' and '.join(below)}")
+        holds = f"the folder that holds {' and '.join(below)}" if below else "a folder that is there"
+        raise UserError(f"{shown(folder)}: {', '.join(missing)} missing; give {holds}")
     return folder
 
 
 def read_image(path: Path) -> np.ndarray:
     """uint8 [H, W, 3] RGB, upright; raises UserError."""
-    try:
-        return decode(path.read_bytes())
-    except (UnreadableError, OSError) as error:
-        raise UserError(f"{path}: the image cannot be read ({error}); replace it or take it out") from None
+    return _readable(path, "image", "replace it or take it out", lambda: decode(read_file(path)))
 
 
 def read_ids(path: Path) -> np.ndarray:
     """The values of a picture of one channel, integers [H, W]; raises UserError."""
-    try:
-        with Image.open(path, formats=("PNG", "TIFF", "BMP", "GIF")) as image:
-            if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
-                raise UserError(f"{path}: a label of mode {image.mode}; labels are ids in one channel (8 or 16 bit grey, or a palette)")
-            return np.asarray(image).astype(np.int64)
-    except (OSError, ValueError, SyntaxError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: the label cannot be read ({error}); labels are PNG or TIFF files of ids") from None
+    return _readable(path, "label", "labels are PNG, TIFF, BMP or GIF files of ids", lambda: decode_ids(read_file(path)))
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """(width, height) px as shown, from the header; raises UserError."""
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) px of an image as shown, from the header; raises UserError."""
+    return _readable(path, "image", "replace it or take it out", lambda: picture_size(path))
+
+
+def _label_size(path: Path) -> tuple[int, int]:
+    """(width, height) px of a label as stored: its ids are read without turning it."""
+    return _readable(path, "label", "labels are PNG, TIFF, BMP or GIF files of ids", lambda: picture_size(path, upright=False))
+
+
+def _readable(path: Path, what: str, advice: str, read: Callable[[], Found]) -> Found:
     try:
-        with Image.open(path) as image:
-            turned = image.format != "TIFF" and image.getexif().get(0x0112, 1) >= 5
-            return (image.height, image.width) if turned else (image.width, image.height)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path}: not a picture ({error}); replace it or take it out") from None
+        return read()
+    except (UnreadableError, OSError) as error:
+        found = (error.strerror or error) if isinstance(error, OSError) else error
+        raise UserError(f"{shown(path)}: the {what} cannot be read ({found}); {advice}") from None
 
 
 def _same_size(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]) -> None:
@@ -324,32 +323,35 @@ def _same_size(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]) -> No
         )
 
 
-def _same_names(images: Path, labels: Path) -> Iterable[Pair]:
-    """An image and the PNG of its name, for all images; a label without an image stands for a missing image."""
-    by_name = {path.stem: path for path in sorted(images.iterdir()) if path.suffix.lower() in IMAGE_EXTENSIONS}
-    lonely = {path.stem for path in labels.glob("*.png")} - by_name.keys()
-    for name in sorted(by_name.keys() | lonely):
-        yield Pair(name, by_name.get(name, images / f"{name}.jpg"), labels / f"{name}.png")
+class Pairs(NamedTuple):
+    """Images with labels, and what was passed over where they were looked for."""
+
+    found: Sequence[Pair]
+    passed: PassedOver
 
 
-def _described_classes(folder: Path) -> tuple[list[str], int | None]:
-    """Names and ignore index of `classes.json` in the folder or above it: a list of names, or {classes: [...], ignore_index: n}."""
-    for file in (folder / "classes.json", folder.parent / "classes.json"):
-        if not file.is_file():
-            continue
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file}: not valid JSON ({error})") from None
-        names, ignore = (found.get("classes"), found.get("ignore_index")) if isinstance(found, dict) else (found, None)
-        if (
-            isinstance(names, list)
-            and all(isinstance(name, str) for name in names)
-            and (ignore is None or (type(ignore) is int and 0 <= ignore <= IGNORE))
-        ):
-            return names, ignore
-        raise UserError(f'{file}: expected a list of names, or {{"classes": [names], "ignore_index": 0 to 255}}')
-    raise UserError(f"{folder}: no classes.json here or one folder up; name the classes in `classes`, in the order of their ids")
+def _same_names(images: Path, labels: Path) -> Pairs:
+    """An image and the label of its path without the extension, for all images; a label without an image stands for a missing image.
+
+    Of two images, or two labels, that differ in their extension alone the first counts, and the other is passed over.
+    """
+    passed = PassedOver()
+    by_name = _by_stem(images, passed, EXTENSIONS)
+    labelled = _by_stem(labels, passed, LABEL_EXTENSIONS)
+    names = sorted(by_name.keys() | labelled.keys())
+    pairs = [Pair(to_key(name), by_name.get(name, images / f"{name}.jpg"), labelled.get(name, labels / f"{name}.png")) for name in names]
+    return Pairs(pairs, passed)
+
+
+def _by_stem(folder: Path, passed: PassedOver, endings: Sequence[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for name in sorted(walk(folder, passed, lambda name: extension(name) in endings)):
+        stem = name[: -len(extension(name))]
+        if stem in found:
+            passed.add("a file whose name differs only in its extension", name)
+        else:
+            found[stem] = folder / name
+    return found
 
 
 def _spans(numbers: Sequence[int]) -> str:

@@ -89,7 +89,7 @@ def score(maps: LabelledMaps, logits_of: Logits, bench: Bench, priors: Priors | 
     details = {"iou by class": {name: _by_class(confusion, maps.names) for name, confusion in confusions.items()}}
     counts = {"images": len(maps), "classes": num_classes, "pixels": _pixels(confusions)}
     floors, notes = _floors({name: confusion.scores() for name, confusion in trivial.items()})
-    return Result(METRICS, rows, counts, digest.hexdigest()[:16], floors, notes, details)
+    return Result(METRICS, rows, counts, digest.hexdigest()[:16], floors, (*maps.notes(), *notes), details)
 
 
 def _batches(samples: Iterator[Sample], hashed: Callable[[bytes], None]) -> Iterator[Sequence[Sample]]:
@@ -113,8 +113,9 @@ def _by_size(window: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
 
 
 def _by_class(confusion: Confusion, names: Sequence[str]) -> dict[str, float]:
-    """In %; classes that neither occur nor are predicted are left out."""
-    return {name: 100 * iou for name, iou in zip(names, confusion.ious().tolist(), strict=True) if not math.isnan(iou)}
+    """In %; classes that neither occur nor are predicted are left out. Of several classes of one name each has its id behind it."""
+    shown = [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names)]
+    return {name: 100 * iou for name, iou in zip(shown, confusion.ious().tolist(), strict=True) if not math.isnan(iou)}
 
 
 def _pixels(confusions: Mapping[str, Confusion]) -> int:

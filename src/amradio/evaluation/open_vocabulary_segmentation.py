@@ -16,7 +16,7 @@ from .linear_segmentation import with_maps
 from .map_scores import score
 from .mean_iou import Priors
 from .text_maps import to_text_space
-from .text_rows import class_embeddings, read_templates, texted
+from .text_rows import class_embeddings, read_templates, same_names, texted
 
 
 class OpenVocabularySegmentationSettings(EvaluationSettings):
@@ -65,7 +65,8 @@ class OpenVocabularySegmentation(Evaluation):
             return {row: similarities(rows[row], call(images).spatial, classes[id(rows[row])]) for row, call in calls.items()}
 
         result = score(self.maps, logits_of, bench, Priors(self.maps))
-        return replace(result, counts=dict(result.counts) | {"prompts": len(self.templates)})
+        notes = (*result.notes, *same_names(self.maps.names))
+        return replace(result, counts=dict(result.counts) | {"prompts": len(self.templates)}, notes=notes)
 
 
 def _taught(predict: Predict, bench: Bench) -> Predict:

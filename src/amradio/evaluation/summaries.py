@@ -21,6 +21,7 @@ def summaries(images: ImageSet, predict: Predict, bench: Bench, broken: Broken) 
     found = {name: entry for name, key in keys.items() if (entry := bench.cache.get(key)) is not None}
     missing = {name: call for name, call in predict.items() if name not in found}
     if not missing:
+        broken.tell(images.notes())
         broken.reasons |= bench.cache.broken.get(identity, {})
         return found
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in missing}

@@ -1,13 +1,14 @@
 """Which models can be asked in words: those whose summary lies in the space of a teacher's text encoder."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, shown
+from ..files import read_lines, user_path
 from ..teachers.base import Teacher
 from .base import Bench
 from .predictors import Predict
@@ -53,10 +54,12 @@ def read_templates(templates: str | Sequence[str]) -> list[str]:
 
         return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
     if isinstance(templates, str):
-        file = Path(templates).expanduser()
-        if not file.is_file():
-            raise UserError(f"templates: {file}: there is no such file; give 'openai', a list, or a text file with one prompt a line")
-        templates = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        file = user_path(templates, "templates")
+        if not file.exists():
+            raise UserError(
+                f"templates: {shown(file)}: there is no such file; give 'openai', a list, or a text file with one prompt a line"
+            )
+        templates = [line.strip() for line in read_lines(file) if line.strip()]
     wrong = [template for template in templates if template.count("{}") != 1]
     if wrong or not templates:
         raise UserError(f"templates: each has one {{}} where the class goes, found {wrong[0]!r}" if wrong else "templates: there is none")
@@ -75,6 +78,15 @@ def class_embeddings(teacher: Teacher, classes: Sequence[str], templates: Sequen
         each = F.normalize(teacher.encode_text(prompts), dim=1)
         parts.append(F.normalize(each.unflatten(0, (-1, len(templates))).mean(1), dim=1))
     return torch.cat(parts)
+
+
+def same_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """A note where several classes have one name, so that no prompt tells them apart (ImageNet has two pairs); else empty."""
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if not twice:
+        return ()
+    named = ", ".join(repr(name) for name in twice[:5]) + (" ..." if len(twice) > 5 else "")
+    return (f"{len(twice)} names stand for several classes each, of which the first is always found: {named}",)
 
 
 def summary_rows(groups: Iterable[tuple[Teacher, Predict]]) -> Predict:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from .base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result
 from .images import Broken
-from .labelled import AnyLabelled, LabelledSet, share_of_most_frequent
+from .labelled import AnyLabelled, LabelledSet, check_named, share_of_most_frequent
 from .summaries import summaries
-from .text_rows import class_embeddings, read_templates, summary_rows, texted, with_summary
+from .text_rows import class_embeddings, read_templates, same_names, summary_rows, texted, with_summary
 
 
 class ZeroShotSettings(EvaluationSettings):
@@ -25,8 +25,10 @@ class ZeroShotSettings(EvaluationSettings):
     """Names of teachers; null for all that have a text encoder."""
 
     def build(self) -> "ZeroShot":
-        """Opens the data; raises UserError where they are missing or a template has no place for the class."""
-        return ZeroShot(self.data.build(), read_templates(self.templates), self.heads)
+        """Opens the data; raises UserError where they are missing, a class has no readable name, or a template has no place for it."""
+        images = self.data.build()
+        check_named(images)
+        return ZeroShot(images, read_templates(self.templates), self.heads)
 
 
 class ZeroShot(Evaluation):
@@ -65,5 +67,5 @@ class ZeroShot(Evaluation):
             },
             fingerprint=self.images.fingerprint(),
             floors={"top-1": share_of_most_frequent(labels)},
-            notes=(*broken.note(), "the floor is always the most frequent class"),
+            notes=(*broken.note(), *same_names(self.images.classes), "the floor is always the most frequent class"),
         )
