@@ -74,7 +74,7 @@ def picture_size(path: str | Path, upright: bool = True) -> tuple[int, int]:
 
     def size(image: Image.Image) -> tuple[int, int]:
         check_area(image)
-        return image.size[::-1] if upright and _orientation(image) >= 5 else image.size
+        return (image.height, image.width) if upright and _orientation(image) >= 5 else (image.width, image.height)
 
     try:
         with open_file(path) as file, Image.open(file, formats=FORMATS) as image:

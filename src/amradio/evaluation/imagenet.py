@@ -19,7 +19,7 @@ def synset_names(synsets: Iterable[str]) -> dict[str, str]:
     if not wanted:
         return {}
     from open_clip import IMAGENET_CLASSNAMES
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     prompted = dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))
     whole = ImageNetInfo("imagenet-22k")
