@@ -161,7 +161,7 @@ def test_features_are_computed_once(bench: Bench, monkeypatch: pytest.MonkeyPatc
 def test_the_cache_is_bounded() -> None:
     cache = FeatureCache(limit=1000)
     for number in range(5):
-        cache.put((number,), Summaries(torch.zeros(50, 2), torch.zeros(10, dtype=torch.int64)))
+        cache.put((number,), Summaries(torch.zeros(50, 2), torch.zeros(10, dtype=torch.int64), {}))
     assert cache.get((4,)) is not None
     assert cache.get((0,)) is None
 

@@ -110,7 +110,7 @@ class Model(nn.Module):
     def masks(self, head: str, *, teacher: "Teacher | str | Path | None" = None) -> "MaskDecoder":
         """SAM's promptable mask decoder on the map of a head: see `MaskDecoder`. teacher, errors: as of `text`.
 
-        The student sees the square that SAM would see, at `image_size` px (`MaskDecoder.look` takes another).
+        The student sees the square that SAM would see, at the px at which the head was trained (`MaskDecoder.look` takes others).
         """
         from .teachers.base import resize
         from .teachers.of_head import mask_decoder
@@ -118,7 +118,7 @@ class Model(nn.Module):
         part = self.config.heads[self._known([head])[0]]
 
         def encode(square: Tensor, image_size: int | None) -> Tensor:
-            side = image_size or self.image_size or square.shape[-1]
+            side = image_size or part.image_size or self.image_size or square.shape[-1]
             spatial = self(resize(square, self.nearest_size(side, side)), heads=[head])[head].spatial
             assert spatial is not None
             return spatial
@@ -163,7 +163,7 @@ class Model(nn.Module):
 
     @property
     def image_size(self) -> int | None:
-        """px at which it was trained last, the size to prefer; None where the file does not say."""
+        """px at which most heads were trained last, the size to prefer; None where the file does not say."""
         return self.config.image_size
 
     @property

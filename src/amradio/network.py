@@ -32,6 +32,8 @@ class HeadConfig(Settings):
     spatial: HeadPart | None = None
     slot: int = 0
     """Which of the student's summaries it reads."""
+    image_size: int | None = None
+    """Pixels of the student's view at which it was trained last, where that is known."""
     teacher: dict[str, str | int | float | None] = pydantic.Field(default_factory=dict)
     """What the model card says of the teacher: kind, source, licence."""
 
@@ -60,7 +62,7 @@ class NetworkConfig(Settings):
     num_summaries: int
     heads: dict[str, HeadConfig] = pydantic.Field(default_factory=dict)
     image_size: int | None = None
-    """Pixels at which it was trained last; the size to prefer."""
+    """Pixels to prefer: those at which most heads were trained last (`Recipe`)."""
     summary_slots: list[int] | None = None
     """Which of the student's summaries make the backbone's summary, in this order; null for all. (Published models leave out SAM's.)"""
     rotates: bool = False

@@ -10,7 +10,7 @@ import torch
 
 from .engine.log import Log
 from .errors import UserError
-from .evaluation.base import Metric, Result
+from .evaluation.base import Metric, Result, floor_warning
 from .evaluation.suite import plain, prepare, run_suite
 from .model import Model
 from .network import Network, NetworkConfig
@@ -36,6 +36,7 @@ class PeriodicSuite:
         self.recipe = recipe
         self.done: int | None = None
         """The last step that was measured."""
+        self._is_first = True
         self.suite = recipe.evaluate.suite and recipe.evaluate.suite.model_copy(update={"device": str(device)})
         self.teachers = dict(teachers)
         if self.suite is not None:
@@ -75,9 +76,12 @@ class PeriodicSuite:
         log.record({"step": step} | {f"eval/{each.evaluation}/{each.model}/{each.metric.name}": each.value for each in found})
         log.say(f"suite at step {step} ({time.perf_counter() - begun:.1f} s): {'; '.join(_in_brief(results, found))}")
         for name, result in results.items():
+            if self._is_first and (warning := floor_warning(result, "teacher/")):  # a student may yet learn
+                log.warn(f"{name}: {warning}")
             for note in result.notes:
                 if note.startswith("warning: "):
                     log.warn(f"{name}: {note.removeprefix('warning: ')}")
+        self._is_first = False
 
 
 def scores(results: Mapping[str, Result]) -> Iterator[Score]:

@@ -207,14 +207,11 @@ class Recipe(Settings):
         for name, head in self._heads(teachers).items():
             heads[name] = head.model_copy(update={"slot": slot if head.summary else 0})
             slot += head.summary is not None and not self.student.shares_summary
-        return NetworkConfig(student=self.student, num_summaries=max(1, slot), heads=heads, image_size=self._image_size)
-
-    @property
-    def _image_size(self) -> int:
-        return self.stages[-1].partitions[0].image_size
+        return NetworkConfig(student=self.student, num_summaries=max(1, slot), heads=heads, image_size=preferred_size(self.stages, heads))
 
     def _plan(self, model: NetworkConfig, teachers: Mapping[str, Teacher]) -> Plan:
-        found = plan(model, self._heads(teachers), self._image_size)
+        heads = self._heads(teachers)
+        found = plan(model, heads, preferred_size(self.stages, heads))
         new = {
             name for name, head in found.config.heads.items() for kind in KINDS if getattr(head, kind) and (name, kind) not in found.kept
         }
@@ -230,6 +227,10 @@ class Recipe(Settings):
         for name, teacher in teachers.items():
             summary, spatial = (self._part(name, teacher, kind) for kind in KINDS)
             heads[name] = HeadConfig(summary=summary, spatial=spatial, teacher=_card(self.teachers[name], teacher))
+        preferred = preferred_size(self.stages, heads)
+        for name in heads:
+            sizes = _last_sizes(self.stages, name)
+            heads[name] = heads[name].model_copy(update={"image_size": preferred if preferred in sizes else max(sizes)})
         return heads
 
     def _part(self, name: str, teacher: Teacher, kind: Kind) -> HeadPart | None:
@@ -238,6 +239,26 @@ class Recipe(Settings):
             return None
         pair = self.heads.by_teacher.get(name, self.heads)
         return HeadPart(head=getattr(pair, kind), dim=dim)
+
+
+def preferred_size(stages: Sequence[StageSettings], heads: Mapping[str, HeadConfig]) -> int:
+    """px of the last stage at which most summaries are taught, of several those at which most teachers are, of several the largest.
+
+    The order of the partitions does not count. Summaries come first because recognition is what is measured at this size: for CLIP and
+    DINOv2 at 432 px and SAM, which has no summary, at 1024 px it is 432.
+    """
+    taught: dict[int, set[str]] = {}
+    for partition in stages[-1].partitions:
+        taught.setdefault(partition.image_size, set()).update(partition.teachers or heads)
+    return max(
+        taught, key=lambda size: (sum(heads[name].summary is not None for name in taught[size] & heads.keys()), len(taught[size]), size)
+    )
+
+
+def _last_sizes(stages: Sequence[StageSettings], name: str) -> list[int]:
+    """px of the partitions of a teacher in the last stage that it is in."""
+    found = [[each.image_size for each in stage.partitions if each.teachers is None or name in each.teachers] for stage in stages]
+    return next((sizes for sizes in reversed(found) if sizes), [stages[-1].partitions[0].image_size])
 
 
 def _card(settings: Any, teacher: Teacher) -> dict[str, str | int | float | None]:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ..evaluation.base import Metric, Result
+from ..evaluation.base import Metric, Result, below_floor, floor_warning
+from ..evaluation.inputs import describe
 from .tables import print_table, width
 
-BEST, NOTHING = "*", "-"
-TITLE = f"Evaluation ({BEST} best of its column)"
+BEST, BELOW, NOTHING = "*", "!", "-"
+"""Marks of cells; plain ASCII, so that every console shows them."""
 SPACING = 3
 """Characters between two columns."""
 
@@ -20,26 +21,53 @@ class Column(NamedTuple):
     values: Mapping[str, float]
     """By model."""
     floor: float | None
+    below: Sequence[str] = ()
+    """Models that are not better than the floor, or than their own."""
+
+
+class InputColumn(NamedTuple):
+    """What the models received."""
+
+    title: str
+    sizes: Mapping[str, str]
+    """px by model, as `inputs.describe` puts it."""
 
 
 def print_results(results: Mapping[str, Result]) -> None:
     """Prints one table of the headline metrics of all evaluations, then agreement by size where it was measured, then every note.
 
-    The best model of a column is marked with *. Below the models stand the gaps in points (hundredths of a cosine) and the floors.
-    What is too wide for a line is set below, as another table.
+    The best model of a column is marked with *, a value that is not better than the floor with !, and a warning says what that means. Each
+    row names the px of its input, once where it is the same in all evaluations. Below the models stand the gaps in points (hundredths of a
+    cosine) and the floors. What is too wide for a line is set below, as another table.
     """
     columns = list(headline_columns(results))
     names = sorted({name for column in columns for name in column.values}, key=_order)
-    title = TITLE
+    inputs = {name: {row: describe(sizes) for row, sizes in result.inputs.items()} for name, result in results.items()}
+    title, legend = "Evaluation", _legend(columns, inputs)
     while columns:
-        count = next(count for count in range(len(columns), 0, -1) if count == 1 or _width(*_table(columns[:count], names)) <= width())
-        print_table(title, *_table(columns[:count], names))
+        count = next(
+            count for count in range(len(columns), 0, -1) if count == 1 or _width(*_table(columns[:count], names, inputs)) <= width()
+        )
+        print_table(title, *_table(columns[:count], names, inputs))
         title, columns = "", columns[count:]
+    print(legend)
+    for name, result in results.items():
+        if warning := floor_warning(result):
+            print(f"warning: {name}: {warning}")
     for name, result in results.items():
         _print_by_size(name, result)
     for name, result in results.items():
         counts = ", ".join(f"{count:,} {what}" for what, count in result.counts.items() if count or what != "broken")
         print(f"{name}: {counts}; {result.seconds:.1f} s" + "".join(f"; {note}" for note in result.notes))
+
+
+def _legend(columns: Sequence[Column], inputs: Mapping[str, Mapping[str, str]]) -> str:
+    """What the marks mean, in one line."""
+    parts = [f"{BEST} best of its column"]
+    if any(column.below for column in columns):
+        parts.append(f"{BELOW} not better than the floor")
+    varied = any(sizes.endswith("+") for rows in inputs.values() for sizes in rows.values())
+    return "; ".join([*parts, "px: of the input" + (", + where that is the short side" if varied else "")])
 
 
 def _width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
@@ -48,15 +76,34 @@ def _width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
     return sum(max(len(line) for cell in column for line in cell.split("\n")) + SPACING for column in columns)
 
 
-def _table(columns: Sequence[Column], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def _table(columns: Sequence[Column], names: Sequence[str], inputs: Mapping[str, Mapping[str, str]]) -> tuple[list[str], list[list[str]]]:
     """(headings, rows): models, gaps, floors."""
-    cells = [[name, *(_cell(column, name) for column in columns)] for name in names if any(name in column.values for column in columns)]
+    laid_out = _with_inputs(columns, inputs)
+    cells = [[name, *(_cell(column, name) for column in laid_out)] for name in names if any(name in column.values for column in columns)]
     for title, pair in _gaps(names):
-        gaps = [_gap(column, *pair) for column in columns]
+        gaps = [NOTHING if isinstance(column, InputColumn) else _gap(column, *pair) for column in laid_out]
         cells += [[title, *gaps]] if set(gaps) != {NOTHING} else []
     if any(column.floor is not None for column in columns):
-        cells.append(["floor", *(NOTHING if column.floor is None else _number(column.floor, column.metric) for column in columns)])
-    return ["model", *(column.title for column in columns)], cells
+        cells.append(["floor", *(_floor(column) for column in laid_out)])
+    return ["model", *(column.title for column in laid_out)], cells
+
+
+def _with_inputs(columns: Sequence[Column], inputs: Mapping[str, Mapping[str, str]]) -> list[Column | InputColumn]:
+    """The columns with one of px in front where every model has one input size in all of these evaluations, else one for each of them."""
+    names = list(dict.fromkeys(column.title.split("\n")[0] for column in columns))
+    shown = {name: inputs[name] for name in names if inputs.get(name)}
+    together: dict[str, set[str]] = {}
+    for rows in shown.values():
+        for row, sizes in rows.items():
+            together.setdefault(row, set()).add(sizes)
+    if all(len(sizes) == 1 for sizes in together.values()):
+        common = [InputColumn("px", {row: min(sizes) for row, sizes in together.items()})] if together else []
+        return [*common, *columns]
+    found: list[Column | InputColumn] = []
+    for name in names:
+        found += [InputColumn(f"{name}\npx", shown[name])] if name in shown else []
+        found += [column for column in columns if column.title.split("\n")[0] == name]
+    return found
 
 
 def headline_columns(results: Mapping[str, Result]) -> list[Column]:
@@ -67,7 +114,8 @@ def headline_columns(results: Mapping[str, Result]) -> list[Column]:
             values = {model: row[metric.name] for model, row in result.rows.items() if metric.name in row}
             if metric.headline and values:
                 unit = " %" if metric.unit == "%" else ""
-                found.append(Column(f"{name}\n{metric.name}{unit}", metric, values, result.floors.get(metric.name)))
+                below = below_floor(result, metric)
+                found.append(Column(f"{name}\n{metric.name}{unit}", metric, values, result.floors.get(metric.name), below))
     return found
 
 
@@ -101,11 +149,19 @@ def _gap(column: Column, student: str, teachers: Sequence[str]) -> str:
     return NOTHING if found is None else f"{found:+.1f}"
 
 
-def _cell(column: Column, name: str) -> str:
+def _cell(column: Column | InputColumn, name: str) -> str:
+    if isinstance(column, InputColumn):
+        return column.sizes.get(name, NOTHING)
     if name not in column.values:
         return NOTHING
-    text = _number(column.values[name], column.metric)
-    return (BEST if name in best_of(column) and len(column.values) > 1 else "") + text
+    best = BEST if name in best_of(column) and len(column.values) > 1 else ""
+    return best + (BELOW if name in column.below else "") + _number(column.values[name], column.metric)
+
+
+def _floor(column: Column | InputColumn) -> str:
+    if isinstance(column, InputColumn) or column.floor is None:
+        return NOTHING
+    return _number(column.floor, column.metric)
 
 
 def _number(value: float, metric: Metric) -> str:

@@ -29,4 +29,5 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def _is_number(cell: str) -> bool:
-    return cell.strip() in ("", "-") or cell.replace(",", "").replace("%", "").replace(".", "", 1).strip().lstrip("*-+").isdigit()
+    digits = cell.replace(",", "").replace("%", "").replace(".", "", 1).strip().lstrip("*!-+").rstrip("+")  # 512+: an input size
+    return cell.strip() in ("", "-") or digits.isdigit()

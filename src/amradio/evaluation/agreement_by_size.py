@@ -16,11 +16,12 @@ from ..features import KINDS, Features, Kind, resize_grid
 from ..losses import LossSettings
 from ..metrics import compare, with_norm_ratio
 from ..normalize import SMALLEST_STD, Moments
-from .base import Bench, Evaluation, EvaluationSettings, Metric, Positive, Predict, Result, View
+from .base import Bench, Evaluation, EvaluationSettings, Metric, Positive, Predict, Result, Sizes, View
 from .cka import Cka
 from .images import Broken, ImageSet, batched, readable, windows
 from .labelled import AnyImages, spread
 from .plot import Line, draw_lines
+from .predictors import inputs_of
 
 Statistics = Mapping[tuple[str, Kind], tuple[Tensor, Tensor]]
 """(mean, std) [D] in float64 of each teacher's kind of feature."""
@@ -44,18 +45,22 @@ class AgreementSettings(EvaluationSettings):
     1 is right), raw cosine beside that of a constant, fidelity (variance of the teacher / mean squared error), linear CKA, AM-RADIO's loss.
     """
 
-    view: ClassVar[View] = "whole"
+    view: ClassVar[View] = "square"
 
     type: Literal["agreement"] = "agreement"
     data: AnyImages
     """Any images."""
     image_sizes: Annotated[list[Positive], pydantic.Field(min_length=1)] | None = None
-    """px of the student's view, one measurement each; teachers always see what they see at `image_size`.
-    null for `image_size` alone."""
+    """px of the student's view, one measurement each; teachers always see what they see at `image_size`. null for `image_size` alone, and
+    without one for the size at which each head was trained last."""
     cells_per_image: Positive = 16
     """Cells of each map that CKA is measured on."""
     plot: str | None = None
     """A PNG file of the standardised cosine against the size; null for none."""
+
+    def protocol_sizes(self, bench: Bench) -> Sizes:
+        """Head and teacher at the size at which the head was trained last."""
+        return {f"{who}/{name}": bench.size_of_head(name) for name in bench.teachers for who in ("student", "teacher")}
 
     def build(self) -> "AgreementBySize":
         """Opens the data; raises UserError where they are missing."""
@@ -76,21 +81,28 @@ class AgreementBySize(Evaluation):
     def run(self, predict: Predict, bench: Bench) -> Result:
         """One row a head, at the first size; all sizes are in the details under `by size`."""
         heads = _heads(predict, bench)
-        sizes = list(dict.fromkeys(self.image_sizes or [bench.default_size]))
-        students = {size: bench.predict("whole", size) for size in sizes}
+        sizes = {name: list(dict.fromkeys(self.image_sizes or [bench.size_of_head(name)])) for name in heads}
+        students = {size: bench.predict("square", size) for size in dict.fromkeys(size for each in sizes.values() for size in each)}
         broken = Broken()
         statistics = self._statistics(heads, predict, bench, broken)
-        found = self._compare(heads, predict, students, statistics, bench)
-        by_size = {f"student/{name}": {size: _row(found, name, size) for size in sizes} for name in heads}
+        found = self._compare(sizes, predict, students, statistics, bench)
+        by_size = {f"student/{name}": {size: _row(found, name, size) for size in sizes[name]} for name in heads}
         if self.plot is not None:
             self._draw(by_size)
-        metrics = [metric._replace(name=f"{kind} {metric.name}") for kind in KINDS for metric in MEASURES]
+        rows = {row: next(iter(values.values())) for row, values in by_size.items()}
         return Result(
-            metrics=metrics,
-            rows={row: values[sizes[0]] for row, values in by_size.items()},
-            counts={"images": len(self.images), "sizes": len(sizes), "broken": len(broken.reasons)},
+            metrics=[metric._replace(name=f"{kind} {metric.name}") for kind in KINDS for metric in MEASURES],
+            rows=rows,
+            counts={"images": len(self.images), "sizes": len(students), "broken": len(broken.reasons)},
             fingerprint=self.images.fingerprint(),
-            notes=(*broken.note(), *collapses(by_size)),
+            floors={f"{kind} std cosine": 0.0 for kind in KINDS},
+            row_floors={
+                row: {f"{kind} cosine": values[f"{kind} constant cosine"] for kind in KINDS if f"{kind} constant cosine" in values}
+                for row, values in rows.items()
+            },
+            floor="a constant prediction",
+            inputs={f"student/{name}": inputs_of(students[sizes[name][0]])[f"student/{name}"] for name in heads},
+            notes=(*broken.note(), *_constants(rows), *collapses(by_size)),
             details={"by size": {row: {str(size): each for size, each in sizes_.items()} for row, sizes_ in by_size.items()}},
         )
 
@@ -108,14 +120,19 @@ class AgreementBySize(Evaluation):
         return {key: moment.finish() for key, moment in moments.items()}
 
     def _compare(
-        self, heads: Sequence[str], predict: Predict, students: Mapping[int, Predict], statistics: Statistics, bench: Bench
+        self,
+        sizes: Mapping[str, Sequence[int]],
+        predict: Predict,
+        students: Mapping[int, Predict],
+        statistics: Statistics,
+        bench: Bench,
     ) -> "dict[tuple[str, Kind, int], Comparison]":
         comparisons: dict[tuple[str, Kind, int], Comparison] = {}
         for images in self._batches(bench, Broken(), "agreement"):
-            for name in heads:
+            for name, own in sizes.items():
                 targets = _kinds(predict[f"teacher/{name}"](images))
-                for size, student in students.items():
-                    for kind, prediction in _kinds(student[f"student/{name}"](images)).items():
+                for size in own:
+                    for kind, prediction in _kinds(students[size][f"student/{name}"](images)).items():
                         if kind in targets:
                             key = (name, kind, size)
                             if key not in comparisons:
@@ -211,6 +228,14 @@ def collapses(by_size: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[
                     "train all teachers at these sizes"
                 )
     return found
+
+
+def _constants(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What raw cosines are to be measured against."""
+    found = [
+        f"{row} {kind} {values[key]:.3f}" for row, values in rows.items() for kind in KINDS if (key := f"{kind} constant cosine") in values
+    ]
+    return [f"raw cosine of a constant prediction: {', '.join(found)}"]
 
 
 def _row(found: "Mapping[tuple[str, Kind, int], Comparison]", name: str, size: int) -> dict[str, float]:

@@ -15,13 +15,14 @@ from ..features import Features
 from ..model import Model
 from ..teachers.base import Teacher
 from .cache import FeatureCache
-from .predictors import Predict, View, predictors
+from .inputs import Counts, describe
+from .predictors import Predict, Sizes, View, inputs_of, predictors
 from .progress import Progress, silent
 
 Positive = Annotated[int, pydantic.Field(gt=0)]
 Rows = Mapping[str, Mapping[str, float]]
 
-__all__ = ["Bench", "Evaluation", "EvaluationSettings", "Metric", "Positive", "Predict", "Result", "Rows", "View", "measure"]
+__all__ = ["Bench", "Evaluation", "EvaluationSettings", "Metric", "Positive", "Predict", "Result", "Rows", "Sizes", "View", "measure"]
 
 
 class Metric(NamedTuple):
@@ -51,6 +52,12 @@ class Result:
     """Of the data: the same images and labels in the same order give the same one; empty where there are no data."""
     floors: Mapping[str, float] = field(default_factory=dict)
     """{metric: what a trivial answer scores}."""
+    row_floors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """{row: {metric: floor}} where each model has a floor of its own."""
+    floor: str = ""
+    """What the trivial answer is, in words: `raw pixels`; empty where there is no floor."""
+    inputs: Mapping[str, Counts] = field(default_factory=dict)
+    """{row: {(height, width) px: images}} that its model received; filled in by `measure` where the evaluation does not."""
     notes: Sequence[str] = ()
     """Plain sentences for the reader: broken images, warnings."""
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -59,6 +66,33 @@ class Result:
     """All settings of the evaluation; filled in by `measure`."""
     seconds: float = 0.0
     """How long it took; filled in by `measure`."""
+
+
+def below_floor(result: Result, metric: Metric) -> list[str]:
+    """The rows whose value is not better than the floor of `metric`."""
+    if metric.better is None:
+        return []
+    sign = 1 if metric.better == "higher" else -1
+    floors = {row: result.row_floors.get(row, {}).get(metric.name, result.floors.get(metric.name)) for row in result.rows}
+    return [
+        row
+        for row, floor in floors.items()
+        if floor is not None and metric.name in result.rows[row] and sign * result.rows[row][metric.name] <= sign * floor
+    ]
+
+
+def floor_warning(result: Result, among: str = "") -> str:
+    """One sentence on the rows that are not better than a floor in a headline metric, empty where there is none.
+
+    among: how the names of the rows that count begin.
+    """
+    found = {
+        metric.name: named
+        for metric in result.metrics
+        if metric.headline and (named := sorted(row for row in below_floor(result, metric) if row.startswith(among)))
+    }
+    listed = "; ".join(f"{metric}: {', '.join(rows)}" for metric, rows in found.items())
+    return f"not better than {result.floor or 'the floor'}, so these models have not learnt such images: {listed}" if found else ""
 
 
 class Bench:
@@ -76,7 +110,7 @@ class Bench:
     ):
         """model and teachers lie on one device already.
 
-        image_size: px of the student's view where an evaluation names none; None for the size at which it was trained last.
+        image_size: px of the views where an evaluation names none; None for the protocol's own, else the size that the student prefers.
         autocast: precision of all models, None for the one that they have. num_workers: processes that read images.
         """
         self.model, self.teachers = model, dict(teachers)
@@ -96,9 +130,14 @@ class Bench:
         """px of the student's view where nobody names one: that of the suite, else of its training, else 224."""
         return self.image_size or (self.model.config.image_size if self.model is not None else None) or 224
 
-    def predict(self, view: View = "crop", image_size: int | None = None) -> Predict:
-        """`student`, `student/<head>`, `teacher/<name>`: see `predictors`."""
-        return predictors(self.model, self.teachers, image_size or self.image_size, view, self.autocast)
+    def size_of_head(self, name: str) -> int:
+        """px at which a head was trained last; `default_size` where the suite names one or the model does not know."""
+        head = self.model.config.heads.get(name) if self.model is not None and not self.image_size else None
+        return (head.image_size if head is not None else None) or self.default_size
+
+    def predict(self, view: View = "crop", sizes: Sizes = None) -> Predict:
+        """`student`, `student/<head>`, `teacher/<name>`: see `predictors`. sizes: None for those of the suite."""
+        return predictors(self.model, self.teachers, sizes or self.image_size, view, self.autocast)
 
 
 class Evaluation(Protocol):
@@ -122,7 +161,8 @@ class EvaluationSettings(Settings):
     """How images become a model's input: `crop` for recognition, `whole` for maps."""
 
     image_size: Positive | None = None
-    """px of the student's view (its short side); null for the size at which the student was trained last."""
+    """px of the views (their short side); null for the suite's, else the protocol's own where it has one, else the student's (see
+    [evaluations.md](evaluations.md#input-sizes))."""
     models: list[str] | None = None
     """Rows to measure: student, student/HEAD, teacher/NAME; null for all that the evaluation suits."""
 
@@ -130,17 +170,39 @@ class EvaluationSettings(Settings):
         """The evaluation; raises UserError where its data are missing."""
         raise NotImplementedError
 
+    def protocol_sizes(self, bench: Bench) -> Sizes:  # noqa: ARG002 - for those that have some
+        """px of the views where neither the evaluation nor the suite names a size; None for the size that the student prefers."""
+        return None
+
 
 def measure(settings: EvaluationSettings, evaluation: Evaluation, bench: Bench) -> Result:
     """Runs an evaluation (built from `settings`) on a bench. Raises UserError for an unknown row of `models`."""
     begun = time.perf_counter()
-    result = evaluation.run(chosen(settings, bench), bench)
-    return replace(result, settings=settings.model_dump(mode="json"), seconds=time.perf_counter() - begun)
+    predict = chosen(settings, bench)
+    result = evaluation.run(predict, bench)
+    inputs = result.inputs or {row: sizes for row, sizes in inputs_of(predict).items() if row in result.rows}
+    notes = (*result.notes, *_strangers(settings, bench, inputs))
+    seconds = time.perf_counter() - begun
+    return replace(result, settings=settings.model_dump(mode="json"), seconds=seconds, inputs=inputs, notes=notes)
+
+
+def _strangers(settings: EvaluationSettings, bench: Bench, inputs: Mapping[str, Counts]) -> list[str]:
+    """A note on heads that were trained at another size than the one that the student prefers, and are measured at that."""
+    if bench.model is None or settings.image_size or bench.image_size:
+        return []
+    config = bench.model.config
+    others = {name: head.image_size for name, head in config.heads.items() if f"student/{name}" in inputs and head.image_size}
+    return [
+        f"student/{name} was trained at {size} px and is measured at {config.image_size} px, where most heads were trained"
+        for name, size in others.items()
+        if size != config.image_size and describe(inputs[f"student/{name}"]).removesuffix("+") == str(config.image_size)
+    ]
 
 
 def chosen(settings: EvaluationSettings, bench: Bench) -> Predict:
     """The rows of `models`, all where it names none. Raises UserError for an unknown one."""
-    predict = bench.predict(settings.view, settings.image_size)
+    sizes = settings.image_size or bench.image_size or settings.protocol_sizes(bench)
+    predict = bench.predict(settings.view, sizes)
     if settings.models is None:
         return predict
     unknown = [name for name in settings.models if name not in predict]

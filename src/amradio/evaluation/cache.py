@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .inputs import Counts
+
 
 class Summaries(NamedTuple):
     """What one model says of an image set."""
@@ -12,6 +14,8 @@ class Summaries(NamedTuple):
     """float32 [N, D] on the CPU; rows of the readable images, in order."""
     indices: Tensor
     """int64 [N]: which images of the set these are."""
+    inputs: Counts
+    """Sizes of the images that the model received."""
 
 
 class FeatureCache:
@@ -38,4 +42,4 @@ class FeatureCache:
 
 
 def _bytes(entry: Summaries) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in entry)
+    return sum(tensor.numel() * tensor.element_size() for tensor in (entry.features, entry.indices))

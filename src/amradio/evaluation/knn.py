@@ -256,5 +256,6 @@ class Knn(Evaluation):
             counts=counts | {"broken": len(broken.reasons)},
             fingerprint=f"{self.database.fingerprint()}-{self.queries.fingerprint()}",
             floors=floors,
+            floor="raw pixels",
             notes=(*broken.note(), PIXELS_NOTE),
         )

@@ -284,6 +284,7 @@ def check_named(images: LabelledSet) -> None:
         )
 
 
-def share_of_most_frequent(labels: Tensor) -> float:
-    """Per cent that a constant answer scores at best; labels: int64 [N]."""
-    return 100 * float(labels.bincount().max()) / len(labels)
+def share_of_most_frequent(labels: Tensor, count: int = 1) -> float:
+    """Per cent that a constant answer of `count` classes scores at best; labels: int64 [N]."""
+    found = labels.bincount()
+    return 100 * float(found.topk(min(count, len(found))).values.sum()) / len(labels)

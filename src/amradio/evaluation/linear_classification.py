@@ -98,6 +98,7 @@ class LinearClassification(Evaluation):
             counts=counts,
             fingerprint=f"{self.train.fingerprint()}-{self.test.fingerprint()}",
             floors={"top-1": share_of_most_frequent(self.wanted)},
+            floor="always the most frequent class",
             notes=(*broken.note(), "the floor is always the most frequent class"),
             details={"learning rates": chosen},
         )

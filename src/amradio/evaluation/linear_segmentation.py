@@ -11,12 +11,14 @@ from torch import Tensor
 from ..config import Settings, one_of
 from ..errors import UserError
 from ..teachers.base import resize
-from .base import Bench, Evaluation, EvaluationSettings, Positive, Predict, Result, View
-from .labelled_maps import AnyMaps, LabelledMaps
+from .base import Bench, Evaluation, EvaluationSettings, Positive, Predict, Result, Sizes, View
+from .labelled_maps import AnyMaps, LabelledMaps, SceneMapsSettings
 from .map_scores import score
 from .mean_iou import Priors, upsample
+from .predictors import Predictor
 from .segmentation_crops import AugmentedSchedule, ShortSchedule
 from .segmentation_probe import Probe, augmented, fit, unaugmented
+from .tiling import starts
 
 
 class WholeInference(Settings):
@@ -68,6 +70,12 @@ class LinearSegmentationSettings(EvaluationSettings):
     seed: int = pydantic.Field(default=0, ge=0)
     """Of the probe's weights, the order and the views."""
 
+    def protocol_sizes(self, bench: Bench) -> Sizes:  # noqa: ARG002 - see the base
+        """The published schedule is for views of its crop size, 512 px (a patch of 14 px makes that 518); scenes have their own few px."""
+        if isinstance(self.schedule, ShortSchedule) or isinstance(self.train, SceneMapsSettings):
+            return None
+        return self.schedule.augmentation.crop_size
+
     def build(self) -> "LinearSegmentation":
         """Opens both sets; raises UserError where files are missing or damaged, or where the classes of the two differ."""
         train, test = self.train.build(), self.test.build()
@@ -111,6 +119,9 @@ def with_maps(predict: Predict, device: torch.device) -> Predict:
     """The models that have a map, found by a look at a grey image. Raises UserError where none has."""
     probe = torch.full((1, 3, 64, 64), 0.5, device=device)
     found = {name: call for name, call in predict.items() if call(probe).spatial is not None}
+    for call in predict.values():
+        if isinstance(call, Predictor):
+            call.joint.recorded.sizes.clear()  # of what is measured, this is no part
     if not found:
         raise UserError(f"segmentation: none of {', '.join(predict) or 'the models'} has a map; name a model that has one")
     return found
@@ -154,9 +165,3 @@ def slide(logits_of: Callable[[Tensor], Mapping[str, Tensor]], images: Tensor, w
                     sums[name] = logits.new_zeros(len(images), logits.shape[1], height, width)
                 sums[name][..., rows, columns] += upsample(logits, (view.shape[-2], view.shape[-1]))
     return {name: total / covered for name, total in sums.items()}
-
-
-def starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along an edge of `length` px, so that every pixel is covered."""
-    last = max(length - window, 0)
-    return [*range(0, last, stride), last]

@@ -89,7 +89,8 @@ def score(maps: LabelledMaps, logits_of: Logits, bench: Bench, priors: Priors | 
     details = {"iou by class": {name: _by_class(confusion, maps.names) for name, confusion in confusions.items()}}
     counts = {"images": len(maps), "classes": num_classes, "pixels": _pixels(confusions)}
     floors, notes = _floors({name: confusion.scores() for name, confusion in trivial.items()})
-    return Result(METRICS, rows, counts, digest.hexdigest()[:16], floors, (*maps.notes(), *notes), details)
+    floor = "answers without a look at the image" if floors else ""
+    return Result(METRICS, rows, counts, digest.hexdigest()[:16], floors, floor=floor, notes=(*maps.notes(), *notes), details=details)
 
 
 def _batches(samples: Iterator[Sample], hashed: Callable[[bytes], None]) -> Iterator[Sequence[Sample]]:

@@ -1,6 +1,7 @@
 """Student, heads and teachers behind one signature: RGB images of any size in [0, 1] -> Features."""
 
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import Generic, Literal, TypeVar
 
 import torch
@@ -9,11 +10,19 @@ from torch import Tensor
 from ..features import Features
 from ..model import Model
 from ..teachers.base import Teacher, resize
+from .inputs import Counts, Recorded
+from .tiling import Tiled
 
 Answer = TypeVar("Answer")
-View = Literal["crop", "whole"]
-"""crop: the model's own pipeline for recognition (short side, central square; `Teacher.prepare`). whole: all of the image, resized to the
-nearest legal size, so that the map covers the image from edge to edge."""
+View = Literal["crop", "square", "whole"]
+"""crop: the model's own pipeline for recognition (short side, central square; `Teacher.prepare`). square: the central square, resized to
+each model's size, as in training: all models see the same. whole: all of the image with its aspect, so that the map covers the image from
+edge to edge; teachers of one square size see it in overlapping squares (`Tiled`)."""
+Sizes = int | Mapping[str, int] | None
+"""px of the short side of the views: one for all rows, or by the name of the row; None, or a row without one: the size to prefer."""
+LONGEST = 4
+"""A whole view is at most this many times as long as the size that was asked for, as in the published segmentation: beyond, its short side
+is smaller."""
 Predict = Mapping[str, Callable[[Tensor], Features]]
 """By name (`student`, `student/<head>`, `teacher/<name>`): float RGB [B, 3, H, W] in [0, 1] of any size -> float32 Features."""
 
@@ -24,14 +33,17 @@ class Joint:
     def __init__(
         self,
         prepare: Callable[[Tensor], Tensor],
-        encode: Callable[[Tensor], Features],
+        model: Callable[[Tensor], Features],
         view: Hashable,
         autocast: torch.dtype | None = None,
+        tiled: Tiled | None = None,
     ):
-        """prepare: images of any size -> of a legal size; encode: of a legal size -> features.
+        """prepare: images of any size -> of a legal size; model: of a legal size -> features. tiled: where the model sees squares of them.
 
         view: equal for equal preparations of this model, so that features can be kept under it.
         """
+        self.recorded = Recorded(model)
+        encode = self.recorded if tiled is None else partial(tiled.encode, teacher=self.recorded)
         self._prepare, self._encode = _Last(prepare), _Last(encode)
         self.view, self.autocast = view, autocast
 
@@ -75,23 +87,39 @@ class Predictor:
 
 
 def predictors(
-    model: Model | None, teachers: Mapping[str, Teacher], image_size: int | None, view: View, autocast: torch.dtype | None = None
+    model: Model | None, teachers: Mapping[str, Teacher], sizes: Sizes, view: View, autocast: torch.dtype | None = None
 ) -> Predict:
-    """`student`, `student/<head>` for every head, `teacher/<name>`; the student is computed once for all heads of one batch tensor.
+    """`student`, `student/<head>` for every head, `teacher/<name>`; the student is computed once for all heads of one size and one batch.
 
-    image_size: px of the short side of the student's view, None for the size at which it was trained last (else that of the image).
-    It is also the short side of the `whole` view of teachers that take any size. autocast: precision, None for each model's own.
+    sizes: without one, the student sees the size that its config prefers (else that of the image), and so do teachers that take any size.
+    In `crop` views teachers see what their own library makes of the image. autocast: precision, None for each model's own.
     """
     found: dict[str, Callable[[Tensor], Features]] = {}
     if model is not None:
-        image_size = image_size or model.config.image_size
-        joint = Joint(_student_view(model, image_size, view), model, (view, image_size), autocast)
-        found["student"] = Predictor(joint)
-        found |= {f"student/{name}": Predictor(joint, model.network.heads[name]) for name in model.heads}
+        joints: dict[int | None, Joint] = {}
+        for name in ("student", *(f"student/{head}" for head in model.heads)):
+            size = _size(sizes, name, model)
+            if size not in joints:
+                joints[size] = Joint(_student_view(model, size, view), model, (view, size), autocast)
+            head = name.removeprefix("student").removeprefix("/")
+            found[name] = Predictor(joints[size], model.network.heads[head] if head else None)
     for name, teacher in teachers.items():
-        seen = (view, image_size if view == "whole" else None)
-        found[f"teacher/{name}"] = Predictor(Joint(_teacher_view(teacher, image_size, view), teacher, seen, autocast))
+        size = _size(sizes, f"teacher/{name}", model)
+        tiled = Tiled(teacher) if view == "whole" and teacher.input_size is not None else None
+        seen = (view, None if view == "crop" else size)
+        prepare = tiled.prepare if tiled else _teacher_view(teacher, size, view)
+        found[f"teacher/{name}"] = Predictor(Joint(prepare, teacher, seen, autocast, tiled))
     return found
+
+
+def inputs_of(predict: Predict) -> dict[str, Counts]:
+    """{row: sizes of the images that its model has received so far}; plain functions have none."""
+    return {name: dict(call.joint.recorded.sizes) for name, call in predict.items() if isinstance(call, Predictor)}
+
+
+def _size(sizes: Sizes, row: str, model: Model | None) -> int | None:
+    named = sizes.get(row) if isinstance(sizes, Mapping) else sizes
+    return named or (model.config.image_size if model is not None else None)
 
 
 def scaled(images: Tensor, short_side: int | None) -> tuple[int, int]:
@@ -110,23 +138,46 @@ def centre_crop(images: Tensor, image_size: int) -> Tensor:
     return images[..., top : top + image_size, left : left + image_size]
 
 
+def _bounded(images: Tensor, image_size: int | None) -> tuple[int, int]:
+    """As of `scaled`, the long side at most LONGEST times `image_size`; the short side is smaller then."""
+    height, width = scaled(images, image_size)
+    longest = LONGEST * (image_size or max(height, width))
+    scale = min(1.0, longest / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def central_square(images: Tensor) -> Tensor:
+    """[B, 3, H, W] -> the central square [B, 3, S, S] of its short side."""
+    side = min(images.shape[-2:])
+    top, left = (images.shape[-2] - side) // 2, (images.shape[-1] - side) // 2
+    return images[..., top : top + side, left : left + side]
+
+
 def _student_view(model: Model, image_size: int | None, view: View) -> Callable[[Tensor], Tensor]:
     def whole(images: Tensor) -> Tensor:
-        return resize(images, model.nearest_size(*scaled(images, image_size)))
+        return resize(images, model.nearest_size(*_bounded(images, image_size)))
+
+    def square(images: Tensor) -> Tensor:
+        side = image_size or min(images.shape[-2:])
+        return resize(central_square(images), model.nearest_size(side, side))
 
     def crop(images: Tensor) -> Tensor:
         side = image_size or min(images.shape[-2:])
         height, width = model.nearest_size(side, side)
         return resize(centre_crop(images, max(height, width)), (height, width))
 
-    return crop if view == "crop" else whole
+    return {"crop": crop, "square": square, "whole": whole}[view]
 
 
 def _teacher_view(teacher: Teacher, image_size: int | None, view: View) -> Callable[[Tensor], Tensor]:
     def whole(images: Tensor) -> Tensor:
-        return resize(images, teacher.size_for(*scaled(images, image_size)))
+        return resize(images, teacher.size_for(*_bounded(images, image_size)))
 
-    return teacher.prepare if view == "crop" else whole
+    def square(images: Tensor) -> Tensor:
+        side = image_size or min(images.shape[-2:])
+        return resize(central_square(images), teacher.size_for(side, side))
+
+    return {"crop": teacher.prepare, "square": square, "whole": whole}[view]
 
 
 class _Last(Generic[Answer]):

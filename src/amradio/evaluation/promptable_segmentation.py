@@ -14,8 +14,8 @@ from ..config import AsTuple
 from ..errors import UserError, nearest
 from ..teachers.prompted import MaskDecoder, SeenImage
 from ..teachers.sam import SamTeacher
-from .base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result, View
-from .instances import AnyInstances, Instances, InstanceSet
+from .base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result, Sizes, View
+from .instances import AnyInstances, Instances, InstanceSet, SceneInstancesSettings
 from .map_scores import in_order
 from .prompts import DISC_PARTS, discs, filled_boxes, inner_point, ious
 
@@ -41,6 +41,13 @@ class PromptableSegmentationSettings(EvaluationSettings):
     """px of a side: objects of at most the first squared are small, of at least the second squared large; COCO's are 32 and 96."""
     heads: list[str] | None = None
     """Names of SAM teachers; null for all."""
+
+    def protocol_sizes(self, bench: Bench) -> Sizes:
+        """A head sees the square that its SAM sees, at SAM's own size (1024 px); scenes of a few px are seen at the size of training."""
+        sams = {name: teacher for name, teacher in bench.teachers.items() if isinstance(teacher, SamTeacher) and teacher.input_size}
+        if isinstance(self.data, SceneInstancesSettings):
+            return {f"student/{name}": bench.size_of_head(name) for name in sams}
+        return {f"student/{name}": teacher.input_size or 0 for name, teacher in sams.items()}
 
     @pydantic.model_validator(mode="after")
     def _in_order(self) -> "PromptableSegmentationSettings":
@@ -230,7 +237,8 @@ class _Seen:
             {"masks" if size == "all" else size: n for size, n in counts.items()},
             self.digest.hexdigest()[:16],
             floors,
-            notes,
+            notes=notes,
+            floor="a disc around the click, the filled box",
         )
 
 

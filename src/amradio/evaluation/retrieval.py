@@ -68,7 +68,8 @@ class Retrieval(Evaluation):
             rows=rows,
             counts={"images": len(kept), "captions": len(texts), "broken": len(broken.reasons)},
             fingerprint=self.images.fingerprint(),
-            floors={f"text-image R@{k}": min(100.0, 100 * k / len(kept)) for k in self.recall},
+            floors={f"{way} R@{k}": value for k in self.recall for way, value in chance(owns[:, which], k).items()},
+            floor="chance",
             notes=(*broken.note(), "the floor is chance"),
         )
 
@@ -77,6 +78,21 @@ class Retrieval(Evaluation):
         by_text = ranks(texts, images, lambda part: owns[:, which[part]].T)
         found = {f"image-text R@{k}": by_image < k for k in self.recall} | {f"text-image R@{k}": by_text < k for k in self.recall}
         return {name: 100 * float(hit.double().mean()) for name, hit in found.items()}
+
+
+def chance(right: Tensor, k: int) -> dict[str, float]:
+    """{`image-text`, `text-image`: recall at k of a random order, in %}. right: bool [N, M], which of M texts are right for N images.
+
+    Of M texts of which r are right none is among the first k with the chance (1 - r/M) (1 - r/(M-1)) ... of k factors.
+    """
+    found = {}
+    for way, table in (("image-text", right), ("text-image", right.T)):
+        counts, num = table.sum(1).double(), table.shape[1]
+        missed = torch.ones_like(counts)
+        for drawn in range(min(k, num)):
+            missed *= ((num - counts - drawn) / (num - drawn)).clamp_min(0)
+        found[way] = 100 * float(1 - missed.mean())
+    return found
 
 
 def ownership(texts: Sequence[str], owner: Tensor, num_images: int) -> tuple[Tensor, Tensor]:

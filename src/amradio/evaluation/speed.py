@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..features import Features
 from .base import Bench, Evaluation, EvaluationSettings, Metric, Positive, Predict, Result
-from .predictors import Predictor
+from .predictors import Predictor, inputs_of
 
 WARM_UP = 2
 LEAST_CALLS = 5
@@ -44,8 +44,10 @@ class Throughput(Evaluation):
         """The table's columns are of the first size: images/s of the largest batch, latency of the first; all are in the details."""
         sizes = list(self.image_sizes or [bench.default_size])
         details: dict[str, dict[str, Any]] = {}
+        measured: dict[int, Predict] = {}
         for size in sizes:
             calls = {name: call for name, call in bench.predict("whole", size).items() if name in predict}
+            measured.setdefault(size, calls)
             for name, call in calls.items():
                 assert isinstance(call, Predictor)
                 details.setdefault(name, {})[str(size)] = self._measure(call, _part(bench, name), size, bench.device)
@@ -66,6 +68,7 @@ class Throughput(Evaluation):
             metrics=metrics if bench.device.type == "cuda" else metrics[:-1],
             rows=rows,
             counts={"calls at least": LEAST_CALLS, "threads": torch.get_num_threads()},
+            inputs=inputs_of(measured[sizes[0]]),
             notes=notes,
             details=details,
         )

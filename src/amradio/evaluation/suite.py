@@ -14,7 +14,8 @@ from ..model import Model
 from ..teachers import TEACHERS
 from ..teachers.base import Teacher
 from . import EVALUATIONS
-from .base import Bench, Evaluation, Positive, Result, chosen, measure
+from .base import Bench, Evaluation, Positive, Result, below_floor, chosen, measure
+from .inputs import plain as describe_inputs
 from .progress import Progress, silent
 
 
@@ -26,7 +27,7 @@ class Suite(Settings):
     teachers: dict[str, one_of(TEACHERS)] = pydantic.Field(default_factory=dict)  # type: ignore[valid-type]
     """Teachers beside those of the run folder, by the name of their head; needed where PATH is a model folder."""
     image_size: Positive | None = None
-    """px of the student's view where an evaluation names none; null for the size at which the student was trained last."""
+    """px of the views where an evaluation names none; null for the protocol's own size where it has one, else the student's."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
@@ -94,5 +95,10 @@ def run_suite(suite: Suite, bench: Bench) -> dict[str, Result]:
 
 
 def plain(result: Result) -> dict[str, Any]:
-    """A result as JSON takes it."""
-    return {**asdict(result), "metrics": [metric._asdict() for metric in result.metrics], "notes": list(result.notes)}
+    """A result as JSON takes it; `below_floor` names the rows of each metric that are not better than its floor."""
+    found = {**asdict(result), "metrics": [metric._asdict() for metric in result.metrics], "notes": list(result.notes)}
+    inputs = {row: describe_inputs(sizes) for row, sizes in result.inputs.items()}
+    return found | {
+        "inputs": inputs,
+        "below_floor": {metric.name: rows for metric in result.metrics if (rows := below_floor(result, metric))},
+    }

@@ -1,6 +1,6 @@
 """Summaries of an image set by every model, through the bench's cache."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -8,6 +8,7 @@ from ..features import Features
 from .base import Bench, summary_of
 from .cache import Summaries
 from .images import Broken, ImageSet, encode, readable, windows
+from .inputs import Counts
 from .predictors import Predict, Predictor
 
 
@@ -19,6 +20,8 @@ def summaries(images: ImageSet, predict: Predict, bench: Bench, broken: Broken) 
     identity = images.fingerprint()
     keys = {name: (identity, name, call.joint.view) for name, call in predict.items() if isinstance(call, Predictor)}
     found = {name: entry for name, key in keys.items() if (entry := bench.cache.get(key)) is not None}
+    for name, entry in found.items():
+        recorded(predict[name]).update(entry.inputs)
     missing = {name: call for name, call in predict.items() if name not in found}
     if not missing:
         broken.tell(images.notes())
@@ -32,10 +35,15 @@ def summaries(images: ImageSet, predict: Predict, bench: Bench, broken: Broken) 
             parts[name].append(found_here["summary"].cpu())
     bench.cache.broken[identity] = dict(broken.reasons)
     for name, part in parts.items():
-        found[name] = Summaries(torch.cat(part), torch.tensor(indices))
+        found[name] = Summaries(torch.cat(part), torch.tensor(indices), dict(recorded(missing[name])))
         if name in keys:
             bench.cache.put(keys[name], found[name])
     return {name: found[name] for name in predict}
+
+
+def recorded(call: Callable[[torch.Tensor], Features]) -> Counts:
+    """The sizes that a row's model has received so far; a plain function has none."""
+    return call.joint.recorded.sizes if isinstance(call, Predictor) else {}
 
 
 def _take(features: Features) -> dict[str, torch.Tensor]:

@@ -66,6 +66,7 @@ class ZeroShot(Evaluation):
                 "broken": len(broken.reasons),
             },
             fingerprint=self.images.fingerprint(),
-            floors={"top-1": share_of_most_frequent(labels)},
+            floors={f"top-{top}": share_of_most_frequent(labels, top) for top in tops},
+            floor="always the most frequent classes",
             notes=(*broken.note(), *same_names(self.images.classes), "the floor is always the most frequent class"),
         )

@@ -37,7 +37,9 @@ def head_config(published: Published, teacher: Mapping[str, Any], slot: int, whe
             parts[kind] = _part(weights, factor, f"{where}: {published.spell(f'heads.{name}.{kind}.')}")
     if not parts:
         return None
-    return HeadConfig(**parts, slot=slot if "summary" in parts else 0, teacher=facts_of(teacher))
+    size = own_part(teacher).get("image_size")
+    size = size if isinstance(size, int) and size > 0 else None
+    return HeadConfig(**parts, slot=slot if "summary" in parts else 0, image_size=size, teacher=facts_of(teacher))
 
 
 def _part(weights: Mapping[str, Tensor], factor: int, where: str) -> HeadPart:
@@ -98,7 +100,7 @@ def entry_of(name: str, head: HeadConfig) -> dict[str, Any]:
     if isinstance(spatial, AttentionHeadSettings):
         entry["spatial_mlp_version"] = "attn"
     kinds = [kind for kind in KINDS if getattr(head, kind) is not None]
-    return entry | {OWN_KEY: {"kinds": kinds, "teacher": dict(facts)}}
+    return entry | {OWN_KEY: {"kinds": kinds, "teacher": dict(facts), "image_size": head.image_size}}
 
 
 def silent_part(head: HeadConfig) -> HeadPart:

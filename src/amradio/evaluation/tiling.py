@@ -1,0 +1,70 @@
+"""Whole images for teachers of one square size: overlapping squares, whose maps are put together."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..features import Features
+from ..teachers.base import Teacher, resize
+
+LONGEST = 16
+"""An image that is longer than this many times its short side is squashed to that: each square of it costs a pass of the teacher."""
+STRIDE = (2, 3)
+"""Squares begin two thirds of their side from one another, as the windows of AM-RADIO's segmentation do."""
+
+
+class Tiled:
+    """A teacher of one square size on whole images: overlapping squares along the long side, their maps put together.
+
+    Where squares overlap, features are averaged; what a linear probe makes of the mean is the mean of what it makes of each.
+    """
+
+    def __init__(self, teacher: Teacher):
+        """teacher: one with an `input_size`."""
+        assert teacher.input_size is not None
+        self.side, self.patch_size = teacher.input_size, teacher.patch_size
+        self.stride = max(1, self.side * STRIDE[0] // STRIDE[1] // self.patch_size)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] of any size -> the short side at the teacher's size, the long one that and a multiple of its patch."""
+        height, width = images.shape[-2:]
+        short, long = min(height, width), max(height, width)
+        extra = round(self.side * (min(long / short, LONGEST) - 1) / self.patch_size) * self.patch_size
+        return resize(images, (self.side + extra, self.side) if height > width else (self.side, self.side + extra))
+
+    def encode(self, images: Tensor, teacher: Callable[[Tensor], Features]) -> Features:
+        """Features of what `prepare` returns: the mean summary of the squares [B, D], and a map [B, h, w, D] from edge to edge.
+
+        teacher: squares [B, 3, input_size, input_size] -> features.
+        """
+        height, width = images.shape[-2:]
+        if height == width:
+            return teacher(images)
+        is_high = height > width
+        cells = (max(height, width) - self.side) // self.patch_size
+        begins = starts(cells + 1, 1, self.stride)
+        places = [slice(cell * self.patch_size, cell * self.patch_size + self.side) for cell in begins]
+        found = [teacher((images[..., place, :] if is_high else images[..., place]).contiguous()) for place in places]
+        summaries = [each.summary for each in found if each.summary is not None]
+        maps = [each.spatial for each in found if each.spatial is not None]
+        summary = torch.stack(summaries).mean(0) if summaries else None
+        return Features(summary, _joined(maps, begins, cells, is_high) if maps else None)
+
+
+def _joined(maps: Sequence[Tensor], begins: Sequence[int], extra: int, is_high: bool) -> Tensor:
+    """Square maps [B, g, g, D] that begin at these cells -> one map, g + extra cells long; the mean where they overlap."""
+    batch, side, _, dim = maps[0].shape
+    total = maps[0].new_zeros(batch, side + extra, side, dim) if is_high else maps[0].new_zeros(batch, side, side + extra, dim)
+    count = total.new_zeros(1, *total.shape[1:3], 1)
+    for square, begin in zip(maps, begins, strict=True):
+        place = (slice(None), slice(begin, begin + side)) if is_high else (slice(None), slice(None), slice(begin, begin + side))
+        total[place] += square
+        count[place] += 1
+    return total / count
+
+
+def starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along an edge of `length` px, so that every pixel is covered; the last one ends at the edge."""
+    last = max(length - window, 0)
+    return [*range(0, last, stride), last]
