@@ -1,16 +1,16 @@
 """What a run begins with: a fresh network, one that goes on from a model, or the one that the run's folder remembers."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import formats
-from .config import Settings
+from .config import Settings, UserPath
 from .errors import UserError
 from .features import KINDS, Kind
+from .files import user_path
 from .formats import Found
 from .network import HeadConfig, HeadPart, Network, NetworkConfig, load_exactly
 from .students.base import Student, TrainedSettings
@@ -21,7 +21,7 @@ class ModelStudentSettings(TrainedSettings):
     """A model in any format that `amradio.load` reads: its student, and its heads of those teachers that the recipe names as it does."""
 
     type: Literal["model"] = "model"
-    path: str
+    path: UserPath
     """A model folder, a run folder or a checkpoint file."""
     align_corners: bool | None = None
     """How a ViT's position table is stretched in evaluation; null for what the file says, or false."""
@@ -31,7 +31,7 @@ class ModelStudentSettings(TrainedSettings):
     def read(self) -> Found:
         """The model; raises UserError where there is none, or none that has these settings."""
         try:
-            found = formats.read(Path(self.path).expanduser(), self.align_corners)
+            found = formats.read(user_path(self.path), self.align_corners)
         except UserError as error:
             raise UserError(*(f"student.path: {problem}" for problem in error.problems)) from None
         student = found.config.student

@@ -67,8 +67,30 @@ Natural = Annotated[int, pydantic.Field(ge=0, le=1_000_000_000)]
 """A count that may be 0."""
 Pixels = Annotated[int, pydantic.Field(gt=0, le=65_536)]
 """The side of an image: JPEG's limit."""
+Side = Annotated[float, pydantic.Field(ge=0, le=65_536)]
+"""The side of a part of an image, px."""
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 """What torch's generators take, less the sign."""
+SceneSize = Annotated[int, pydantic.Field(ge=16, le=4096)]
+"""The side of a generated scene."""
+Width = Annotated[int, pydantic.Field(ge=1, le=100_000)]
+"""Channels of a layer (ViT-22B: 24,576)."""
+Depth = Annotated[int, pydantic.Field(ge=1, le=1000)]
+"""Layers, or blocks."""
+Heads = Annotated[int, pydantic.Field(ge=1, le=1000)]
+"""Heads of an attention layer."""
+Workers = Annotated[int, pydantic.Field(ge=0, le=1024)]
+"""Processes, or threads: more than any machine has cores."""
+Rate = Annotated[float, pydantic.Field(ge=0, le=1000)]
+"""A learning rate that may be 0."""
+LearningRate = Annotated[float, pydantic.Field(gt=0, le=1000)]
+"""A learning rate."""
+Decay = Annotated[float, pydantic.Field(ge=0, le=1000)]
+"""A weight decay."""
+Momentum = Annotated[float, pydantic.Field(ge=0, lt=1)]
+"""The decay of a running average."""
+Factor = Annotated[float, pydantic.Field(gt=0, le=1000)]
+"""A ratio of sizes."""
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 """A probability or a share."""
 Weight = Annotated[float, pydantic.Field(ge=0, le=1e6)]

@@ -69,6 +69,14 @@ def is_path(text: str) -> bool:
     return path_problem(text) is None and (text.startswith(("/", "./", "../", "~")) or text in (".", "..") or os.path.lexists(text))
 
 
+def local_path(text: str) -> Path | None:
+    """The path, where a text that may also be a name (of a model on the hub) names something on disk; else None. Raises nothing."""
+    if path_problem(text) is not None:
+        return None
+    expanded = os.path.expanduser(text)
+    return Path(expanded) if os.path.lexists(expanded) else None
+
+
 def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
     """The content of a text file: UTF-8 with or without a byte order mark, or UTF-16 or UTF-32 with one.
 

@@ -1,14 +1,14 @@
 """Heads: from the student's features into one teacher's space. `HEADS` lists them; a new one is a class and an entry there."""
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from .config import Settings
+from .config import Depth, Heads, Settings, Width
 from .errors import UserError
 from .features import KINDS, Features, Kind
 
@@ -30,11 +30,11 @@ class MlpHeadSettings(HeadSettings):
     """A two-layer MLP with optional residual layers between: RADIO's published head (MLP v2)."""
 
     type: Literal["mlp"] = "mlp"
-    hidden_dim: int | None = pydantic.Field(default=None, ge=1)
+    hidden_dim: Width | None = None
     """Hidden channels; null takes the larger of the student's and this teacher's. (AM-RADIO: the largest teacher's, for all heads.)"""
-    num_inner: int = pydantic.Field(default=0, ge=0)
+    num_inner: Annotated[int, pydantic.Field(ge=0, le=1000)] = 0
     """Residual layers between the two."""
-    upsample_factor: int = pydantic.Field(default=1, ge=1)
+    upsample_factor: Annotated[int, pydantic.Field(ge=1, le=64)] = 1
     """Each cell of the map becomes this many squared; for spatial heads only."""
 
     @property
@@ -51,13 +51,13 @@ class AttentionHeadSettings(HeadSettings):
     """Transformer blocks over the map, then an MLP: for spatial features only (the attention head of RADIO's checkpoints)."""
 
     type: Literal["attention"] = "attention"
-    depth: int = pydantic.Field(default=2, ge=1)
+    depth: Depth = 2
     """Blocks."""
-    num_heads: int = pydantic.Field(default=16, ge=1)
+    num_heads: Heads = 16
     """Attention heads; divides the student's channels."""
-    hidden_dim: int | None = pydantic.Field(default=None, ge=1)
+    hidden_dim: Width | None = None
     """Hidden channels of the MLP; null takes the larger of the student's and the teacher's."""
-    upsample_factor: int = pydantic.Field(default=1, ge=1)
+    upsample_factor: Annotated[int, pydantic.Field(ge=1, le=64)] = 1
     """Each cell of the map becomes this many squared."""
 
     @property

@@ -4,12 +4,13 @@ Predictions and targets are [B, D] (summary) or [B, H, W, D] (spatial) in target
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal, Self
 
+import pydantic
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import Settings, one_of
+from .config import Settings, Weight, one_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -57,7 +58,7 @@ class SmoothL1Settings(Settings):
     """Squared error below `beta`, absolute error above."""
 
     type: Literal["smooth_l1"] = "smooth_l1"
-    beta: float = 1.0
+    beta: Annotated[float, pydantic.Field(ge=0, le=1e6)] = 1.0
     """Where the loss turns from quadratic to linear; torch's default is 1, TAO's port uses 2."""
 
     def build(self) -> Loss:
@@ -69,12 +70,18 @@ class MatchSettings(Settings):
     """AM-RADIO's spatial loss: a mix of cosine and smooth L1, so that magnitudes are learnt too (section 3.3: L_match)."""
 
     type: Literal["match"] = "match"
-    cosine: float = 0.9
+    cosine: Weight = 0.9
     """Weight of the cosine part (alpha of the paper)."""
-    smooth_l1: float = 0.1
+    smooth_l1: Weight = 0.1
     """Weight of the smooth L1 part (beta of the paper)."""
-    beta: float = 1.0
+    beta: Annotated[float, pydantic.Field(ge=0, le=1e6)] = 1.0
     """Where smooth L1 turns from quadratic to linear; not stated in the paper."""
+
+    @pydantic.model_validator(mode="after")
+    def _measures_something(self) -> Self:
+        if self.cosine == 0 and self.smooth_l1 == 0:
+            raise ValueError("both weights are 0, so nothing would be learnt; give cosine or smooth_l1 a weight")
+        return self
 
     def build(self) -> Loss:
         """The loss as a pure function."""

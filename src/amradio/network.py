@@ -1,13 +1,13 @@
 """The network that is trained and handed over: one student and a head per teacher."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Annotated, Literal, NamedTuple, cast
 
 import pydantic
 import torch
 from torch import Tensor, nn
 
-from .config import Settings, one_of
+from .config import Pixels, Settings, Width, one_of
 from .errors import UserError
 from .features import Features
 from .heads import HEADS, Head
@@ -15,13 +15,18 @@ from .students import STUDENTS
 from .students.base import Aggregation, Student, block_numbers
 from .students.trained import AllSettings
 
+Slot = Annotated[int, pydantic.Field(ge=0, lt=1024)]
+"""Which of a student's summaries."""
+Measured = Annotated[float, pydantic.Field(allow_inf_nan=True)]
+"""A result, which may be no number where a model failed."""
+
 
 class HeadPart(Settings):
     """One kind of one head."""
 
     head: one_of(HEADS)  # type: ignore[valid-type]
     """The layers."""
-    dim: int
+    dim: Width
     """Channels of the teacher's feature."""
 
 
@@ -30,9 +35,9 @@ class HeadConfig(Settings):
 
     summary: HeadPart | None = None
     spatial: HeadPart | None = None
-    slot: int = 0
+    slot: Slot = 0
     """Which of the student's summaries it reads."""
-    image_size: int | None = None
+    image_size: Pixels | None = None
     """Pixels of the student's view at which it was trained last, where that is known."""
     teacher: dict[str, str | int | float | None] = pydantic.Field(default_factory=dict)
     """What the model card says of the teacher: kind, source, licence."""
@@ -41,13 +46,13 @@ class HeadConfig(Settings):
 class TrainingFacts(Settings):
     """What is known of a model's training; it goes into the card of whatever the model is exported to."""
 
-    step: int
+    step: Annotated[int, pydantic.Field(ge=0, lt=2**53)]
     """Optimizer updates so far."""
-    num_steps: int
+    num_steps: Annotated[int, pydantic.Field(ge=0, lt=2**53)]
     """Of the whole run."""
     data: str
     """What it was trained on, in words."""
-    agreement: dict[str, dict[str, float]] = pydantic.Field(default_factory=dict)
+    agreement: dict[str, dict[str, Measured]] = pydantic.Field(default_factory=dict)
     """Held-out agreement with each teacher, by `NAME/KIND` (rows as of `evaluation.agreement`)."""
     recipe: str | None = None
     """The resolved recipe as YAML."""
@@ -57,13 +62,13 @@ class NetworkConfig(Settings):
     """What `config.json` of a model folder says, and all that is needed to build the network."""
 
     format: Literal["amradio"] = "amradio"
-    version: int = 1
+    version: Annotated[int, pydantic.Field(ge=1, le=1)] = 1
     student: one_of(STUDENTS)  # type: ignore[valid-type]
-    num_summaries: int
+    num_summaries: Annotated[int, pydantic.Field(ge=1, le=1024)]
     heads: dict[str, HeadConfig] = pydantic.Field(default_factory=dict)
-    image_size: int | None = None
+    image_size: Pixels | None = None
     """Pixels to prefer: those at which most heads were trained last (`Recipe`)."""
-    summary_slots: list[int] | None = None
+    summary_slots: list[Slot] | None = None
     """Which of the student's summaries make the backbone's summary, in this order; null for all. (Published models leave out SAM's.)"""
     rotates: bool = False
     """Whether the map is centred and rotated before anything reads it (`rotation`; RADIOv2.5-H-norm)."""

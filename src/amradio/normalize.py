@@ -2,11 +2,10 @@
 
 from typing import Literal
 
-import pydantic
 import torch
 from torch import Tensor, nn
 
-from .config import Settings, one_of
+from .config import Positive, Settings, one_of
 
 SMALLEST_STD = 1e-6
 """Channels that never change are left at their scale instead of being divided by zero."""
@@ -110,7 +109,7 @@ class NormalizeSettings(Settings):
     """Target space of the summaries. Per channel, so that the cosine loss sees what tells images apart and not their common mean."""
     spatial: one_of(NORMALIZERS) = PerChannelSettings()  # type: ignore[valid-type]
     """Target space of the maps. PHI-S, Table 13: standardising ranks 3.8 to 4.2 on average, raw targets 5.3 to 7.8."""
-    batches: int = pydantic.Field(default=32, ge=1)
+    batches: Positive = 32
     """Batches of each partition from which the statistics are calibrated before a stage."""
 
 

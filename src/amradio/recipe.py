@@ -8,7 +8,7 @@ import pydantic
 
 from .balance import BALANCES, FixedSettings
 from .beginning import Beginning, Begun, ModelStudentSettings, Plan, begin_again, begin_fresh, begin_from, plan
-from .config import Positive, Seed, Settings, UserPath, defaults, one_of, read_words, validate
+from .config import Pixels, Positive, Seed, Settings, UserPath, defaults, one_of, read_words, validate
 from .data import SOURCES, DataSettings
 from .engine.settings import EngineSettings, OptimizerSettings
 from .errors import UserError, nearest
@@ -27,15 +27,15 @@ from .teachers.base import Teacher
 class PartitionSettings(Settings):
     """A group of teachers that see the same images at the same student size and batch size."""
 
-    image_size: Positive = 224
+    image_size: Pixels = 224
     """Pixels (square) at which the student sees the images. 224 is what most teachers were trained at."""
     batch_size: Positive = 256
     """Images a step, over all processes together."""
     teachers: Annotated[list[str], pydantic.Field(min_length=1)] | None = None
     """Names of the teachers; null for all."""
-    weight: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 1.0
+    weight: Annotated[float, pydantic.Field(gt=0, le=1e6)] = 1.0
     """Weight of this partition's loss in the step."""
-    view_size: Positive | None = None
+    view_size: Pixels | None = None
     """Pixels at which crops are read; null for the largest size that a model of the partition takes, so that none sees blown-up pixels."""
     source: one_of(SOURCES) | None = None  # type: ignore[valid-type]
     """Images of this partition; null for data.train."""

@@ -17,6 +17,7 @@ from .config import parse_yaml, to_yaml, validate
 from .engine.checkpoint import Checkpoints, disk_errors
 from .engine.settings import WITHOUT_EFFECT
 from .errors import UserError
+from .files import read_text, user_path
 from .recipe import Recipe, changed_keys
 
 FREE_KEYS = (*WITHOUT_EFFECT, "data.num_workers", "out")
@@ -28,7 +29,7 @@ class RunFolder:
     """`config.yaml`, `network.json`, `environment.json`, `checkpoints/`, `calibration/`, `evaluations/`, `images/`, `model/` of one run."""
 
     def __init__(self, path: str | Path, keep: int = 2):
-        self.path = Path(path)
+        self.path = user_path(path, "out")
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
 
     @property
@@ -91,7 +92,7 @@ class RunFolder:
 
 def _stored(config: Path) -> Any:
     """The recipe that a run folder keeps, as a mapping; keys that were not there when it was written have their defaults."""
-    found = parse_yaml(config.read_text(encoding="utf-8"), str(config))
+    found = parse_yaml(read_text(config), str(config))
     try:
         return validate(Recipe, found).model_dump(mode="json")
     except UserError:

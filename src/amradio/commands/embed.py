@@ -9,6 +9,7 @@ from ..data import SourceSettings
 from ..data.whole import open_images
 from ..embedding import Embedded, EmbedSettings, embed_images
 from ..engine.distributed import find_device
+from ..files import user_path
 from ..model import load
 from .bar import bar
 
@@ -23,11 +24,11 @@ def embed(path: str | Path, images: str | Path | SourceSettings, out: str | Path
     out: a file that does not exist yet, .safetensors or .parquet. options: those of `EmbedSettings`, e.g. heads=["clip"]. Whole images are
     resized to a legal size never cropped. Stopped at any time, the same call goes on. Raises UserError with what is wrong.
     """
-    settings = validate(EmbedSettings, options)
+    settings, file = validate(EmbedSettings, options), user_path(out, "--out")
     model = load(path, find_device(settings.device))
     source = open_images(images)
     begun = time.perf_counter()
-    done = embed_images(model, source, Path(out).expanduser(), settings, bar)
+    done = embed_images(model, source, file, settings, bar)
     seconds = time.perf_counter() - begun
     computed = done.num_images + len(done.broken) - done.num_resumed
     print(f"{done.num_images:,} of {source.describe()} -> {done.path}: {computed / seconds:.0f} images/s, {seconds:.1f} s")

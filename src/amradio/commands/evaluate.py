@@ -10,6 +10,7 @@ from ..engine.checkpoint import disk_errors
 from ..errors import UserError
 from ..evaluation.base import Result
 from ..evaluation.suite import Suite, plain, run_suite
+from ..files import read_text, user_path
 from ..model import Model, load
 from ..recipe import Recipe
 from ..run import environment
@@ -38,11 +39,12 @@ def evaluate(
     with what is missing, before anything is measured.
     """
     suite = Suite.load(*(words or (SCENES,)))
+    file = None if json_file is None else user_path(json_file, "--json")
     model = load(path, student=student)
-    found = {**teachers_of(Path(path), teachers or {}), **suite.load_teachers()}
+    found = {**teachers_of(user_path(path), teachers or {}), **suite.load_teachers()}
     results = evaluate_models(model, found, suite)
-    if json_file is not None:
-        write_json(results, Path(json_file), {"path": str(path), "teachers": {name: teacher.source for name, teacher in found.items()}})
+    if file is not None:
+        write_json(results, file, {"path": str(path), "teachers": {name: teacher.source for name, teacher in found.items()}})
     return results
 
 
@@ -58,7 +60,7 @@ def teachers_of(path: Path, own: Mapping[str, Teacher]) -> dict[str, Teacher]:
     config = path / "config.yaml"
     if not config.is_file():
         return dict(own)
-    data = parse_yaml(config.read_text(encoding="utf-8"), str(config))
+    data = parse_yaml(read_text(config), str(config))
     recipe = validate(Recipe, data, f"{config}: ")
     missing = [name for name, settings in recipe.teachers.items() if settings.type == "own" and name not in own]
     if missing:

@@ -13,6 +13,7 @@ from .. import formats
 from ..engine.checkpoint import disk_errors
 from ..errors import UserError, nearest
 from ..features import KINDS, Features
+from ..files import user_path
 from ..formats import ExportSettings, Format, Found
 from ..formats.card import card
 from ..formats.folder import CARD_FILE, PLACEHOLDER
@@ -63,7 +64,7 @@ def export(
     `float32`, `float16` or `bfloat16`; by default the model's own. image_size: px, for a format of one fixed size.
     Raises UserError, and leaves nothing behind, where the format cannot hold the model or where it says something else when reloaded.
     """
-    form, target = _format(format), Path(out)
+    form, target = _format(format), user_path(out, "--out")
     _check_out(form, target)
     if image_size is not None and not form.takes_image_size:
         raise UserError(f"image_size: what is written as '{form.name}' takes images of every legal size; leave it out")

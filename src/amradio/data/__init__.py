@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import pydantic
 
-from ..config import AsTuple, Settings, one_of
+from ..config import AsTuple, Factor, Settings, Share, Workers, one_of
 from .batch import Batch
 from .loader import Crop, Feed, train_loader, val_loader
 from .mixture import MixtureSettings
@@ -42,15 +42,15 @@ class DataSettings(Settings):
     """The source of every partition that names none of its own."""
     val: AnySource | None = None
     """Held-out images, for validation."""
-    hold_out: float | None = pydantic.Field(None, gt=0, le=0.5)
+    hold_out: Annotated[float, pydantic.Field(gt=0, le=0.5)] | None = None
     """Share of `train` that is never trained on and serves as `val`: for those who have one folder. Every k-th image in the fixed order."""
-    crop_scale: Annotated[tuple[float, float], AsTuple] = (0.4, 1.0)
+    crop_scale: Annotated[tuple[Share, Share], AsTuple] = (0.4, 1.0)
     """Part of the image's area that a view shows, drawn uniformly between the two."""
-    crop_ratio: Annotated[tuple[float, float], AsTuple] = (3 / 4, 4 / 3)
+    crop_ratio: Annotated[tuple[Factor, Factor], AsTuple] = (3 / 4, 4 / 3)
     """Width to height of the part that becomes a (square) view, drawn log-uniformly between the two."""
-    flip: float = pydantic.Field(0.5, ge=0, le=1)
+    flip: Share = 0.5
     """How often a view is mirrored left to right."""
-    num_workers: int | None = pydantic.Field(None, ge=0)
+    num_workers: Workers | None = None
     """Loading processes for each process of the run; null: the cores that are there, less one; 0: none."""
 
     @pydantic.model_validator(mode="after")

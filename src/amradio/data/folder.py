@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ..config import UserPath
 from ..errors import UserError, shown
 from ..files import user_path
 from .guard import read_file
@@ -19,7 +20,7 @@ class FolderSettings(SourceSettings):
     """JPEG, PNG, WebP, BMP, TIFF and GIF files in a folder and the folders in it; keys are relative paths."""
 
     type: Literal["folder"] = "folder"
-    path: str
+    path: UserPath
     """The folder; `~` is the home folder."""
 
     def build(self) -> "Folder":

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import pydantic
 
-from ..config import one_of
+from ..config import Weight, one_of
 from ..errors import UserError
 from . import chance
 from .decode import Encoded
@@ -26,7 +26,7 @@ class MixtureSettings(SourceSettings):
     type: Literal["mixture"] = "mixture"
     sources: dict[str, SingleSource] = pydantic.Field(min_length=1)
     """The sources, by names of the user's own."""
-    weights: dict[str, float] | None = None
+    weights: dict[str, Weight] | None = None
     """How often each source is drawn, relative to the others: {datacomp: 0.95, sam: 0.05}. Null for the number of images of each, so that
     every image comes equally often (a source gets 1/10000 at least); for tar shards it is read from `NAME_stats.json` beside each."""
 

@@ -3,8 +3,8 @@
 from typing import Literal
 
 import numpy as np
-import pydantic
 
+from ..config import Positive, SceneSize, Seed
 from .scenes import Scenes
 from .source import Place, Source, SourceSettings
 
@@ -13,11 +13,11 @@ class ScenesSettings(SourceSettings):
     """Pictures that are drawn when they are asked for; nothing is read from the disk."""
 
     type: Literal["scenes"] = "scenes"
-    length: int = pydantic.Field(100_000, gt=0)
+    length: Positive = 100_000
     """How many different scenes there are."""
-    seed: int = pydantic.Field(0, ge=0)
+    seed: Seed = 0
     """The world; another seed shares no scene with this one, so validation takes another."""
-    image_size: int = pydantic.Field(64, ge=16)
+    image_size: SceneSize = 64
     """Pixels of a side as drawn, before the crop."""
 
     def build(self) -> "SceneSource":

@@ -19,12 +19,12 @@ import glob
 import os
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
 from ..errors import UserError, shown
-from ..files import expand_braces, user_path
+from ..files import expand_braces, local_path, user_path
 from . import chance
 from .guard import UnreadableError, read_file
 from .names import EXTENSIONS, PassedOver, extension, is_shard, to_key
@@ -39,9 +39,9 @@ class WebDatasetSettings(SourceSettings):
     type: Literal["webdataset"] = "webdataset"
     path: str
     """A folder of .tar files, or `/data/{00000..00099}.tar`, or `/data/*.tar`; several are parted by `::`."""
-    shuffle_buffer: int = pydantic.Field(5000, gt=0)
+    shuffle_buffer: Annotated[int, pydantic.Field(gt=0, le=10_000_000)] = 5000
     """Images of a lane that are shuffled among each other; 1 keeps the order within shards."""
-    lanes: int = pydantic.Field(64, gt=0)
+    lanes: Annotated[int, pydantic.Field(gt=0, le=65_536)] = 64
     """Shards that are read side by side, at most; best 8 for each process of the largest run."""
 
     def build(self) -> "WebDataset":
@@ -220,7 +220,8 @@ class WebDataset(Source):
 def _find_shards(path: str, passed: PassedOver) -> list[str]:
     """The files that `path` stands for, sorted; UserError where one is missing. passed: takes what a folder of shards has besides."""
     found: list[str] = []
-    for pattern in (each for part in path.split("::") for each in expand_braces(part, "path")):
+    parts = [[part] if local_path(part) else expand_braces(part, "path") for part in path.split("::")]  # a file may have braces in its name
+    for pattern in (each for part in parts for each in part):
         if pattern.startswith("pipe:"):
             raise UserError(f"{shown(pattern)}: shards are read from a local or mounted disk; download or mount them and give the path")
         place = os.path.abspath(user_path(pattern))

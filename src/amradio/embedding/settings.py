@@ -2,13 +2,11 @@
 
 from typing import Annotated, Literal
 
-import pydantic
 import torch
 
-from ..config import AsTuple, Settings
+from ..config import AsTuple, Pixels, Positive, Settings, Workers
 
-Positive = Annotated[int, pydantic.Field(gt=0)]
-ImageSize = Positive | Literal["trained", "own"]
+ImageSize = Pixels | Literal["trained", "own"]
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -30,5 +28,5 @@ class EmbedSettings(Settings):
     """Of the computation; auto takes bfloat16 where the device computes it."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    num_workers: Annotated[int, pydantic.Field(ge=0)] | None = None
+    num_workers: Workers | None = None
     """Processes that read images; null: the cores that are there, less one; 0: none."""

@@ -4,10 +4,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from ..config import AsTuple, Settings
-
-Positive = Annotated[int, pydantic.Field(gt=0)]
-Rate = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+from ..config import AsTuple, Decay, Momentum, Natural, Positive, Rate, Settings
 
 
 class OptimizerSettings(Settings):
@@ -17,15 +14,15 @@ class OptimizerSettings(Settings):
     """Peak learning rate (AM-RADIO: 1e-3 at a batch of 1024)."""
     final_learning_rate: Rate = 0.0
     """Where the cosine ends."""
-    warmup_steps: Annotated[int, pydantic.Field(ge=0)] = 1000
+    warmup_steps: Natural = 1000
     """Steps of linear warm-up at the start of each stage, at most a tenth of the stage."""
-    weight_decay: Rate = 0.02
+    weight_decay: Decay = 0.02
     """Decay of matrices (AM-RADIO: 0.02); norms, biases, tokens and position tables are left alone."""
-    betas: Annotated[tuple[float, float], AsTuple] = (0.9, 0.999)
+    betas: Annotated[tuple[Momentum, Momentum], AsTuple] = (0.9, 0.999)
     """Decay of Adam's averages of the gradient and of its square; torch's own."""
-    epsilon: float = 1e-8
+    epsilon: Annotated[float, pydantic.Field(gt=0, le=1)] = 1e-8
     """Added to the root of Adam's second average; torch's own."""
-    clip: Annotated[float, pydantic.Field(gt=0)] | None = 1.0
+    clip: Annotated[float, pydantic.Field(gt=0, le=1e6)] | None = 1.0
     """Largest norm of the gradient; null for none."""
 
 
@@ -42,7 +39,7 @@ class EngineSettings(Settings):
     """Pieces into which a step's batch is cut to save memory; the gradients are added up."""
     ema: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights, which is then what is evaluated and handed over (C-RADIOv4: 0.9996)."""
-    threads: Positive | None = None
+    threads: Annotated[int, pydantic.Field(ge=1, le=1024)] | None = None
     """CPU threads a process; null leaves torch's choice."""
     prepare_ahead: bool = False
     """Teachers look at the next step's images in a thread of their own while the student learns, each with half of the CPU threads. For

@@ -11,8 +11,10 @@ import pydantic
 import torch
 from torch import Tensor
 
+from ..config import Pixels, UserPath
 from ..errors import UserError
 from ..features import KINDS, Features, Kind, resize_grid
+from ..files import user_path
 from ..losses import LossSettings
 from ..metrics import compare, with_norm_ratio
 from ..normalize import SMALLEST_STD, Moments
@@ -50,12 +52,12 @@ class AgreementSettings(EvaluationSettings):
     type: Literal["agreement"] = "agreement"
     data: AnyImages
     """Any images."""
-    image_sizes: Annotated[list[Positive], pydantic.Field(min_length=1)] | None = None
+    image_sizes: Annotated[list[Pixels], pydantic.Field(min_length=1)] | None = None
     """px of the student's view, one measurement each; teachers always see what they see at `image_size`. null for `image_size` alone, and
     without one for the size at which each head was trained last."""
     cells_per_image: Positive = 16
     """Cells of each map that CKA is measured on."""
-    plot: str | None = None
+    plot: UserPath | None = None
     """A PNG file of the standardised cosine against the size; null for none."""
 
     def protocol_sizes(self, bench: Bench) -> Sizes:
@@ -65,7 +67,7 @@ class AgreementSettings(EvaluationSettings):
     def build(self) -> "AgreementBySize":
         """Opens the data; raises UserError where they are missing."""
         sizes = self.image_sizes or ([self.image_size] if self.image_size else None)
-        return AgreementBySize(self.data.build(), sizes, self.cells_per_image, Path(self.plot) if self.plot else None)
+        return AgreementBySize(self.data.build(), sizes, self.cells_per_image, user_path(self.plot) if self.plot else None)
 
 
 class AgreementBySize(Evaluation):

@@ -3,13 +3,12 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-import pydantic
 import torch
 from torch import Tensor
 
-from ..config import Settings
+from ..config import Pixels, Positive, Settings
 from ..errors import UserError, nearest
 from ..features import Features
 from ..model import Model
@@ -19,7 +18,6 @@ from .inputs import Counts, describe
 from .predictors import Predict, Sizes, View, inputs_of, predictors
 from .progress import Progress, silent
 
-Positive = Annotated[int, pydantic.Field(gt=0)]
 Rows = Mapping[str, Mapping[str, float]]
 
 __all__ = ["Bench", "Evaluation", "EvaluationSettings", "Metric", "Positive", "Predict", "Result", "Rows", "Sizes", "View", "measure"]
@@ -160,7 +158,7 @@ class EvaluationSettings(Settings):
     view: ClassVar[View] = "crop"
     """How images become a model's input: `crop` for recognition, `whole` for maps."""
 
-    image_size: Positive | None = None
+    image_size: Pixels | None = None
     """px of the views (their short side); null for the suite's, else the protocol's own where it has one, else the student's (see
     [evaluations.md](evaluations.md#input-sizes))."""
     models: list[str] | None = None

@@ -1,12 +1,12 @@
 """Images with one mask an object: COCO's format (polygons and RLE) and generated scenes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pydantic
 
-from ..config import Settings, one_of
+from ..config import SceneSize, Seed, Settings, UserPath, one_of
 from ..data.scenes import Scenes
 from ..errors import UserError, brief, shown
 from ..files import LARGEST_ANNOTATIONS, read_json, user_path
@@ -78,11 +78,11 @@ class CocoInstancesSettings(InstancesSettings):
     """COCO's format: a JSON with images and annotations (polygons, uncompressed or compressed RLE), and a folder of images."""
 
     type: Literal["coco_instances"] = "coco_instances"
-    annotations: str
+    annotations: UserPath
     """The JSON file."""
-    images: str
+    images: UserPath
     """The folder of `file_name`."""
-    min_area: float = pydantic.Field(default=1.0, ge=0)
+    min_area: Annotated[float, pydantic.Field(ge=0, le=1e10)] = 1.0
     """px of the least annotation that counts, by its `area`; the published harness takes 1."""
     crowds: bool = True
     """Whether regions of many objects (`iscrowd`) count as well."""
@@ -98,9 +98,9 @@ class SceneInstancesSettings(InstancesSettings):
     type: Literal["scenes"] = "scenes"
     length: Positive = 256
     """How many."""
-    seed: int = pydantic.Field(default=1, ge=0)
+    seed: Seed = 1
     """The world; training scenes are of world 0 unless they are told otherwise."""
-    image_size: int = pydantic.Field(default=64, ge=16)
+    image_size: SceneSize = 64
     """px of a side."""
 
     def build(self) -> "SceneInstances":

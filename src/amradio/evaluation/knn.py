@@ -1,7 +1,7 @@
 """k nearest neighbours with the weighted vote of DINO: what a feature knows of classes without training anything."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import pydantic
@@ -43,7 +43,7 @@ class KnnSettings(EvaluationSettings):
     """Images whose classes are asked for."""
     k: list[Positive] = pydantic.Field([20], min_length=1)
     """Numbers of neighbours, all measured at once."""
-    temperature: float = pydantic.Field(0.07, gt=0)
+    temperature: Annotated[float, pydantic.Field(gt=0, le=1000)] = 0.07
     """Of the vote."""
 
     def build(self) -> "Knn":

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pydantic
 import torch
 from torch import Tensor
 
-from ..config import Settings, one_of
+from ..config import SceneSize, Seed, Settings, UserPath, one_of
 from ..data.folder import Folder
 from ..data.guard import read_file
 from ..data.names import PassedOver, to_key
@@ -65,7 +64,7 @@ class ClassFolderSettings(ImageSetSettings):
     the classes or one folder up, ImageNet's for folders that are called after WordNet's synsets (n01440764), else the folders' own."""
 
     type: Literal["class_folder"] = "class_folder"
-    path: str
+    path: UserPath
     """The folder that holds the folders of classes."""
 
     def build(self) -> "ClassFolder":
@@ -77,7 +76,7 @@ class ImageFolderSettings(ImageSetSettings):
     """Images of a folder and the folders in it, nothing known of them."""
 
     type: Literal["folder"] = "folder"
-    path: str
+    path: UserPath
     """The folder."""
 
     def build(self) -> "ImageFolder":
@@ -91,9 +90,9 @@ class ScenesImagesSettings(ImageSetSettings):
     type: Literal["scenes"] = "scenes"
     length: Positive = 1024
     """How many."""
-    seed: int = pydantic.Field(1, ge=0)
+    seed: Seed = 1
     """The world; training scenes are of world 0 unless they are told otherwise."""
-    image_size: int = pydantic.Field(64, ge=16)
+    image_size: SceneSize = 64
     """px of a side."""
 
     def build(self) -> "SceneSet":
@@ -105,9 +104,9 @@ class CocoCaptionsSettings(ImageSetSettings):
     """Captions in COCO's format and a folder of images."""
 
     type: Literal["coco_captions"] = "coco_captions"
-    annotations: str
+    annotations: UserPath
     """The JSON file: {images: [{id, file_name}], annotations: [{image_id, caption}]}."""
-    images: str
+    images: UserPath
     """The folder of `file_name`."""
 
     def build(self) -> "CocoCaptions":

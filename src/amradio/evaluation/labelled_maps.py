@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 import numpy as np
 import pydantic
 
-from ..config import Settings, one_of
+from ..config import SceneSize, Seed, Settings, UserPath, one_of
 from ..data.decode import decode, decode_ids, picture_size
 from ..data.guard import UnreadableError, read_file
 from ..data.names import EXTENSIONS, PassedOver, extension, to_key
@@ -170,7 +170,7 @@ class ImagesLabelsSettings(MapsSettings):
     """A folder with `images` and `labels` (PNG class ids of the same name), as CamVid is often stored."""
 
     type: Literal["images_labels"] = "images_labels"
-    path: str
+    path: UserPath
     """The folder that holds `images` and `labels`."""
     classes: list[str] | None = None
     """Names in the order of the ids from 0; null for those of `classes.json`, here or one folder up."""
@@ -192,7 +192,7 @@ class Ade20kSettings(MapsSettings):
     """ADE20K as the scene-parsing benchmark ships it (ADEChallengeData2016)."""
 
     type: Literal["ade20k"] = "ade20k"
-    path: str
+    path: UserPath
     """The folder that holds `images` and `annotations`."""
     split: Literal["training", "validation"] = "validation"
     """Which part."""
@@ -212,7 +212,7 @@ class PascalVocSettings(MapsSettings):
     """PASCAL VOC; ids 0 to 20 with 0 the background, 255 does not count."""
 
     type: Literal["pascal_voc"] = "pascal_voc"
-    path: str
+    path: UserPath
     """The folder VOC2012 (or VOC2007), which holds `JPEGImages`."""
     split: str = "val"
     """A list in ImageSets/Segmentation."""
@@ -236,7 +236,7 @@ class CityscapesSettings(MapsSettings):
     """Cityscapes (fine) and what follows its layout: label ids become the 19 classes that are evaluated."""
 
     type: Literal["cityscapes"] = "cityscapes"
-    path: str
+    path: UserPath
     """The folder that holds `leftImg8bit` and `gtFine`."""
     split: Literal["train", "val"] = "val"
     """Which part."""
@@ -259,9 +259,9 @@ class SceneMapsSettings(MapsSettings):
     type: Literal["scenes"] = "scenes"
     length: Positive = 512
     """How many."""
-    seed: int = pydantic.Field(default=1, ge=0)
+    seed: Seed = 1
     """The world; training scenes of the student are of world 0 unless they are told otherwise, and the probe's should be of another one."""
-    image_size: int = pydantic.Field(default=64, ge=16)
+    image_size: SceneSize = 64
     """px of a side."""
 
     def build(self) -> SceneMaps:

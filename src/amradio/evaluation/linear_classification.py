@@ -1,18 +1,18 @@
 """A linear probe on frozen features, for a whole sweep of learning rates at once."""
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pydantic
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import LearningRate, Seed
 from .base import Bench, Evaluation, EvaluationSettings, Metric, Positive, Predict, Result
 from .images import Broken
 from .labelled import AnyLabelled, LabelledSet, labels_in, share_of_most_frequent
 from .summaries import summaries
 
-Rate = Annotated[float, pydantic.Field(gt=0)]
 MOMENTUM = 0.9
 HELD_OUT = 10
 """Every tenth training image chooses the learning rate."""
@@ -26,13 +26,13 @@ class LinearClassificationSettings(EvaluationSettings):
     """Images to learn from; every tenth chooses the learning rate instead."""
     test: AnyLabelled
     """Images to measure on."""
-    learning_rates: list[Rate] = pydantic.Field([1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3], min_length=1)
+    learning_rates: list[LearningRate] = pydantic.Field([1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3], min_length=1)
     """All are trained together, each with a classifier of its own."""
     epochs: Positive = 30
     """Passes over the training images."""
     batch_size: Positive = 256
     """Images a step."""
-    seed: int = pydantic.Field(0, ge=0)
+    seed: Seed = 0
     """Of the order of the images."""
 
     def build(self) -> "LinearClassification":

@@ -8,10 +8,10 @@ import pydantic
 import torch
 from torch import Tensor
 
-from ..config import Settings, one_of
+from ..config import Pixels, Seed, Settings, one_of
 from ..errors import UserError
 from ..teachers.base import resize
-from .base import Bench, Evaluation, EvaluationSettings, Positive, Predict, Result, Sizes, View
+from .base import Bench, Evaluation, EvaluationSettings, Predict, Result, Sizes, View
 from .labelled_maps import AnyMaps, LabelledMaps, SceneMapsSettings
 from .map_scores import score
 from .mean_iou import Priors, upsample
@@ -31,9 +31,9 @@ class SlideInference(Settings):
     """Overlapping square windows; where they overlap, logits are averaged."""
 
     type: Literal["slide"] = "slide"
-    window: Positive = 512
+    window: Pixels = 512
     """px of a window, and of the short side to which the image is resized first (never cropped)."""
-    stride: Positive = 341
+    stride: Pixels = 341
     """px from one window to the next; two thirds of the window in the paper."""
     resize: bool = True
     """Whether the image is resized; else windows are cut out of it as it is."""
@@ -67,7 +67,7 @@ class LinearSegmentationSettings(EvaluationSettings):
     """published: 80,000 steps with augmentation. short: for small sets and a quick look."""
     inference: AnyInference = WholeInference()
     """whole or slide."""
-    seed: int = pydantic.Field(default=0, ge=0)
+    seed: Seed = 0
     """Of the probe's weights, the order and the views."""
 
     def protocol_sizes(self, bench: Bench) -> Sizes:  # noqa: ARG002 - see the base

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..config import AsTuple
+from ..config import AsTuple, Side
 from ..errors import UserError, nearest
 from ..teachers.prompted import MaskDecoder, SeenImage
 from ..teachers.sam import SamTeacher
@@ -37,7 +37,7 @@ class PromptableSegmentationSettings(EvaluationSettings):
     """Images with masks."""
     prompts: list[Prompt] = pydantic.Field(default=["point", "box"], min_length=1)
     """point: one click within the object; box: the box around it."""
-    bins: Annotated[tuple[float, float], AsTuple] = (32.0, 96.0)
+    bins: Annotated[tuple[Side, Side], AsTuple] = (32.0, 96.0)
     """px of a side: objects of at most the first squared are small, of at least the second squared large; COCO's are 32 and 96."""
     heads: list[str] | None = None
     """Names of SAM teachers; null for all."""

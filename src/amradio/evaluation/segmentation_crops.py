@@ -6,7 +6,7 @@ import numpy as np
 import pydantic
 from PIL import Image
 
-from ..config import AsTuple, Settings
+from ..config import AsTuple, Decay, Factor, LearningRate, Natural, Pixels, Settings, Share
 from .base import Positive
 from .labelled_maps import IGNORE
 
@@ -30,15 +30,15 @@ class View(NamedTuple):
 class Augmentation(Settings):
     """How views are drawn; the defaults are those of the configuration that RADIO was published with (mmsegmentation's usual pipeline)."""
 
-    crop_size: Positive = 512
+    crop_size: Pixels = 512
     """px of the square view; the image's short side is brought to this times `scale` first."""
-    scale: Annotated[tuple[float, float], AsTuple] = (0.5, 2.0)
+    scale: Annotated[tuple[Factor, Factor], AsTuple] = (0.5, 2.0)
     """Factors, drawn uniformly between the two."""
-    max_long_side: float = pydantic.Field(default=4.0, ge=1)
+    max_long_side: Annotated[float, pydantic.Field(ge=1, le=1000)] = 4.0
     """The long side is at most this many times `crop_size` times the factor."""
-    max_class_share: float = pydantic.Field(default=0.75, gt=0, le=1)
+    max_class_share: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.75
     """A crop of which one class takes more is drawn again, at most ten times."""
-    flip: float = pydantic.Field(default=0.5, ge=0, le=1)
+    flip: Share = 0.5
     """How often a view is mirrored."""
     photometric: bool = True
     """Whether brightness, contrast, saturation and hue are drawn, each in half of the views."""
@@ -120,11 +120,11 @@ class AugmentedSchedule(Settings):
     """Updates."""
     batch_size: Positive = 16
     """Crops an update."""
-    learning_rate: float = pydantic.Field(default=1e-3, gt=0)
+    learning_rate: LearningRate = 1e-3
     """Of AdamW, after the warm-up; it falls to 0 in a straight line."""
-    weight_decay: float = pydantic.Field(default=0.0, ge=0)
+    weight_decay: Decay = 0.0
     """Of AdamW."""
-    warmup: int = pydantic.Field(default=1500, ge=0)
+    warmup: Natural = 1500
     """Steps over which the learning rate rises from a millionth of itself."""
     augmentation: Augmentation = Augmentation()
     """How crops are drawn."""
@@ -138,11 +138,11 @@ class ShortSchedule(Settings):
     """Updates."""
     batch_size: Positive = 8
     """Images an update."""
-    learning_rate: float = pydantic.Field(default=1e-2, gt=0)
+    learning_rate: LearningRate = 1e-2
     """Of AdamW, after the warm-up; it falls to 0 in a straight line."""
-    weight_decay: float = pydantic.Field(default=0.0, ge=0)
+    weight_decay: Decay = 0.0
     """Of AdamW."""
-    warmup: int = pydantic.Field(default=20, ge=0)
+    warmup: Natural = 20
     """Steps over which the learning rate rises from a millionth of itself."""
-    cache_gib: float = pydantic.Field(default=4.0, ge=0)
+    cache_gib: Annotated[float, pydantic.Field(ge=0, le=1e6)] = 4.0
     """GiB of features that are kept in memory; those of further images are computed each time."""

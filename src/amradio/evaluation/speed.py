@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..config import Pixels
 from ..features import Features
 from .base import Bench, Evaluation, EvaluationSettings, Metric, Positive, Predict, Result
 from .predictors import Predictor, inputs_of
@@ -22,11 +23,11 @@ class ThroughputSettings(EvaluationSettings):
     """Images/s, latency, parameters, GMACs and (on a GPU) peak memory of every model, each at its legal size nearest to `image_sizes`."""
 
     type: Literal["throughput"] = "throughput"
-    image_sizes: Annotated[list[Positive], pydantic.Field(min_length=1)] | None = None
+    image_sizes: Annotated[list[Pixels], pydantic.Field(min_length=1)] | None = None
     """px of square images; null for `image_size`."""
     batch_sizes: list[Positive] = pydantic.Field([1, 32], min_length=1)
     """Images a call; the first also gives the latency."""
-    seconds: float = pydantic.Field(1.0, gt=0)
+    seconds: Annotated[float, pydantic.Field(gt=0, le=3600)] = 1.0
     """How long each of them is called (at least five times)."""
 
     def build(self) -> "Throughput":

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 import torch
 
-from ..config import Settings, defaults, one_of, read_words, validate
+from ..config import Pixels, Settings, Workers, defaults, one_of, read_words, validate
 from ..engine.distributed import autocast_dtype, find_device
 from ..errors import UserError
 from ..model import Model
 from ..teachers import TEACHERS
 from ..teachers.base import Teacher
 from . import EVALUATIONS
-from .base import Bench, Evaluation, Positive, Result, below_floor, chosen, measure
+from .base import Bench, Evaluation, Result, below_floor, chosen, measure
 from .inputs import plain as describe_inputs
 from .progress import Progress, silent
 
@@ -26,13 +26,13 @@ class Suite(Settings):
     """The evaluations by a name of one's own, which heads their columns."""
     teachers: dict[str, one_of(TEACHERS)] = pydantic.Field(default_factory=dict)  # type: ignore[valid-type]
     """Teachers beside those of the run folder, by the name of their head; needed where PATH is a model folder."""
-    image_size: Positive | None = None
+    image_size: Pixels | None = None
     """px of the views where an evaluation names none; null for the protocol's own size where it has one, else the student's."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """Autocast of all models; auto takes bfloat16 where the device computes it."""
-    num_workers: int = pydantic.Field(0, ge=0)
+    num_workers: Workers = 0
     """Processes that read images."""
 
     @classmethod

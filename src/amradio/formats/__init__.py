@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..files import user_path
 from ..students.base import Student
 from .base import ExportSettings, Format, Found, refuse
 from .folder import ModelFolder
@@ -20,7 +21,7 @@ def read(path: str | Path, align_corners: bool | None = None, own: Student | Non
 
     own: the object that takes the weights of a student of type `own`; only our own model folder can have one.
     """
-    path = Path(path)
+    path = user_path(path)
     if own is not None:
         return ModelFolder().read(path, align_corners, own)
     for form in FORMATS:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..errors import UserError, nearest
+from ..files import user_path
 
 FOLDER = Path(__file__).parent
 CONFIG_FILE = "config.yaml"
@@ -41,7 +42,7 @@ def locate(word: str) -> Path:
     word: the path of a file; or of a run folder, which stands for its config.yaml; or the name of a shipped file (`starter`).
     A path in the working directory comes first. Raises UserError with the nearest name where there is no such file.
     """
-    path = Path(word).expanduser()
+    path = user_path(word)
     if path.is_dir() and (path / CONFIG_FILE).is_file():
         return path / CONFIG_FILE
     names = {found.stem: found for found in FOLDER.glob("*.yaml")}

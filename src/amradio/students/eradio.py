@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from ..config import AsTuple
+from ..config import AsTuple, Depth, Heads, Pixels, Width
 from ..errors import UserError
 from ..features import Features
 from .base import Student, StudentRow, StudentSettings
@@ -65,15 +65,15 @@ class EradioSettings(StudentSettings):
     size: Literal["xxxtiny", "xxxtiny_8x_ws12", "xxxtiny_8x_ws16", "xtiny", "tiny", "small", "base", "large"] = "base"
     """First width: xxxtiny 32, xtiny 64, tiny 80 (depths 1, 3, 4, 5); small 96, base 128, large 192 (depths 3, 3, 5, 5).
     The 8x variants pool; the one of window 16 has a map of stride 8."""
-    dim: int | None = pydantic.Field(default=None, ge=2, multiple_of=2)
+    dim: Annotated[int, pydantic.Field(ge=2, le=100_000, multiple_of=2)] | None = None
     """Channels of the first stage, in place of the size's own; each later stage has twice as many."""
-    stem_dim: int | None = pydantic.Field(default=None, ge=1)
+    stem_dim: Width | None = None
     """Channels of the stem's first convolution, in place of the size's own."""
-    depths: Annotated[tuple[int, int, int, int], AsTuple] | None = None
+    depths: Annotated[tuple[Depth, Depth, Depth, Depth], AsTuple] | None = None
     """Blocks of each stage, in place of the size's own: two stages of convolutions, two of attention."""
-    num_heads: Annotated[tuple[int, int], AsTuple] | None = None
+    num_heads: Annotated[tuple[Heads, Heads], AsTuple] | None = None
     """Attention heads of the two attention stages, in place of the size's own."""
-    window_size: int | None = pydantic.Field(default=None, ge=1)
+    window_size: Pixels | None = None
     """Cells per side of a window, in place of the size's own (16; 12 of xxxtiny_8x_ws12): also the unit of the position bias."""
     window: WindowRule = "optimal"
     """`optimal`: each image's size chooses its window (7 cells at 224 px, 8 at 256, 12 at 384, 16 at 512), in the same unit.
@@ -82,13 +82,13 @@ class EradioSettings(StudentSettings):
     """How global attention halves its map and brings it back, in place of the size's own: by strided convolutions or by pooling."""
     depthwise: bool | None = None
     """Whether the convolution before local attention is depthwise, in place of the size's own."""
-    cpb_hidden_dim: int | None = pydantic.Field(default=None, ge=1)
+    cpb_hidden_dim: Width | None = None
     """Hidden units of the position bias, in place of the size's own."""
     neck: bool = True
     """High-resolution neck; without it the map is the last stage's, of stride 32 (the paper's row "without upsample")."""
-    neck_start: int | None = pydantic.Field(default=None, ge=0, le=3)
+    neck_start: Annotated[int, pydantic.Field(ge=0, le=3)] | None = None
     """First stage, from 0, that the neck joins, in place of the size's own; the map's stride is 4 * 2^neck_start (2: 16 px, 1: 8 px)."""
-    neck_dim: int | None = pydantic.Field(default=None, ge=1)
+    neck_dim: Width | None = None
     """Channels of the map, in place of the size's own."""
     summaries: Literal["shared", "per_teacher"] = "shared"
     """`shared`: the mean of the map, which all heads read (as published). `per_teacher`: a mean each, weighted by a learned query."""

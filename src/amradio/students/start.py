@@ -15,6 +15,7 @@ from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor, nn
 
 from ..errors import UserError, nearest
+from ..files import user_path
 from .base import CLIP_MEAN, CLIP_STD, StartReport
 
 EMBEDDER = "patch_generator.embedder.weight"
@@ -76,7 +77,7 @@ def start_from(student: nn.Module, source: str) -> StartReport:
 
 
 def _read(source: str) -> Source:
-    path = Path(source).expanduser()
+    path = user_path(source, "start_from")
     if path.is_dir():
         return Source(source, read_tensors(path / "model.safetensors"), _config(path / "config.json"))
     if path.suffix == ".safetensors":

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import pydantic
 import timm
@@ -14,6 +14,7 @@ from timm.models import get_arch_pretrained_cfgs
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
+from ..config import Pixels, Width
 from ..errors import UserError, nearest
 from ..features import Features
 from .base import Student, StudentRow, StudentSettings
@@ -29,19 +30,19 @@ class TimmSettings(StudentSettings):
     model: str
     """Name in timm, with the tag of its weights or without: convnext_base, vit_base_patch16_224.augreg_in21k. The tag also says mean, std
     and size."""
-    level: int | None = None
+    level: Annotated[int, pydantic.Field(ge=-1000, le=1000)] | None = None
     """Which of the maps is the student's: a stage of a pyramid, a block of a ViT, from 0; negative counts from the end. Null takes the
     last one of 16 px a cell or less, or the first where none is so fine."""
     neck: bool = False
     """High-resolution neck: adds the coarser levels, projected and up-sampled, to the map; only for pyramids."""
-    neck_dim: int | None = pydantic.Field(default=None, ge=1)
+    neck_dim: Width | None = None
     """Channels of the neck's map; null for those of the last level."""
     summary: Literal["pooled", "token", "map"] = "pooled"
     """`pooled`: what the model's own classifier would read (of a ViT mostly the class token). `token`: the class token. `map`: the mean of
     the student's map; what lies above its level, and is in no neck, is then cut off."""
     summaries: Literal["shared", "per_teacher"] = "shared"
     """`shared`: all heads read one. `per_teacher`: a linear layer on it for each teacher."""
-    image_size: int | None = pydantic.Field(default=None, ge=1)
+    image_size: Pixels | None = None
     """px of the square for which windows and position tables are made, where the model has such; null for its own size. Models of fixed
     size (MaxViT, MViT, Hiera) take that size alone."""
     start_from: str | None = None

@@ -1,7 +1,6 @@
 """Starts a backbone of timm from weights: timm's own through the hub, or a file; never a pickle."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..files import user_path
 from .base import StartReport
 from .start import read_tensors
 
@@ -25,7 +25,7 @@ def start_trunk(trunk: nn.Module, model: str, source: str, options: Mapping[str,
     """
     if source == HUB:
         return _fill(trunk, _from_hub(model, options), f"timm's {model}")
-    path = Path(source).expanduser()
+    path = user_path(source, "student.start_from")
     if not path.is_dir() and path.suffix != ".safetensors":
         raise UserError(
             f"student.start_from: {source} is neither '{HUB}' nor a .safetensors file nor a folder; timm's name of the weights stands in "

@@ -2,14 +2,14 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import pydantic
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Settings
+from ..config import Depth, Settings, Width
 from ..errors import UserError
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -29,7 +29,7 @@ class LastBlocksSettings(Settings):
     """The last blocks; what stands before them keeps its bits."""
 
     type: Literal["last_blocks"] = "last_blocks"
-    count: int = pydantic.Field(ge=1)
+    count: Depth
     """How many blocks."""
 
     def choose(self, student: nn.Module, blocks: Sequence[nn.Module]) -> None:
@@ -46,9 +46,9 @@ class LoraSettings(Settings):
     """Low-rank additions to the linear layers of all blocks (LoRA, Hu et al. 2021); a model folder holds them merged into the weights."""
 
     type: Literal["lora"] = "lora"
-    rank: int = pydantic.Field(default=16, ge=1)
+    rank: Width = 16
     """Columns of the two matrices whose product is added to a weight."""
-    alpha: float = pydantic.Field(default=32.0, gt=0, allow_inf_nan=False)
+    alpha: Annotated[float, pydantic.Field(gt=0, le=1e6)] = 32.0
     """The product is scaled by alpha / rank before it is added."""
 
     def choose(self, student: nn.Module, blocks: Sequence[nn.Module]) -> None:

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..config import AsTuple
+from ..config import AsTuple, Depth, Heads, Pixels, Share, Width
 from ..errors import UserError
 from ..features import Features
 from .base import NUM_DRAWS, Aggregation, Student, StudentRow, StudentSettings, block_numbers
@@ -48,29 +48,29 @@ class VitSettings(StudentSettings):
     type: Literal["vit"] = "vit"
     size: Literal["tiny", "small", "base", "large", "so400m", "huge", "giant"] = "small"
     """Width and depth: tiny 192 x 12, small 384 x 12, base 768 x 12, large 1024 x 24, so400m 1152 x 27, huge 1280 x 32, giant 1536 x 40."""
-    patch_size: int = pydantic.Field(default=16, ge=1)
+    patch_size: Annotated[int, pydantic.Field(ge=1, le=1024)] = 16
     """Side of a patch in px; images are multiples of it."""
-    dim: int | None = pydantic.Field(default=None, ge=1)
+    dim: Width | None = None
     """Channels, in place of the size's own; `mlp_dim` is then 4 times as many unless it is given."""
-    depth: int | None = pydantic.Field(default=None, ge=1)
+    depth: Depth | None = None
     """Blocks, in place of the size's own."""
-    num_heads: int | None = pydantic.Field(default=None, ge=1)
+    num_heads: Heads | None = None
     """Attention heads, in place of the size's own; divides the channels."""
-    mlp_dim: int | None = pydantic.Field(default=None, ge=1)
+    mlp_dim: Width | None = None
     """Hidden channels of a block's MLP, in place of the size's own."""
-    num_registers: int = pydantic.Field(default=4, ge=0)
+    num_registers: Annotated[int, pydantic.Field(ge=0, le=4096)] = 4
     """Tokens that no head reads, as in RADIOv2.5 and C-RADIOv3 (4 and 4)."""
-    max_image_size: int = pydantic.Field(default=2048, ge=1)
+    max_image_size: Pixels = 2048
     """Side in px that the position table covers one to one: round(max_image_size / patch_size) positions per side."""
-    layer_scale: float | None = pydantic.Field(default=None, gt=0)
+    layer_scale: Annotated[float, pydantic.Field(gt=0, le=1000)] | None = None
     """First value of LayerScale (C-RADIOv3-B and -L: 1e-5); null leaves LayerScale out."""
     align_corners: bool = False
     """How the position table is stretched in evaluation: false as in C-RADIOv4, true as in C-RADIOv3-B and -H."""
-    position_dropout: float = pydantic.Field(default=0.1, ge=0, le=1)
+    position_dropout: Share = 0.1
     """Chance that a training sample sees no positions."""
     viewport: bool = True
     """In training each sample reads a random rectangle of the position table (unless images fill it); false reads it as in evaluation."""
-    viewport_scale: Annotated[tuple[float, float], AsTuple] = (math.sqrt(0.1), 1.0)
+    viewport_scale: Annotated[tuple[Share, Share], AsTuple] = (math.sqrt(0.1), 1.0)
     """Least and greatest side of that rectangle, as a share of the table."""
     gradient_checkpointing: bool = False
     """Computes each block again in the backward pass: less memory, more time, the same numbers."""

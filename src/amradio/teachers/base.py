@@ -1,19 +1,17 @@
 """What every teacher is: a frozen model that owns its preprocessing and speaks `Features`."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-import pydantic
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Settings
+from ..config import Settings, Weight
 from ..errors import UserError
 from ..features import Features
 
 Precision = Literal["float32", "bfloat16", "float16"]
-Weight = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 
 
 class TeacherSettings(Settings):

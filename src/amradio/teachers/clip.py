@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from ..config import Pixels
 from ..features import Features
 from .adapter import Adapter, Origin
 from .base import Precision, TeacherSettings, to_grid
@@ -24,7 +25,7 @@ class ClipSettings(TeacherSettings):
     """Hub name (openai/clip-vit-large-patch14-336) or local folder in the format of transformers."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
-    input_size: int | None = None
+    input_size: Pixels | None = None
     """px of the square input; the model's own by default, else the position embedding is interpolated."""
 
     def build(self) -> "ClipTeacher":

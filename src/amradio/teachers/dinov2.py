@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ..config import Pixels
 from ..features import Features
 from .adapter import Adapter, Origin
 from .base import Precision, TeacherSettings, to_grid
@@ -22,7 +23,7 @@ class Dinov2Settings(TeacherSettings):
     """Hub name (facebook/dinov2-with-registers-large) or local folder in the format of transformers."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
-    input_size: int | None = None
+    input_size: Pixels | None = None
     """px of a fixed square input; by default any multiple of the patch is legal."""
 
     def build(self) -> "Dinov2Teacher":

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-import pydantic
 from torch import Tensor
 
 from .. import formats
+from ..config import Pixels, UserPath
 from ..errors import UserError, nearest
 from ..features import Features
 from ..network import Network
@@ -17,11 +17,11 @@ class ModelSettings(TeacherSettings):
     """A student that was distilled before, read from its model folder."""
 
     type: Literal["model"] = "model"
-    path: str
+    path: UserPath
     """The model folder (RUN/model)."""
     head: str | None = None
     """The head to learn from; null learns from the backbone."""
-    input_size: int | None = pydantic.Field(default=None, ge=1)
+    input_size: Pixels | None = None
     """px at which it sees the images; null takes the nearest legal size to the student's."""
 
     def build(self) -> Teacher:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..config import validate
 from ..errors import UserError
+from ..files import local_path
 from . import TEACHERS
 from .base import Teacher, TeacherSettings
 from .loading import KIND_OF, cached_folder, no_downloads
@@ -101,8 +102,8 @@ def settings_of(head: str, card: Card, name: str | None = None) -> TeacherSettin
 
 def _kind_in(name: str) -> str | None:
     """The kind of teacher in a folder, or in the cache under a hub name, as its files say; None where they are not here or do not say."""
-    folder = Path(name).expanduser()
-    folder = folder if folder.is_dir() else cached_folder(name) if name.count("/") == 1 else None
+    folder = local_path(name)
+    folder = folder if folder is not None and folder.is_dir() else cached_folder(name) if name.count("/") == 1 else None
     if folder is None:
         return None
     if (folder / "open_clip_config.json").is_file():

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import huggingface_hub
 from torch import Tensor, nn
 
+from ..config import Pixels
 from ..errors import UserError, nearest
 from ..features import Features
+from ..files import local_path
 from .adapter import Adapter, Origin
 from .base import Precision, TeacherSettings, to_grid
 from .catalogue import licence_of
@@ -30,7 +32,7 @@ class OpenClipSettings(TeacherSettings):
     """Tag of the weights (laion2b_s32b_b79k) or path of a checkpoint, for a name in OpenCLIP; hub names and folders have their own."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
-    input_size: int | None = None
+    input_size: Pixels | None = None
     """px of the square input; the model's own by default, else the position embedding is resampled."""
 
     def build(self) -> "OpenClipTeacher":
@@ -150,7 +152,7 @@ def _resolve(source: Source, pretrained: str | None) -> tuple[str, dict[str, Any
     import open_clip
 
     name = source.model.removeprefix("hf-hub:").removeprefix("local-dir:")
-    if name != source.model or Path(name).expanduser().is_dir() or "/" in name:
+    if name != source.model or local_path(name) or "/" in name:
         if pretrained is not None:
             raise UserError(f"{source.where}: a folder or hub name has its own weights, found pretrained '{pretrained}'; leave it out")
         folder = fetch(source, name)
@@ -163,8 +165,9 @@ def _resolve(source: Source, pretrained: str | None) -> tuple[str, dict[str, Any
         raise UserError(
             f"{source.where}: 'pretrained' is missing, a tag or the path of a checkpoint; there is: {', '.join(tags) or 'no tag'}"
         )
-    if Path(pretrained).expanduser().is_file():
-        return name, {"pretrained": str(Path(pretrained).expanduser())}
+    found = local_path(pretrained)
+    if found is not None and found.is_file():
+        return name, {"pretrained": str(found)}
     return name, _tagged(source, name, pretrained)
 
 

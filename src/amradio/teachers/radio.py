@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..config import Pixels
 from ..features import Features
 from .adapter import Adapter, Origin
 from .base import Precision, TeacherSettings, to_grid
@@ -24,7 +25,7 @@ class RadioSettings(TeacherSettings):
     """Hub name or local folder whose config.json says model_type radio."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
-    input_size: int | None = None
+    input_size: Pixels | None = None
     """px of a fixed square input; by default any multiple of the patch is legal."""
 
     def build(self) -> "RadioTeacher":

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..config import Pixels
 from ..features import Features
 from .adapter import Adapter, Origin
 from .base import Precision, Teacher, TeacherSettings, resize, to_grid
@@ -25,7 +26,7 @@ class SiglipSettings(TeacherSettings):
     """Hub name (google/siglip2-so400m-patch16-384) or local folder in the format of transformers."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
-    input_size: int | None = None
+    input_size: Pixels | None = None
     """px of the square input; by default the model's own, for NaFlex any multiple of the patch; positions are interpolated."""
 
     def build(self) -> Teacher:

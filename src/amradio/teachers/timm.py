@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ..config import Pixels
 from ..errors import UserError, nearest
 from ..features import Features
+from ..files import local_path
 from .adapter import Adapter, Origin
 from .base import Precision, TeacherSettings
 from .catalogue import licence_of
@@ -23,7 +25,7 @@ class TimmSettings(TeacherSettings):
     """Name in timm (vit_base_patch16_224.augreg_in21k), name on the hub (timm/...) or local folder in timm's hub format."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
-    input_size: int | None = None
+    input_size: Pixels | None = None
     """px of the square input; by default the model's own where it has a fixed one, else any multiple of the stride is legal."""
 
     def build(self) -> "TimmTeacher":
@@ -90,7 +92,7 @@ def _on_hub(source: Source) -> str:
     import timm
 
     name = source.model.removeprefix("hf-hub:").removeprefix("local-dir:")
-    if Path(name).expanduser().is_dir() or "/" in name:
+    if local_path(name) or "/" in name:
         return name
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
