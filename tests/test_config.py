@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pydantic
 import pytest
+import torch
 
 import amradio.recipe
 from amradio.config import Settings, merge, parse_yaml, read_words, to_yaml, validate
 from amradio.errors import UserError, nearest
+from amradio.network import NetworkConfig, head_name_problem
 from amradio.recipe import Recipe, changed_keys
 
 MINIMAL = """
@@ -318,6 +320,31 @@ def test_what_the_keys_say_against_one_another(minimal):
         in problems(minimal, "teachers.clip.summary_weight=0.0", "teachers.clip.spatial_weight=0.0")[0]
     )
     assert "backbone" in problems(minimal, "teachers.backbone={type: clip, model: a/b}")[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("keys", "values", "items", "pop", "update", "clear", "training", "forward", "parameters", "train", "eval", "to", "half", "type"),
+        *("state_dict", "register_buffer", "_modules", "__init__", "_x", "backbone", "a-b", "a b", "3d", "x" * 101, "ä" * 200),
+    ],
+)
+def test_names_that_a_teacher_cannot_have(minimal, name):
+    found = problems(minimal, f"teachers={{'{name}': {{type: clip, model: a/b}}}}")
+    assert found[-1].startswith(f"teachers.{name[:60]}: ")
+    assert found[-1].endswith("; give the teacher another name")
+    head = {"summary": {"head": {"type": "linear"}, "dim": 3}}
+    if name not in ("a-b", "a b", "3d"):
+        with pytest.raises(UserError, match="heads"):
+            validate(NetworkConfig, {"student": {"type": "vit", "size": "tiny"}, "num_summaries": 1, "heads": {name: head}})
+
+
+def test_no_attribute_of_a_container_is_a_name(minimal):
+    for name in dir(torch.nn.ModuleDict()):
+        assert head_name_problem(name), name
+    assert Recipe.load(minimal, "teachers.key={type: clip, model: a/b}", "teachers.Keys={type: clip, model: a/b}")
+    torch.nn.ModuleDict({"key": torch.nn.Identity(), "Keys": torch.nn.Identity(), "siglip2-g": torch.nn.Identity()})
+    assert head_name_problem("siglip2-g") is None
 
 
 def test_a_head_that_cannot_read_a_summary_is_refused(minimal):

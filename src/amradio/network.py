@@ -1,14 +1,14 @@
 """The network that is trained and handed over: one student and a head per teacher."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Literal, NamedTuple, cast
+from typing import Annotated, Literal, NamedTuple, Self, cast
 
 import pydantic
 import torch
 from torch import Tensor, nn
 
 from .config import Pixels, Settings, Width, one_of
-from .errors import UserError
+from .errors import UserError, shown
 from .features import Features
 from .heads import HEADS, Head
 from .students import STUDENTS
@@ -19,6 +19,22 @@ Slot = Annotated[int, pydantic.Field(ge=0, lt=1024)]
 """Which of a student's summaries."""
 Measured = Annotated[float, pydantic.Field(allow_inf_nan=True)]
 """A result, which may be no number where a model failed."""
+LONGEST_HEAD_NAME = 100
+"""Characters: a name becomes part of file names."""
+
+
+def head_name_problem(name: str) -> str | None:
+    """Why a head (and its teacher) cannot have this name, in one clause; None where it can.
+
+    torch's containers keep the names of their own methods and attributes (keys, values, pop, training, forward, ...) for themselves.
+    """
+    if name == "backbone":
+        return "this is the name of the student's own features"
+    if name.startswith("_") or hasattr(nn.ModuleDict(), name):
+        return "torch keeps this name for itself"
+    if not name or "." in name or not name.isprintable() or len(name) > LONGEST_HEAD_NAME:
+        return f"a name has 1 to {LONGEST_HEAD_NAME} printable characters and no '.'"
+    return None
 
 
 class HeadPart(Settings):
@@ -78,6 +94,13 @@ class NetworkConfig(Settings):
     """How it was trained, where that is known."""
     origin: str | None = None
     """Name and format of the foreign file that the model was read from, where it was."""
+
+    @pydantic.model_validator(mode="after")
+    def _heads_have_names(self) -> Self:
+        problems = [f"heads.{shown(name[:60])}: {problem}" for name in self.heads if (problem := head_name_problem(name))]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
     def build(self, own: Student | None = None) -> "Network":
         """A network with fresh weights (or started from those that the student's settings name).

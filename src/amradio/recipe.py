@@ -11,12 +11,12 @@ from .beginning import Beginning, Begun, ModelStudentSettings, Plan, begin_again
 from .config import Pixels, Positive, Seed, Settings, UserPath, defaults, one_of, read_words, validate
 from .data import SOURCES, DataSettings
 from .engine.settings import EngineSettings, OptimizerSettings
-from .errors import UserError, nearest
+from .errors import UserError, nearest, shown
 from .evaluation.suite import Suite
 from .features import KINDS, Kind
 from .heads import HEADS, MlpHeadSettings
 from .losses import LossSettings
-from .network import HeadConfig, HeadPart, NetworkConfig
+from .network import HeadConfig, HeadPart, NetworkConfig, head_name_problem
 from .normalize import NormalizeSettings
 from .students import STUDENTS
 from .students.base import Student
@@ -125,11 +125,12 @@ class Recipe(Settings):
 
     def contradictions(self) -> list[str]:
         """What the keys say against one another, one sentence each."""
-        problems = [
-            f"teachers.{name}: a teacher's name is a word of letters, digits and _, and not 'backbone'"
-            for name in self.teachers
-            if not name.isidentifier() or name == "backbone"
-        ]
+        problems = []
+        for name in self.teachers:
+            problem = None if name.isidentifier() else "a teacher's name is a word of letters, digits and _"
+            problem = problem or head_name_problem(name)
+            if problem:
+                problems.append(f"teachers.{shown(name[:60])}: {problem}; give the teacher another name")
         for key, partition in self.partitions():
             problems += [
                 f"{key}.teachers: there is no teacher '{name}'; {nearest(name, self.teachers)}"
