@@ -11,8 +11,10 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
+import amradio.__main__
 import tiny
 from amradio.commands.results import headline_columns, print_results
+from amradio.config import to_yaml
 from amradio.evaluation import EVALUATIONS, Bench, Result, measure
 from amradio.evaluation.inputs import describe
 from amradio.evaluation.predictors import predictors
@@ -144,6 +146,29 @@ def test_a_teacher_that_left_keeps_the_size_of_its_last_stage(teachers) -> None:
     config = bench_of(teachers, f"stages={stages}").model.config
     assert config.image_size == 256
     assert {name: head.image_size for name, head in config.heads.items()} == {"clip": 128, "dino": 256, "sam": 128}
+
+
+def test_several_sizes_are_said_at_the_start_and_in_the_card(recipe, capsys) -> None:
+    partitions = "{image_size: 64, batch_size: 2, teachers: [sam]}, {image_size: 32, batch_size: 2, teachers: [clip, dino]}"
+    words = f"stages=[{{steps: 1, partitions: [{partitions}]}}]"
+    assert amradio.__main__.main(["distill", *words_of(recipe(words)), "--dry-run"]) == 0
+    told = "heads are trained clip and dino at 32 px, sam at 64 px; 32 px is what the model prefers where no size is asked for"
+    assert told in capsys.readouterr().out.replace("\n", " ")
+    folder = amradio.distill(recipe(words))
+    assert told in capsys.readouterr().out
+    card = (folder / "model" / "README.md").read_text()
+    assert "The size to prefer is 32 px." in card
+    assert "Heads were trained at several sizes: clip and dino at 32 px, sam at 64 px." in card
+    model = amradio.load(folder)
+    assert (model.image_size, model.config.heads["sam"].image_size) == (32, 64)
+    exported = amradio.load(amradio.export(folder, "hf", folder / "hf").path)
+    assert exported.config.heads["sam"].image_size == 64, "and by the official formats too"
+
+
+def words_of(recipe: Recipe) -> list[str]:
+    file = Path(recipe.out).with_suffix(".yaml")
+    file.write_text(to_yaml(recipe))
+    return [str(file)]
 
 
 def test_masks_in_python_are_made_at_the_size_of_the_head(teachers) -> None:

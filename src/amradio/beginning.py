@@ -217,7 +217,7 @@ def begin_fresh(config: NetworkConfig, train: Any, own: Student | None = None) -
         raise UserError(f"student.train: '{train.type}' trains a part of weights that exist, and this student begins at random; take all")
     notes = (f"student begins with: {started}",) if started is not None else ()
     beginning = Beginning(network=config.without_start(), new_summaries=list(range(config.num_summaries)))
-    return Begun(beginning, network, notes=notes + _choose(network.student, train, beginning.new_summaries))
+    return Begun(beginning, network, notes=notes + _choose(network.student, train, beginning.new_summaries) + _sizes(config))
 
 
 def begin_from(model: Found, found: Plan, source: str, train: Any) -> Begun:
@@ -225,14 +225,25 @@ def begin_from(model: Found, found: Plan, source: str, train: Any) -> Begun:
     network = found.config.build()
     fill(network, model.network, found)
     beginning = Beginning(network=found.config.without_start(), new_summaries=list(found.new_summaries))
-    notes = (f"student goes on from {source}", *found.notes, *_choose(network.student, train, beginning.new_summaries))
+    notes = (
+        f"student goes on from {source}",
+        *found.notes,
+        *_choose(network.student, train, beginning.new_summaries),
+        *_sizes(found.config),
+    )
     return Begun(beginning, network, found.kept, notes)
 
 
 def begin_again(beginning: Beginning, train: Any, own: Student | None = None) -> Begun:
     """The network of a run that is resumed, to be filled from its checkpoint. own: as of `begin_fresh`."""
     network = beginning.network.build(own)
-    return Begun(beginning, network, notes=_choose(network.student, train, beginning.new_summaries))
+    return Begun(beginning, network, notes=_choose(network.student, train, beginning.new_summaries) + _sizes(beginning.network))
+
+
+def _sizes(config: NetworkConfig) -> tuple[str, ...]:
+    """A line where heads are trained at several sizes."""
+    sizes = config.sizes_of_heads()
+    return (f"heads are trained {sizes}; {config.image_size} px is what the model prefers where no size is asked for",) if sizes else ()
 
 
 def _choose(student: Student, train: Any, new_summaries: Sequence[int]) -> tuple[str, ...]:

@@ -102,6 +102,14 @@ class NetworkConfig(Settings):
             raise ValueError("; ".join(problems))
         return self
 
+    def sizes_of_heads(self) -> str | None:
+        """`clip and dino at 432 px, sam at 1024 px` where heads were trained at several sizes, else None."""
+        by_size: dict[int, list[str]] = {}
+        for name, head in self.heads.items():
+            if head.image_size is not None:
+                by_size.setdefault(head.image_size, []).append(name)
+        return ", ".join(f"{' and '.join(names)} at {size} px" for size, names in sorted(by_size.items())) if len(by_size) > 1 else None
+
     def build(self, own: Student | None = None) -> "Network":
         """A network with fresh weights (or started from those that the student's settings name).
 

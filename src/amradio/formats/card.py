@@ -84,6 +84,8 @@ def _input(config: NetworkConfig, network: Network) -> str:
     lines = ["## Input", "", f"RGB. Sides are multiples of {low} px" + (f" and {high} px" if high != low else "") + "."]
     if config.image_size is not None:
         lines[-1] += f" The size to prefer is {config.image_size} px."
+    if sizes := config.sizes_of_heads():
+        lines.append(f"Heads were trained at several sizes: {sizes}.")
     lines += [
         f"Normalised with mean {list(CLIP_MEAN)} and std {list(CLIP_STD)} of values in [0, 1]; in amradio, torch hub and",
         "transformers the model does that itself.",
