@@ -15,7 +15,8 @@ from amradio.features import Features
 from amradio.students.eradio import SIZES, Eradio, EradioSettings, optimal_window
 from amradio.students.eradio_attention import AttentionBlock, AttentionStage, BlockShape, PositionBias, cut, join, make_window
 from amradio.students.eradio_published import own_weights, published_weights, settings_from
-from amradio.students.trained import LastBlocksSettings, LoraSettings, merged
+from amradio.students.settings import LastBlocksSettings, LoraSettings
+from amradio.students.trained import merged
 from amradio.yaml12 import parse_yaml
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"

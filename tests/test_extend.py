@@ -138,10 +138,10 @@ def extended(tmp_path: Path) -> Path:
     copy = tmp_path / "source" / "amradio"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("embedded", "__pycache__"))
     (copy / "teachers" / "colour.py").write_text(TEACHER.lstrip())
-    add(copy / "teachers" / "__init__.py", "from .clip import ", "from .colour import ColourSettings\nfrom .clip import ")
+    add(copy / "teachers" / "__init__.py", "from .catalogue import ", "from .colour import ColourSettings\nfrom .catalogue import ")
     add(copy / "teachers" / "__init__.py", "    OwnSettings,\n)", "    OwnSettings,\n    ColourSettings,\n)")
     (copy / "students" / "flat.py").write_text(STUDENT.lstrip())
-    add(copy / "students" / "__init__.py", "from .vit import VitSettings", "from .flat import FlatSettings\nfrom .vit import VitSettings")
+    add(copy / "students" / "__init__.py", "from .vit_settings import ", "from .flat import FlatSettings\nfrom .vit_settings import ")
     text = (copy / "students" / "__init__.py").read_text()
     (copy / "students" / "__init__.py").write_text(text.replace("] = (", "] = (FlatSettings, ", 1))
     add(copy / "losses.py", "\nLOSSES = (", LOSS + "AbsoluteSettings, ")

@@ -10,8 +10,8 @@ from amradio.errors import UserError
 from amradio.features import Features
 from amradio.teachers import TEACHERS, Teacher, TeacherSettings, shipped
 from amradio.teachers.clip import ClipSettings
-from amradio.teachers.own import OwnSettings
 from amradio.teachers.precision import cast
+from amradio.teachers.settings import OwnSettings
 from amradio.teachers.shipped import EmbeddedSettings
 
 NOT_FROM_FILES = ("embedded", "own", "model")

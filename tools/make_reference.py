@@ -17,6 +17,7 @@ import pydantic
 from pydantic.fields import FieldInfo
 
 from amradio.config import Settings
+from amradio.later import annotation_of
 from amradio.evaluation.suite import Suite
 from amradio.recipe import Recipe
 from amradio.teachers.base import TeacherSettings
@@ -65,7 +66,7 @@ def sections(page: Page) -> Iterator[tuple[str, type[Settings]]]:
         below = []
         for name, field in found.model_fields.items():
             inner = name if found is page.root else f"{key}.{name}"
-            below += [(inner + suffix, each) for suffix, each in settings_in(field.annotation)]
+            below += [(inner + suffix, each) for suffix, each in settings_in(annotation_of(field))]
         waiting = below + waiting
 
 
@@ -115,14 +116,14 @@ def first_paragraph(settings: type[Settings]) -> str:
 
 def meaning_of(field: FieldInfo) -> str:
     """The field's description; of a settings class that has one value only, the class's own."""
-    inner = settings_in(field.annotation)
+    inner = settings_in(annotation_of(field))
     said = field.description or (first_paragraph(inner[0][1]) if len(inner) == 1 else "")
     return " ".join(said.split()).replace("|", "\\|")
 
 
 def value_of(field: FieldInfo) -> str:
     """What may be written there, with its limits."""
-    return " ".join(filter(None, (kind_of(field.annotation), limits_of(field.metadata))))
+    return " ".join(filter(None, (kind_of(annotation_of(field)), limits_of(field.metadata))))
 
 
 def kind_of(annotation: Any) -> str:

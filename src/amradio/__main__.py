@@ -84,12 +84,16 @@ def _add_export(verbs: Any) -> None:
 def call(options: argparse.Namespace) -> None:
     """Calls the verb's function; imports it only now, so that help is quick."""
     if options.verb == "distill":
-        from .commands import distill
         from .recipe import Recipe
 
         recipe = Recipe.load(*options.words)
+        from .commands import distill
+
         distill.dry_run(recipe) if options.dry_run else distill.distill(recipe)
     elif options.verb == "quickstart":
+        from .recipe import Recipe
+
+        Recipe.load("quickstart", *options.words)  # a misspelt key is answered before torch is imported
         from .commands.quickstart import quickstart
 
         quickstart(*options.words)

@@ -1,14 +1,17 @@
 """Balance: how the losses of teachers and kinds become one number."""
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal
 
 from .config import Settings
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Weights = Mapping[str, float]
-Balance = Callable[[Mapping[str, Tensor]], Tensor]
+Balance = Callable[[Mapping[str, "Tensor"]], "Tensor"]
 
 
 class FixedSettings(Settings):

@@ -3,20 +3,25 @@
 Predictions and targets are [B, D] (summary) or [B, H, W, D] (spatial) in target space; every loss returns float32 [B].
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import pydantic
-import torch.nn.functional as F
-from torch import Tensor
 
 from .config import Settings, Weight, one_of
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Loss = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 def cosine(prediction: Tensor, target: Tensor) -> Tensor:
     """1 - cosine similarity over channels, mean over positions (AM-RADIO, section 3.3: L_cos)."""
+    import torch.nn.functional as F
+
     return _per_sample(1 - F.cosine_similarity(prediction.float(), target.float(), dim=-1))
 
 
@@ -27,6 +32,8 @@ def mse(prediction: Tensor, target: Tensor) -> Tensor:
 
 def smooth_l1(prediction: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
     """Huber-like error, quadratic below `beta`, mean over channels and positions."""
+    import torch.nn.functional as F
+
     return _per_sample(F.smooth_l1_loss(prediction.float(), target.float(), beta=beta, reduction="none"))
 
 

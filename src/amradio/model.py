@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from . import formats
 from .errors import UserError, nearest
 from .features import Features
+from .images import InputCheck, Picture, Size, check_size, least_side, one_picture, pixels_of, scaled_size
 from .network import Network, NetworkConfig, cast_weights
 from .students.base import Aggregation, Conditioner, Student
+from .teachers.base import resize
 
 if TYPE_CHECKING:  # transformers and its kin take seconds to import, and only `text` and `masks` want them
     from .teachers.base import Teacher
@@ -32,39 +34,74 @@ class Model(nn.Module):
         self.config = config
         self.network = network
         self.dead = dead
+        self._check = InputCheck()
         self.eval().requires_grad_(False)
+
+    def __repr__(self) -> str:
+        return describe(self)
 
     @overload
     def forward(self, images: Tensor, heads: None = None) -> Features: ...
     @overload
-    def forward(self, images: Tensor, heads: Iterable[str]) -> dict[str, Features]: ...
-    def forward(self, images: Tensor, heads: Iterable[str] | None = None) -> Features | dict[str, Features]:
+    def forward(self, images: Tensor, heads: str | Iterable[str]) -> dict[str, Features]: ...
+    def forward(self, images: Tensor, heads: str | Iterable[str] | None = None) -> Features | dict[str, Features]:
         """Features of images.
 
         images: [B, 3, H, W], RGB float in [0, 1], of a legal size (`nearest_size`), on the model's device. Any float dtype: they are
         normalised in float32 and cast to the dtype of the weights, in which features come back.
         Without `heads` the backbone's Features: summary [B, summary_dim], spatial [B, H', W', spatial_dim].
-        With `heads` a dict with `backbone` and one entry a name. Raises UserError for an unknown head, a wrong shape or size.
+        With `heads` (a name or several) a dict with `backbone` and one entry a name. Raises UserError for an unknown head, a wrong shape,
+        type or size, and for values that are not in [0, 1] (on a GPU only the first batch is checked: the check waits for it).
         """
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise UserError(f"images: expected float [B, 3, H, W] in [0, 1], found {images.dtype} {list(images.shape)}")
+        self._check(images)
         if heads is None:
             return self.network(images)["backbone"]
         return self.network(images, None, self._known(heads))
 
     @overload
+    def features(self, images: Picture | Sequence[Picture], heads: None = None, size: Size | Literal["own"] = None) -> Features: ...
+    @overload
+    def features(
+        self, images: Picture | Sequence[Picture], heads: str | Iterable[str], size: Size | Literal["own"] = None
+    ) -> dict[str, Features]: ...
+    @torch.no_grad()
+    def features(
+        self, images: Picture | Sequence[Picture], heads: str | Iterable[str] | None = None, size: Size | Literal["own"] = None
+    ) -> Features | dict[str, Features]:
+        """Features of pictures: `model.features("photo.jpg", heads="clip")["clip"].summary`. Gradients are not kept.
+
+        images: one picture or a list of them, each as `amradio.read_image` takes it: a path, a Pillow image, an array, a tensor.
+        heads, and what is returned: as of `forward`; B is the number of pictures.
+        size: px of the short side, or (height, width); None for the size of the last training where the model knows it, else, and for
+        "own", that of the picture. It is then rounded to the nearest legal size, and the whole picture is resized to that.
+        Raises UserError where a picture cannot be read, or pictures come out at several sizes (give `size` as a pair then).
+        """
+        known = None if heads is None else self._known(heads)
+        pictures: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
+        if not pictures:
+            raise UserError("images: there is none; give at least one picture")
+        batch = [view(self, picture, size) for picture in pictures]
+        sizes = {tuple(pixels.shape[-2:]) for pixels in batch}
+        if len(sizes) > 1:
+            found = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:4])
+            raise UserError(f"images: resized to legal sizes they differ ({found} px); give size=(height, width), or one picture at a time")
+        return self(torch.cat(batch), known)
+
+    @overload
     def pack(self, images: Sequence[Tensor], heads: None = None) -> list[Features]: ...
     @overload
-    def pack(self, images: Sequence[Tensor], heads: Iterable[str]) -> list[dict[str, Features]]: ...
-    def pack(self, images: Sequence[Tensor], heads: Iterable[str] | None = None) -> list[Features] | list[dict[str, Features]]:
+    def pack(self, images: Sequence[Tensor], heads: str | Iterable[str]) -> list[dict[str, Features]]: ...
+    def pack(self, images: Sequence[Tensor], heads: str | Iterable[str] | None = None) -> list[Features] | list[dict[str, Features]]:
         """Features of images of several sizes in one pass, without padding: each image attends to itself alone.
 
         images: [3, H, W] each, as of `forward`, every one of a legal size of its own. Returns for each what `forward` gives for it alone
         (with B = 1). Raises UserError as `forward`, and where the student cannot (ViT students without windows can).
         """
         for number, image in enumerate(images):
-            if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
-                raise UserError(f"images: number {number}: expected float [3, H, W] in [0, 1], found {image.dtype} {list(image.shape)}")
+            try:
+                self._check(image, "[3, H, W]")
+            except UserError as error:
+                raise UserError(*(f"{problem} (number {number})" for problem in error.problems)) from None
         found = self.network.pack(images, self._known(heads or ()))
         return [features["backbone"] for features in found] if heads is None else found
 
@@ -99,20 +136,28 @@ class Model(nn.Module):
     def text(self, head: str, *, teacher: "Teacher | str | Path | None" = None) -> "TextEncoder":
         """The text encoder of a head's teacher: `model.text("clip")(["a dog"])` lies in the space of the head's summary.
 
+        `model.text("clip").map("photo.jpg", ["a dog", "grass"])` gives a heat map for each text: see `TextEncoder.map`.
+
         teacher: where it is, if config.json does not lead to it: a folder, a hub name, `embedded clip`, or a Teacher object.
         Raises UserError where the head has no summary, or the teacher is not on this machine, has no text encoder or other dimensions.
         """
         from .teachers.of_head import text_encoder
 
         part = self.config.heads[self._known([head])[0]]
-        return text_encoder(head, part.teacher, part.summary and part.summary.dim, teacher).to(self.device)
+
+        def encode(images: Any, size: Any) -> Tensor:
+            spatial = self.features(images, head, size)[head].spatial
+            assert spatial is not None
+            return spatial
+
+        dims = (part.summary and part.summary.dim, part.spatial and part.spatial.dim)
+        return text_encoder(head, part.teacher, dims, teacher, encode).to(self.device)
 
     def masks(self, head: str, *, teacher: "Teacher | str | Path | None" = None) -> "MaskDecoder":
         """SAM's promptable mask decoder on the map of a head: see `MaskDecoder`. teacher, errors: as of `text`.
 
         The student sees the square that SAM would see, at the px at which the head was trained (`MaskDecoder.look` takes others).
         """
-        from .teachers.base import resize
         from .teachers.of_head import mask_decoder
 
         part = self.config.heads[self._known([head])[0]]
@@ -123,13 +168,14 @@ class Model(nn.Module):
             assert spatial is not None
             return spatial
 
-        return mask_decoder(head, part.teacher, part.spatial and part.spatial.dim, teacher, encode).to(self.device)
+        return mask_decoder(head, part.teacher, part.spatial and part.spatial.dim, teacher, encode, one_picture).to(self.device)
 
     def external_preprocessing(self) -> Conditioner:
         """Hands out what normalises images, and leaves the identity inside: from then on the model takes normalised images.
 
         For pipelines that normalise by themselves. A second call hands out the identity.
         """
+        self._check.looks = False
         return self.network.student.external_preprocessing()
 
     def set_windows(self, size: int | None, *, num_global: int = 4, num_windowed: int | None = None) -> None:
@@ -195,13 +241,41 @@ class Model(nn.Module):
         """The legal input size nearest to height x width px."""
         return self.network.student.nearest_size(height, width)
 
-    def _known(self, heads: Iterable[str]) -> list[str]:
+    def _known(self, heads: str | Iterable[str]) -> list[str]:
         """The names as a list; UserError for one that is not there."""
-        wanted = list(heads)
-        unknown = [name for name in wanted if name not in self.config.heads]
-        if unknown:
-            raise UserError(*(f"heads: there is no head '{name}'; {nearest(name, self.config.heads)}" for name in unknown))
-        return wanted
+        return head_names(heads, self.config.heads)
+
+
+def view(model: Model, picture: Picture, size: Size | Literal["own"]) -> Tensor:
+    """A picture as the model takes it: [B, 3, H, W] of a legal size, on the model's device. size: as of `Model.features`."""
+    wanted = model.image_size if size is None else None if size == "own" else size
+    check_size(wanted)
+    pixels = pixels_of(picture, least_side(wanted)).to(model.device)
+    height, width = scaled_size(pixels.shape[-2], pixels.shape[-1], wanted)
+    return resize(pixels, model.nearest_size(height, width))
+
+
+def describe(model: Model) -> str:
+    """One line: what a model is, its size, and its heads."""
+    student = model.config.student
+    settings = student.model_dump()
+    kind = " ".join(str(part) for part in (student.type, settings.get("size") or settings.get("model")) if part)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    trained = f"trained at {model.image_size} px, " if model.image_size else ""
+    dtype = str(model.dtype).removeprefix("torch.")
+    heads = f"heads: {', '.join(model.heads)}" if model.heads else "no heads"
+    return f"Model({kind}, {millions:.1f} M parameters, patch {model.patch_size} px, {trained}{dtype} on {model.device}, {heads})"
+
+
+def head_names(heads: str | Iterable[str], there: Iterable[str]) -> list[str]:
+    """The names of heads as a list, each once; a text is one name. Raises UserError for those that are not among `there`."""
+    wanted = list(dict.fromkeys([heads] if isinstance(heads, str) else heads))
+    there = list(there)
+    hint = "this model has no heads, only its backbone" if not there else ""
+    problems = [f"heads: there is no head '{name}'; {hint or nearest(str(name), there)}" for name in wanted if name not in there]
+    if problems:
+        raise UserError(*problems)
+    return wanted
 
 
 def load(

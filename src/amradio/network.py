@@ -11,30 +11,21 @@ from .config import Pixels, Settings, Width, one_of
 from .errors import UserError, shown
 from .features import Features
 from .heads import HEADS, Head
+from .heads.names import head_name_problem as find_problem
 from .students import STUDENTS
 from .students.base import Aggregation, Student, block_numbers
-from .students.trained import AllSettings
+from .students.settings import AllSettings
 
 Slot = Annotated[int, pydantic.Field(ge=0, lt=1024)]
 """Which of a student's summaries."""
 Measured = Annotated[float, pydantic.Field(allow_inf_nan=True)]
 """A result, which may be no number where a model failed."""
-LONGEST_HEAD_NAME = 100
-"""Characters: a name becomes part of file names."""
 
 
 def head_name_problem(name: str) -> str | None:
-    """Why a head (and its teacher) cannot have this name, in one clause; None where it can.
-
-    torch's containers keep the names of their own methods and attributes (keys, values, pop, training, forward, ...) for themselves.
-    """
-    if name == "backbone":
-        return "this is the name of the student's own features"
-    if name.startswith("_") or hasattr(nn.ModuleDict(), name):
-        return "torch keeps this name for itself"
-    if not name or "." in name or not name.isprintable() or len(name) > LONGEST_HEAD_NAME:
-        return f"a name has 1 to {LONGEST_HEAD_NAME} printable characters and no '.'"
-    return None
+    """As `heads.names.head_name_problem`, and also what the installed torch keeps for itself beyond the list there."""
+    kept = "torch keeps this name for itself" if hasattr(nn.ModuleDict(), name) else None
+    return kept if kept and name != "backbone" else find_problem(name)
 
 
 class HeadPart(Settings):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 import pydantic
 
 from .errors import brief, near_names, nearest, shown
+from .later import annotation_of
 
 SYNONYMS = {
     "learning_rate": ("lr", "rate", "base_lr", "max_lr"),
@@ -140,7 +141,7 @@ def _keys(cls: type[pydantic.BaseModel]) -> Iterator[str]:
     for prefix, here in waiting:
         for name, field in here.model_fields.items():
             yield prefix + name
-            found, item = _unwrapped(field.annotation), ""
+            found, item = _unwrapped(annotation_of(field)), ""
             if get_origin(found) is list:
                 found, item = _unwrapped(get_args(found)[0]), ".0"
             if isinstance(found, type) and issubclass(found, pydantic.BaseModel) and prefix.count(".") < 6:
@@ -208,7 +209,7 @@ def _options(annotation: Any) -> list[Any]:
 def _below(option: Any, part: Any) -> list[Any]:
     """What can stand at `part` below one of the options."""
     if isinstance(option, type) and issubclass(option, pydantic.BaseModel):
-        return _options(option.model_fields[part].annotation) if part in option.model_fields else []
+        return _options(annotation_of(option.model_fields[part])) if part in option.model_fields else []
     if get_origin(option) in (dict, Mapping):
         return _options(get_args(option)[1])
     if get_origin(option) in (list, tuple) and get_args(option):

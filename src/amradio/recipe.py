@@ -2,26 +2,30 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import pydantic
 
 from .balance import BALANCES, FixedSettings
-from .beginning import Beginning, Begun, ModelStudentSettings, Plan, begin_again, begin_fresh, begin_from, plan
 from .config import Pixels, Positive, Seed, Settings, UserPath, defaults, one_of, read_words, validate
 from .data import SOURCES, DataSettings
 from .engine.settings import EngineSettings, OptimizerSettings
 from .errors import UserError, nearest, shown
-from .evaluation.suite import Suite
 from .features import KINDS, Kind
 from .heads import HEADS, MlpHeadSettings
+from .heads.names import head_name_problem
+from .later import Later
 from .losses import LossSettings
-from .network import HeadConfig, HeadPart, NetworkConfig, head_name_problem
+from .model_student import ModelStudentSettings
 from .normalize import NormalizeSettings
 from .students import STUDENTS
-from .students.base import Student
 from .teachers import TEACHERS
-from .teachers.base import Teacher
+
+if TYPE_CHECKING:
+    from .beginning import Beginning, Begun, Plan
+    from .network import HeadConfig, HeadPart, NetworkConfig
+    from .students.base import Student
+    from .teachers.base import Teacher
 
 
 class PartitionSettings(Settings):
@@ -73,9 +77,9 @@ class HeadsSettings(HeadPair):
     """Heads of single teachers, by name."""
 
 
-def _from_file(value: Any) -> Any:
+def _in_file(name: str, cls: type[Settings]) -> Any:
     """The content of the evaluation file that a text names."""
-    return read_words([value], defaults(Suite)) if isinstance(value, str) else value
+    return read_words([name], defaults(cls))
 
 
 class EvaluateSettings(Settings):
@@ -85,7 +89,7 @@ class EvaluateSettings(Settings):
     """Steps between evaluations, also at step 0 and at the end; null for none."""
     batches: Positive = 8
     """Held-out batches at most."""
-    suite: Annotated[Suite, pydantic.BeforeValidator(_from_file)] | None = None
+    suite: Annotated[Any, Later("amradio.evaluation.suite:Suite", _in_file)] = None
     """Evaluations as `amradio evaluate` runs them: what stands in an evaluation file (see [evaluations.md](evaluations.md)), or the path of
     one. Measured with averaged weights and heads in raw teacher space; not counted as training time."""
     suite_every: Positive | None = None
@@ -184,12 +188,14 @@ class Recipe(Settings):
         """The weight of each loss, by its name (`clip/summary`)."""
         return {f"{name}/{kind}": getattr(found, f"{kind}_weight") for name, found in self.teachers.items() for kind in KINDS}
 
-    def begin(self, teachers: Mapping[str, Teacher], stored: Beginning | None = None, own: Student | None = None) -> Begun:
+    def begin(self, teachers: Mapping[str, "Teacher"], stored: "Beginning | None" = None, own: "Student | None" = None) -> "Begun":
         """The network with the weights that it begins with. stored: that of the run which is resumed; its weights are then to be filled in.
 
         own: the student of type `own`, an object of the user's.
         Raises UserError where the model that it goes on from cannot be read or does not fit, or the part to be trained is not there.
         """
+        from .beginning import begin_again, begin_fresh, begin_from
+
         if stored is not None:
             return begin_again(stored, self.student.train, own)
         if isinstance(self.student, ModelStudentSettings):
@@ -199,8 +205,10 @@ class Recipe(Settings):
             return begin_from(model, self._plan(model.config, teachers), self.student.path, self.student.train)
         return begin_fresh(self.network(teachers), self.student.train, own)
 
-    def network(self, teachers: Mapping[str, Teacher]) -> NetworkConfig:
+    def network(self, teachers: Mapping[str, "Teacher"]) -> "NetworkConfig":
         """The student with one head per teacher, for every kind that the teacher has and that has a weight."""
+        from .network import NetworkConfig
+
         if isinstance(self.student, ModelStudentSettings):
             return self._plan(self.student.read().config, teachers).config
         heads: dict[str, HeadConfig] = {}
@@ -210,7 +218,9 @@ class Recipe(Settings):
             slot += head.summary is not None and not self.student.shares_summary
         return NetworkConfig(student=self.student, num_summaries=max(1, slot), heads=heads, image_size=preferred_size(self.stages, heads))
 
-    def _plan(self, model: NetworkConfig, teachers: Mapping[str, Teacher]) -> Plan:
+    def _plan(self, model: "NetworkConfig", teachers: Mapping[str, "Teacher"]) -> "Plan":
+        from .beginning import plan
+
         heads = self._heads(teachers)
         found = plan(model, heads, preferred_size(self.stages, heads))
         new = {
@@ -222,8 +232,10 @@ class Recipe(Settings):
             raise UserError(*(f"heads.by_teacher.{name}: the model's head '{name}' keeps its layers; {way_out}" for name in idle))
         return found
 
-    def _heads(self, teachers: Mapping[str, Teacher]) -> dict[str, HeadConfig]:
+    def _heads(self, teachers: Mapping[str, "Teacher"]) -> "dict[str, HeadConfig]":
         """A new head for each teacher; which summary it reads is not settled."""
+        from .network import HeadConfig
+
         heads = {}
         for name, teacher in teachers.items():
             summary, spatial = (self._part(name, teacher, kind) for kind in KINDS)
@@ -234,7 +246,9 @@ class Recipe(Settings):
             heads[name] = heads[name].model_copy(update={"image_size": preferred if preferred in sizes else max(sizes)})
         return heads
 
-    def _part(self, name: str, teacher: Teacher, kind: Kind) -> HeadPart | None:
+    def _part(self, name: str, teacher: "Teacher", kind: Kind) -> "HeadPart | None":
+        from .network import HeadPart
+
         dim = getattr(teacher, f"{kind}_dim")
         if dim is None or getattr(self.teachers[name], f"{kind}_weight") == 0:
             return None
@@ -242,7 +256,7 @@ class Recipe(Settings):
         return HeadPart(head=getattr(pair, kind), dim=dim)
 
 
-def preferred_size(stages: Sequence[StageSettings], heads: Mapping[str, HeadConfig]) -> int:
+def preferred_size(stages: Sequence[StageSettings], heads: Mapping[str, "HeadConfig"]) -> int:
     """px of the last stage at which most summaries are taught, of several those at which most teachers are, of several the largest.
 
     The order of the partitions does not count. Summaries come first because recognition is what is measured at this size: for CLIP and
@@ -262,7 +276,7 @@ def _last_sizes(stages: Sequence[StageSettings], name: str) -> list[int]:
     return next((sizes for sizes in reversed(found) if sizes), [stages[-1].partitions[0].image_size])
 
 
-def _card(settings: Any, teacher: Teacher) -> dict[str, str | int | float | None]:
+def _card(settings: Any, teacher: "Teacher") -> dict[str, str | int | float | None]:
     return {"type": settings.type, "source": teacher.source, "licence": teacher.licence}
 
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 import pydantic
 
 from ..config import AsTuple, Factor, Settings, Share, Workers, one_of
-from .batch import Batch
-from .loader import Crop, Feed, train_loader, val_loader
+from ..lazy import lazily
 from .mixture import MixtureSettings
 from .part import Part
 from .source import Source, SourceSettings
@@ -16,6 +15,9 @@ from .sources import SINGLE_SOURCES
 SOURCES: tuple[type[SourceSettings], ...] = (*SINGLE_SOURCES, MixtureSettings)
 
 if TYPE_CHECKING:
+    from .batch import Batch
+    from .loader import Feed
+
     AnySource = SourceSettings
 else:
     AnySource = one_of(SOURCES)
@@ -33,6 +35,8 @@ __all__ = [
     "train_batches",
     "val_batches",
 ]
+
+__getattr__ = lazily(__name__, {"Batch": "batch", "Feed": "loader"})
 
 
 class DataSettings(Settings):
@@ -81,18 +85,20 @@ class DataSettings(Settings):
         return Part(self.train.build(), self.hold_out, held_out=True)
 
 
-def train_batches(settings: DataSettings, source: SourceSettings, feed: Feed, start_step: int = 0) -> Iterator[Batch]:
+def train_batches(settings: DataSettings, source: SourceSettings, feed: "Feed", start_step: int = 0) -> "Iterator[Batch]":
     """Batches of the steps start_step, start_step + 1, ... without end; closing the iterator ends its workers.
 
     Images are uint8 [feed.batch_size / feed.world_size, 3, feed.image_size, feed.image_size]. Step k of one seed is the same
     on any number of processes and workers and after any resume. UnreadableError images are replaced and named in `skipped`.
     Raises UserError where the source is missing or gives out.
     """
+    from .loader import Crop, train_loader
+
     crop = Crop(settings.crop_scale, settings.crop_ratio, settings.flip)
     return train_loader(settings.open_train(source), feed, crop, start_step, settings.num_workers)
 
 
-def val_batches(settings: DataSettings, source: SourceSettings | None, feed: Feed, limit: int | None = None) -> Iterator[Batch]:
+def val_batches(settings: DataSettings, source: SourceSettings | None, feed: "Feed", limit: int | None = None) -> "Iterator[Batch]":
     """The first `limit` images (None: all), each once and in a fixed order: short side resized, central square.
 
     source: None for the held-out images of `settings`.
@@ -100,6 +106,8 @@ def val_batches(settings: DataSettings, source: SourceSettings | None, feed: Fee
     The last batch may be smaller, none is empty; unreadable images are left out and named in `skipped`. Each process gets
     its share of every batch. Raises UserError where not one image can be read.
     """
+    from .loader import val_loader
+
     return val_loader(source.build() if source else settings.open_val(), feed, limit, settings.num_workers)
 
 

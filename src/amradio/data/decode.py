@@ -275,3 +275,8 @@ def random_box(draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float
     w, h = max(1, min(width, round(height * aspect))), max(1, min(height, round(width / aspect)))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def rgb_of(image: Image.Image) -> np.ndarray:
+    """An opened picture of any mode, upright: uint8 [H, W, 3] RGB. Raises UnreadableError, or what Pillow raises on a damaged file."""
+    return np.asarray(_upright(_to_rgb(image), _orientation(image)))

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 
 from ..config import UserPath
 from ..errors import UserError, shown
@@ -47,6 +46,8 @@ class Folder(Source):
 
     def keep(self, names: Sequence[str]) -> None:
         """Keeps the names as two tensors and not as a list of strings: workers share their memory, also with ten million names."""
+        import torch
+
         encoded = [os.fsencode(name) for name in names]
         self.letters = torch.from_numpy(np.frombuffer(b"".join(encoded), dtype=np.uint8).copy())
         self.ends = torch.from_numpy(np.cumsum([len(name) for name in encoded], dtype=np.int64))

@@ -15,7 +15,6 @@ from .labelled_maps import AnyMaps, LabelledMaps
 from .linear_segmentation import with_maps
 from .map_scores import score
 from .mean_iou import Priors
-from .text_maps import to_text_space
 from .text_rows import class_embeddings, read_templates, same_names, texted
 
 
@@ -83,5 +82,5 @@ def similarities(teacher: Teacher, spatial: Tensor | None, classes: Tensor) -> T
     """Cosines [B, K, h, w] of a map [B, h, w, D] in the teacher's feature space with the embeddings of K classes [K, E]."""
     assert spatial is not None, "rows without a map were sorted out before"
     with torch.inference_mode():
-        found = F.normalize(to_text_space(teacher, spatial), dim=-1)
+        found = F.normalize(teacher.to_text_space(spatial), dim=-1)
         return (found @ classes.T).permute(0, 3, 1, 2)

@@ -1,10 +1,16 @@
 """Students: the backbones that are trained. `STUDENTS` lists them; a new one is a file and an entry here."""
 
-from .base import Student, StudentRow, StudentSettings
-from .eradio import EradioSettings
-from .own import OwnSettings, OwnStudent
-from .timm import TimmSettings
-from .vit import VitSettings
+from typing import TYPE_CHECKING
+
+from ..lazy import lazily
+from .eradio_settings import EradioSettings
+from .settings import OwnSettings, StudentRow, StudentSettings
+from .timm_settings import TimmSettings
+from .vit_settings import VitSettings
+
+if TYPE_CHECKING:
+    from .base import Student
+    from .own import OwnStudent
 
 STUDENTS: tuple[type[StudentSettings], ...] = (VitSettings, EradioSettings, TimmSettings, OwnSettings)
 
@@ -26,3 +32,5 @@ __all__ = [
     "VitSettings",
     "catalogue",
 ]
+
+__getattr__ = lazily(__name__, {"OwnStudent": "own", "Student": "base"})

@@ -6,10 +6,11 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from ..config import Settings, one_of
 from ..errors import UserError
 from ..features import Features
-from .trained import TRAINED, AllSettings
+from .settings import StudentRow as StudentRow
+from .settings import StudentSettings as StudentSettings
+from .settings import TrainedSettings as TrainedSettings
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -17,47 +18,6 @@ NUM_DRAWS = 8
 """Columns of `draws`: uniform random numbers that one sample may spend in one step."""
 Aggregation = Literal["sparse", "dense"]
 """Of block outputs: sparse takes those asked for, dense the mean of each one and those before it, back to the last one asked for."""
-
-
-class StudentRow(NamedTuple):
-    """One line of `amradio students`."""
-
-    type: str
-    size: str
-    dim: int
-    depth: int
-    num_heads: int
-    patch_size: int
-    parameters: int
-    """Of the backbone with its default settings and four summaries, position table included."""
-
-
-class TrainedSettings(Settings):
-    """What is common to all that can stand under `student` in a recipe."""
-
-    train: one_of(TRAINED) = AllSettings()  # type: ignore[valid-type]
-    """The part that is trained. Heads, and summaries that no head read before, always are."""
-
-
-class StudentSettings(TrainedSettings):
-    """What is common to all students; each kind adds its own keys and `build`."""
-
-    @property
-    def shares_summary(self) -> bool:
-        """Whether all heads read one and the same summary, so that the student has one however many teachers there are."""
-        return False
-
-    def build(self, num_summaries: int) -> "Student":
-        """A freshly initialised student (or one started from the weights that the settings name).
-
-        num_summaries: how many summaries the heads read, one per teacher that has one.
-        """
-        raise NotImplementedError
-
-    @classmethod
-    def catalogue(cls) -> list[StudentRow]:
-        """The sizes of this kind of student; counted without allocating the weights."""
-        raise NotImplementedError
 
 
 class Student(nn.Module):

@@ -1,40 +1,14 @@
 """A student of the user's own: any torch module, passed in Python."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..features import Features
-from .base import CLIP_MEAN, CLIP_STD, Student, StudentRow, StudentSettings
-
-
-class OwnSettings(StudentSettings):
-    """The place of a student that is passed as an object: `amradio.distill(recipe, student=OwnStudent(module, patch_size=16))`."""
-
-    type: Literal["own"] = "own"
-    summaries: Literal["shared", "per_teacher"] = "shared"
-    """`shared`: the object has one summary, which all heads read. `per_teacher`: it has one for each teacher that has one."""
-
-    @property
-    def shares_summary(self) -> bool:
-        """See the base."""
-        return self.summaries == "shared"
-
-    def build(self, num_summaries: int) -> Student:
-        """Raises UserError: there is nothing to build."""
-        del num_summaries
-        raise UserError(
-            "student: a student of type 'own' is an object that only Python can pass: amradio.distill(recipe, student=...), and "
-            "amradio.load(path, student=...) for one that was trained"
-        )
-
-    @classmethod
-    def catalogue(cls) -> list[StudentRow]:
-        """None: any module will do."""
-        return []
+from .base import CLIP_MEAN, CLIP_STD, Student
 
 
 class OwnStudent(Student):

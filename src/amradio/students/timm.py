@@ -3,106 +3,54 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-import pydantic
 import timm
 import torch
 import torch.nn.functional as F
 from timm.layers.norm import LayerNorm2d
-from timm.models import get_arch_pretrained_cfgs
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from ..config import Pixels, Width
-from ..errors import UserError, nearest
+from ..errors import UserError
 from ..features import Features
-from .base import Student, StudentRow, StudentSettings
+from .base import Student
+from .timm_settings import WELL_KNOWN as WELL_KNOWN
+from .timm_settings import SummaryFrom
+from .timm_settings import TimmSettings as TimmSettings
 from .timm_start import start_trunk
 
-SummaryFrom = Literal["pooled", "token", "map"]
+
+def build(settings: TimmSettings, num_summaries: int) -> "TimmStudent":
+    """See `TimmSettings.build`."""
+    found = survey(settings.model, settings.image_size)
+    levels = _levels(settings, found)
+    if settings.summary == "token" and found.token_dim is None:
+        raise UserError(f"student.summary: timm's {settings.model} has no class token; use 'pooled' or 'map'")
+    trunk = timm.create_model(settings.model, num_classes=0, **found.options)
+    started_from = start_trunk(trunk, settings.model, settings.start_from, found.options) if settings.start_from is not None else None
+    if settings.summary == "map":
+        trunk.prune_intermediate_layers(levels, prune_norm=found.is_pyramid, prune_head=True)  # pyright: ignore[reportCallIssue]
+    neck = Neck([found.dims[level] for level in levels], settings.neck_dim or found.dims[-1]) if settings.neck else None
+    student = TimmStudent(trunk, found, levels, neck, settings.summary, None if settings.shares_summary else num_summaries)
+    student.started_from = started_from
+    return student
 
 
-class TimmSettings(StudentSettings):
-    """A backbone of timm. Images are normalised as timm says for it."""
-
-    type: Literal["timm"] = "timm"
-    model: str
-    """Name in timm, with the tag of its weights or without: convnext_base, vit_base_patch16_224.augreg_in21k. The tag also says mean, std
-    and size."""
-    level: Annotated[int, pydantic.Field(ge=-1000, le=1000)] | None = None
-    """Which of the maps is the student's: a stage of a pyramid, a block of a ViT, from 0; negative counts from the end. Null takes the
-    last one of 16 px a cell or less, or the first where none is so fine."""
-    neck: bool = False
-    """High-resolution neck: adds the coarser levels, projected and up-sampled, to the map; only for pyramids."""
-    neck_dim: Width | None = None
-    """Channels of the neck's map; null for those of the last level."""
-    summary: Literal["pooled", "token", "map"] = "pooled"
-    """`pooled`: what the model's own classifier would read (of a ViT mostly the class token). `token`: the class token. `map`: the mean of
-    the student's map; what lies above its level, and is in no neck, is then cut off."""
-    summaries: Literal["shared", "per_teacher"] = "shared"
-    """`shared`: all heads read one. `per_teacher`: a linear layer on it for each teacher."""
-    image_size: Pixels | None = None
-    """px of the square for which windows and position tables are made, where the model has such; null for its own size. Models of fixed
-    size (MaxViT, MViT, Hiera) take that size alone."""
-    start_from: str | None = None
-    """Weights to begin with: `hub` for timm's own of this model and tag, a .safetensors file in timm's names, or a folder with
-    model.safetensors (timm's or a model folder); null begins at random."""
-
-    @pydantic.model_validator(mode="after")
-    def _consistent(self) -> "TimmSettings":
-        name, _, tag = self.model.partition(".")
-        if not timm.is_model(name):
-            raise ValueError(f"model: timm has no '{name}'; {nearest(name, timm.list_models())}")
-        tags = [known for known in get_arch_pretrained_cfgs(name) if known.partition(".")[2]]
-        if tag and self.model not in tags:
-            raise ValueError(f"model: timm's {name} has no tag '{tag}'; {nearest(self.model, tags) if tags else 'leave it out'}")
-        if self.neck_dim is not None and not self.neck:
-            raise ValueError("neck_dim sets a neck that `neck: false` leaves out; drop either")
-        return self
-
-    @property
-    def shares_summary(self) -> bool:
-        """See the base."""
-        return self.summaries == "shared"
-
-    def build(self, num_summaries: int) -> "TimmStudent":
-        """The backbone, on the default device. A shared summary is one, whatever `num_summaries` says.
-
-        Raises UserError where it gives no usable map, has no such level, or cannot be of this size.
-        """
-        found = survey(self.model, self.image_size)
-        levels = self._levels(found)
-        if self.summary == "token" and found.token_dim is None:
-            raise UserError(f"student.summary: timm's {self.model} has no class token; use 'pooled' or 'map'")
-        trunk = timm.create_model(self.model, num_classes=0, **found.options)
-        started_from = start_trunk(trunk, self.model, self.start_from, found.options) if self.start_from is not None else None
-        if self.summary == "map":
-            trunk.prune_intermediate_layers(levels, prune_norm=found.is_pyramid, prune_head=True)  # pyright: ignore[reportCallIssue]
-        neck = Neck([found.dims[level] for level in levels], self.neck_dim or found.dims[-1]) if self.neck else None
-        student = TimmStudent(trunk, found, levels, neck, self.summary, None if self.shares_summary else num_summaries)
-        student.started_from = started_from
-        return student
-
-    def _levels(self, found: "Survey") -> list[int]:
-        """The student's level, and with a neck the last level of every coarser stride."""
-        count = len(found.strides)
-        level = found.default_level if self.level is None else self.level
-        if not -count <= level < count:
-            raise UserError(f"student.level: {level} of {count}; timm's {self.model} has levels of {_listed(found.strides)} px a cell")
-        level %= count
-        if not self.neck:
-            return [level]
-        coarser = sorted({stride: n for n, stride in enumerate(found.strides) if stride > found.strides[level]}.values())
-        if not coarser:
-            way_out = "leave neck out" if len(set(found.strides)) == 1 else "give a finer level"
-            raise UserError(f"student.neck: timm's {self.model} has nothing coarser than level {level} to add to it; {way_out}")
-        return [level, *coarser]
-
-    @classmethod
-    def catalogue(cls) -> list[StudentRow]:
-        """The backbones of AM-RADIO's table 7, and what is deployed today; any other name of timm is as good."""
-        return list(WELL_KNOWN)
+def _levels(settings: TimmSettings, found: "Survey") -> list[int]:
+    """The student's level, and with a neck the last level of every coarser stride."""
+    count = len(found.strides)
+    level = found.default_level if settings.level is None else settings.level
+    if not -count <= level < count:
+        raise UserError(f"student.level: {level} of {count}; timm's {settings.model} has levels of {_listed(found.strides)} px a cell")
+    level %= count
+    if not settings.neck:
+        return [level]
+    coarser = sorted({stride: n for n, stride in enumerate(found.strides) if stride > found.strides[level]}.values())
+    if not coarser:
+        way_out = "leave neck out" if len(set(found.strides)) == 1 else "give a finer level"
+        raise UserError(f"student.neck: timm's {settings.model} has nothing coarser than level {level} to add to it; {way_out}")
+    return [level, *coarser]
 
 
 class Survey(NamedTuple):
@@ -350,27 +298,3 @@ class TimmStudent(Student):
         # The last level is asked for as well: Hiera stops at the last that is.
         final, maps = trunk.forward_intermediates(images, indices=sorted({*levels, self._last}), norm=self._norm)
         return final, maps[: len(levels)]
-
-
-def _row(model: str, dim: int, patch_size: int, parameters: int) -> StudentRow:
-    return StudentRow("timm", model, dim, 0, 0, patch_size, parameters)
-
-
-WELL_KNOWN: tuple[StudentRow, ...] = (
-    _row("tf_efficientnetv2_s", 160, 16, 20177488),
-    _row("resnetv2_101", 1024, 16, 42492480),
-    _row("regnety_064", 576, 16, 29286252),
-    _row("efficientvit_l1", 256, 16, 49453088),
-    _row("convnext_base", 512, 16, 87566464),
-    _row("dm_nfnet_f3", 1536, 16, 251851200),
-    _row("swinv2_small_window8_256", 384, 16, 48959418),
-    _row("maxvit_base_tf_224", 384, 16, 118698708),
-    _row("poolformerv2_m36", 384, 16, 55308168),
-    _row("mvitv2_base", 384, 16, 50703744),
-    _row("vit_small_patch16_224", 384, 16, 21665664),
-    _row("vit_base_patch16_224", 768, 16, 85798656),
-    _row("fastvit_sa12", 256, 16, 10555968),
-    _row("mobilenetv4_conv_medium", 160, 16, 8434512),
-    _row("mobilenetv4_hybrid_medium", 160, 16, 9793648),
-)
-"""The ten backbones of AM-RADIO's table 7 that are not E-RADIO, then others; the numbers are checked by a test."""

@@ -2,66 +2,13 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import TypeVar
 
-import pydantic
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Depth, Settings, Width
-from ..errors import UserError
-
 Module = TypeVar("Module", bound=nn.Module)
-
-
-class AllSettings(Settings):
-    """The whole student."""
-
-    type: Literal["all"] = "all"
-
-    def choose(self, student: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        """Changes nothing."""
-        del student, blocks
-
-
-class LastBlocksSettings(Settings):
-    """The last blocks; what stands before them keeps its bits."""
-
-    type: Literal["last_blocks"] = "last_blocks"
-    count: Depth
-    """How many blocks."""
-
-    def choose(self, student: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        """Freezes all but the last `count` of `blocks`; UserError where there are fewer."""
-        if self.count > len(blocks):
-            way_out = f"give at most {len(blocks)}" if blocks else "take train: all"
-            raise UserError(f"count: the last {self.count} blocks were asked for, the student has {len(blocks) or 'no'}; {way_out}")
-        student.requires_grad_(False)
-        for block in blocks[-self.count :]:
-            block.requires_grad_(True)
-
-
-class LoraSettings(Settings):
-    """Low-rank additions to the linear layers of all blocks (LoRA, Hu et al. 2021); a model folder holds them merged into the weights."""
-
-    type: Literal["lora"] = "lora"
-    rank: Width = 16
-    """Columns of the two matrices whose product is added to a weight."""
-    alpha: Annotated[float, pydantic.Field(gt=0, le=1e6)] = 32.0
-    """The product is scaled by alpha / rank before it is added."""
-
-    def choose(self, student: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        """Freezes the student and adds to each linear layer of `blocks`; UserError where there is none."""
-        found = [(block, *pair) for block in blocks for pair in _linears(block)]
-        if not found:
-            raise UserError("type: 'lora' adds to the linear layers of blocks, and the student has none; take train: all")
-        student.requires_grad_(False)
-        for block, name, linear in found:
-            _replace(block, name, LowRankLinear(linear, self.rank, self.alpha / self.rank))
-
-
-TRAINED = (AllSettings, LastBlocksSettings, LoraSettings)
 
 
 class LowRankLinear(nn.Linear):
@@ -106,7 +53,7 @@ def merged(student: Module) -> Module:
     for name in names:
         added = plain.get_submodule(name)
         assert isinstance(added, LowRankLinear)
-        _replace(plain, name, added.merged())
+        replace_module(plain, name, added.merged())
     return plain
 
 
@@ -120,11 +67,12 @@ def train_rows(parameter: nn.Parameter, rows: Sequence[int]) -> None:
     parameter.register_hook(lambda gradient: gradient * mask.to(gradient))
 
 
-def _linears(block: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Plain ones only: layers derived from it may read their weight elsewhere (`nn.MultiheadAttention`)."""
+def linears(block: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Names and linear layers of a block. Plain ones only: a subclass may read its weight elsewhere (`nn.MultiheadAttention`)."""
     return ((name, module) for name, module in block.named_modules() if type(module) is nn.Linear)
 
 
-def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
+def replace_module(module: nn.Module, name: str, new: nn.Module) -> None:
+    """Puts `new` in the place of the submodule `name` of `module`."""
     parent, _, last = name.rpartition(".")
     setattr(module.get_submodule(parent), last, new)

@@ -1,130 +1,36 @@
 """The ViT student: pre-norm transformer with cropped positions, one summary token per teacher, registers, no final norm."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Literal, NamedTuple
 
-import pydantic
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..config import AsTuple, Depth, Heads, Pixels, Share, Width
 from ..errors import UserError
 from ..features import Features
-from .base import NUM_DRAWS, Aggregation, Student, StudentRow, StudentSettings, block_numbers
+from .base import NUM_DRAWS, Aggregation, Student, block_numbers
 from .packing import Packing
 from .patch_generator import PatchGenerator, PositionRule
 from .start import TOKENS, start_from
+from .vit_settings import SIZES as SIZES
+from .vit_settings import VitSettings as VitSettings
+from .vit_settings import VitShape
 from .windows import Parted, Windows, global_blocks
 
 
-class VitShape(NamedTuple):
-    """The width and depth of a ViT."""
-
-    dim: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-
-
-SIZES = {
-    "tiny": VitShape(192, 12, 3, 768),
-    "small": VitShape(384, 12, 6, 1536),
-    "base": VitShape(768, 12, 12, 3072),
-    "large": VitShape(1024, 24, 16, 4096),
-    "so400m": VitShape(1152, 27, 16, 4304),
-    "huge": VitShape(1280, 32, 16, 5120),
-    "giant": VitShape(1536, 40, 24, 6144),
-}
-"""Shapes of timm's ViTs, which the published RADIO models share from `base` on."""
-
-
-class VitSettings(StudentSettings):
-    """A ViT student."""
-
-    type: Literal["vit"] = "vit"
-    size: Literal["tiny", "small", "base", "large", "so400m", "huge", "giant"] = "small"
-    """Width and depth: tiny 192 x 12, small 384 x 12, base 768 x 12, large 1024 x 24, so400m 1152 x 27, huge 1280 x 32, giant 1536 x 40."""
-    patch_size: Annotated[int, pydantic.Field(ge=1, le=1024)] = 16
-    """Side of a patch in px; images are multiples of it."""
-    dim: Width | None = None
-    """Channels, in place of the size's own; `mlp_dim` is then 4 times as many unless it is given."""
-    depth: Depth | None = None
-    """Blocks, in place of the size's own."""
-    num_heads: Heads | None = None
-    """Attention heads, in place of the size's own; divides the channels."""
-    mlp_dim: Width | None = None
-    """Hidden channels of a block's MLP, in place of the size's own."""
-    num_registers: Annotated[int, pydantic.Field(ge=0, le=4096)] = 4
-    """Tokens that no head reads, as in RADIOv2.5 and C-RADIOv3 (4 and 4)."""
-    max_image_size: Pixels = 2048
-    """Side in px that the position table covers one to one: round(max_image_size / patch_size) positions per side."""
-    layer_scale: Annotated[float, pydantic.Field(gt=0, le=1000)] | None = None
-    """First value of LayerScale (C-RADIOv3-B and -L: 1e-5); null leaves LayerScale out."""
-    align_corners: bool = False
-    """How the position table is stretched in evaluation: false as in C-RADIOv4, true as in C-RADIOv3-B and -H."""
-    position_dropout: Share = 0.1
-    """Chance that a training sample sees no positions."""
-    viewport: bool = True
-    """In training each sample reads a random rectangle of the position table (unless images fill it); false reads it as in evaluation."""
-    viewport_scale: Annotated[tuple[Share, Share], AsTuple] = (math.sqrt(0.1), 1.0)
-    """Least and greatest side of that rectangle, as a share of the table."""
-    gradient_checkpointing: bool = False
-    """Computes each block again in the backward pass: less memory, more time, the same numbers."""
-    start_from: str | None = None
-    """Weights to begin with: a timm model name, a .safetensors file, or a model folder; null begins at random."""
-
-    @pydantic.model_validator(mode="after")
-    def _consistent(self) -> "VitSettings":
-        shape = self.shape()
-        if shape.dim % shape.num_heads:
-            raise ValueError(f"num_heads {shape.num_heads} does not divide dim {shape.dim}; set num_heads to a divisor of dim")
-        if self.table_side() < 1:
-            raise ValueError(
-                f"max_image_size {self.max_image_size} holds no patch of {self.patch_size} px; set it to a multiple of patch_size"
-            )
-        if not 0 < self.viewport_scale[0] <= self.viewport_scale[1] <= 1:
-            raise ValueError(f"viewport_scale {list(self.viewport_scale)} is not [least, greatest] within 0 and 1")
-        return self
-
-    def shape(self) -> VitShape:
-        """The size's shape with the overrides put in."""
-        size = SIZES[self.size]
-        dim = self.dim or size.dim
-        mlp_dim = self.mlp_dim or (4 * dim if self.dim else size.mlp_dim)
-        return VitShape(dim, self.depth or size.depth, self.num_heads or size.num_heads, mlp_dim)
-
-    def table_side(self) -> int:
-        """Positions per side of the table."""
-        return round(self.max_image_size / self.patch_size)
-
-    def build(self, num_summaries: int) -> "Vit":
-        """A ViT with `num_summaries` summary tokens, on the default device; UserError where `start_from` cannot be read."""
-        shape = self.shape()
-        rule = PositionRule(self.align_corners, self.position_dropout, self.viewport_scale if self.viewport else None)
-        num_prefix = num_summaries + self.num_registers
-        patch_generator = PatchGenerator(shape.dim, self.patch_size, self.table_side(), num_prefix, rule)
-        blocks = [make_block(shape, self.layer_scale) for _ in range(shape.depth)]
-        vit = Vit(patch_generator, blocks, num_summaries, self.gradient_checkpointing)
-        if self.start_from is not None:
-            vit.started_from = start_from(vit, self.start_from)
-        return vit
-
-    @classmethod
-    def catalogue(cls) -> list[StudentRow]:
-        """One row per size, with the default settings."""
-        return [_row(cls.model_validate({"size": size})) for size in SIZES]
-
-
-def _row(settings: VitSettings) -> StudentRow:
-    with torch.device("meta"):
-        student = settings.build(num_summaries=4)
+def build(settings: VitSettings, num_summaries: int) -> "Vit":
+    """See `VitSettings.build`."""
     shape = settings.shape()
-    parameters = sum(p.numel() for p in student.parameters())
-    return StudentRow("vit", settings.size, shape.dim, shape.depth, shape.num_heads, settings.patch_size, parameters)
+    rule = PositionRule(settings.align_corners, settings.position_dropout, settings.viewport_scale if settings.viewport else None)
+    num_prefix = num_summaries + settings.num_registers
+    patch_generator = PatchGenerator(shape.dim, settings.patch_size, settings.table_side(), num_prefix, rule)
+    blocks = [make_block(shape, settings.layer_scale) for _ in range(shape.depth)]
+    vit = Vit(patch_generator, blocks, num_summaries, settings.gradient_checkpointing)
+    if settings.start_from is not None:
+        vit.started_from = start_from(vit, settings.start_from)
+    return vit
 
 
 def make_block(shape: VitShape, layer_scale: float | None) -> Block:

@@ -1,16 +1,27 @@
-from .base import Precision, Teacher, TeacherSettings, resize
+"""Teachers: frozen foundation models behind one interface. `TEACHERS` lists their settings."""
+
+from typing import TYPE_CHECKING
+
+from ..lazy import lazily
 from .catalogue import Known, catalogue
-from .clip import ClipSettings
-from .dinov2 import Dinov2Settings
-from .dinov3 import Dinov3Settings
-from .folder import ModelSettings
-from .open_clip import OpenClipSettings
-from .own import OwnSettings
-from .radio import RadioSettings
-from .sam import SamSettings
-from .shipped import EmbeddedSettings
-from .siglip import SiglipSettings
-from .timm import TimmSettings
+from .settings import (
+    ClipSettings,
+    Dinov2Settings,
+    Dinov3Settings,
+    EmbeddedSettings,
+    ModelSettings,
+    OpenClipSettings,
+    OwnSettings,
+    Precision,
+    RadioSettings,
+    SamSettings,
+    SiglipSettings,
+    TeacherSettings,
+    TimmSettings,
+)
+
+if TYPE_CHECKING:
+    from .base import Teacher, resize
 
 TEACHERS: tuple[type[TeacherSettings], ...] = (
     ClipSettings,
@@ -27,4 +38,25 @@ TEACHERS: tuple[type[TeacherSettings], ...] = (
 )
 """Every kind of teacher; a new one is one file and one entry here."""
 
-__all__ = ["TEACHERS", "Known", "Precision", "Teacher", "TeacherSettings", "catalogue", "resize"]
+__all__ = [
+    "TEACHERS",
+    "ClipSettings",
+    "Dinov2Settings",
+    "Dinov3Settings",
+    "EmbeddedSettings",
+    "Known",
+    "ModelSettings",
+    "OpenClipSettings",
+    "OwnSettings",
+    "Precision",
+    "RadioSettings",
+    "SamSettings",
+    "SiglipSettings",
+    "Teacher",
+    "TeacherSettings",
+    "TimmSettings",
+    "catalogue",
+    "resize",
+]
+
+__getattr__ = lazily(__name__, {"Teacher": "base", "resize": "base"})

@@ -1,32 +1,16 @@
 """What every teacher is: a frozen model that owns its preprocessing and speaks `Features`."""
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Settings, Weight
 from ..errors import UserError
 from ..features import Features
-
-Precision = Literal["float32", "bfloat16", "float16"]
-
-
-class TeacherSettings(Settings):
-    """What is common to all teachers; each kind adds its own keys and `build`."""
-
-    summary_weight: Weight = 1.0
-    """Weight of the summary loss; 0 where the summary is not to be learnt."""
-    spatial_weight: Weight = 1.0
-    """Weight of the spatial loss; 0 where the map is not to be learnt."""
-    precision: Precision = "float32"
-    """Weights of the frozen model; norms always stay in float32."""
-
-    def build(self) -> "Teacher":
-        """Loads the frozen teacher on the CPU; raises UserError where it is not on this machine and cannot be fetched."""
-        raise NotImplementedError
+from .settings import Precision as Precision
+from .settings import TeacherSettings as TeacherSettings
 
 
 class Teacher(nn.Module):
@@ -97,8 +81,24 @@ class Teacher(nn.Module):
         """
         raise UserError(f"teacher '{self.source}' has no text encoder; CLIP, OpenCLIP and SigLIP have one")
 
+    def to_text_space(self, spatial: Tensor) -> Tensor:
+        """A map in the space of the text encoder: what each cell would be as an image of its own.
+
+        spatial: [B, H, W, spatial_dim], of this teacher or of the head that learnt it. Returns float32 [B, H, W, summary_dim], not
+        normalised, without gradients. Raises UserError where there is no known way there.
+        """
+        if not self.has_text:
+            raise UserError(f"teacher '{self.source}': its map has no text space; take a clip, open_clip or siglip teacher")
+        with torch.inference_mode():
+            found = self._cells_to_text(spatial.flatten(0, 2)).float().unflatten(0, spatial.shape[:3])
+        return found.clone()  # an ordinary tensor, not one of inference mode
+
+    def _cells_to_text(self, cells: Tensor) -> Tensor:  # noqa: ARG002 - for those that have a text encoder
+        """Cells [N, spatial_dim] -> [N, summary_dim]."""
+        raise UserError(f"teacher '{self.source}': its map has no known way into text space; take a clip, open_clip or siglip teacher")
+
     def drop_encoder(self) -> None:
-        """Frees the image encoder where something else stays of use (texts, masks); `encode` does not work from then on."""
+        """Frees the image encoder where something else stays of use (texts, maps in text space, masks); `encode` no longer works then."""
 
     def forward(self, images: Tensor) -> Features:
         """RGB [B, 3, H, W] in [0, 1] of a legal size -> float32 Features, without gradients.

@@ -5,10 +5,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
-
-from .loading import cached_folder, licence_in
-
 EMBEDDED = Path(__file__).parent / "embedded"
 """The folder of the small teachers that come with the package."""
 
@@ -39,6 +35,8 @@ class Known:
         """Whether this machine has the weights (shipped, or complete in the hub cache). No network."""
         if self.kind == "embedded":
             return True
+        from .loading import cached_folder
+
         return cached_folder(self.repository, kind=self.kind) is not None
 
     @property
@@ -54,6 +52,8 @@ def catalogue() -> list[Known]:
 
 def licence_of(model: str, folder: Path, stated: str | None = None) -> str:
     """The licence of a teacher's weights: known by its name, else `stated` by its files, else by its model card, else by nobody."""
+    from .loading import licence_in
+
     known = licence_by_name(model)
     return known if known != NOT_STATED else stated or licence_in(folder) or NOT_STATED
 
@@ -148,6 +148,8 @@ def _shipped() -> list[Known]:
 
 def _read(name: str, tower: str) -> Known:
     """A shipped teacher as its own files describe it."""
+    from safetensors import safe_open
+
     config = json.loads((EMBEDDED / name / "config.json").read_text(encoding="utf-8"))
     vision = config.get("vision_config", config)
     with safe_open(EMBEDDED / name / "model.safetensors", "pt") as weights:

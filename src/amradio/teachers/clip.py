@@ -3,43 +3,32 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
-from ..config import Pixels
 from ..features import Features
 from .adapter import Adapter, Origin
-from .base import Precision, TeacherSettings, to_grid
+from .base import Precision, to_grid
 from .catalogue import licence_of
 from .loading import Source, check_override, load_processor, load_transformers
 from .preprocess import Preprocess, of_processor
+from .settings import ClipSettings as ClipSettings
 from .text import in_batches, load_tokenizer
 
 
-class ClipSettings(TeacherSettings):
-    """CLIP. Summary: the image embedding of text space; map: the last patch tokens, without the final norm."""
-
-    type: Literal["clip"] = "clip"
-    model: str
-    """Hub name (openai/clip-vit-large-patch14-336) or local folder in the format of transformers."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    input_size: Pixels | None = None
-    """px of the square input; the model's own by default, else the position embedding is interpolated."""
-
-    def build(self) -> "ClipTeacher":
-        """Loads the model; see `TeacherSettings.build`."""
-        source = Source(self.type, self.model, self.revision)
-        model, folder = load_transformers(source, {"clip": "CLIPModel"})
-        vision = model.config.vision_config
-        check_override(source, self.input_size, vision.patch_size, vision.image_size)
-        native = {"height": vision.image_size, "width": vision.image_size}
-        processor = load_processor(folder, "CLIPImageProcessor", size={"shortest_edge": vision.image_size}, crop_size=native)
-        origin = Origin(self.model, licence_of(self.model, folder))
-        teacher = ClipTeacher(model, of_processor(processor), self.input_size or vision.image_size, origin, self.precision)
-        teacher.folder = folder
-        return teacher
+def build(settings: ClipSettings) -> "ClipTeacher":
+    """See `ClipSettings.build`."""
+    source = Source(settings.type, settings.model, settings.revision)
+    model, folder = load_transformers(source, {"clip": "CLIPModel"})
+    vision = model.config.vision_config
+    check_override(source, settings.input_size, vision.patch_size, vision.image_size)
+    native = {"height": vision.image_size, "width": vision.image_size}
+    processor = load_processor(folder, "CLIPImageProcessor", size={"shortest_edge": vision.image_size}, crop_size=native)
+    origin = Origin(settings.model, licence_of(settings.model, folder))
+    teacher = ClipTeacher(model, of_processor(processor), settings.input_size or vision.image_size, origin, settings.precision)
+    teacher.folder = folder
+    return teacher
 
 
 class ClipTeacher(Adapter):
@@ -71,7 +60,12 @@ class ClipTeacher(Adapter):
 
     def drop_encoder(self) -> None:
         """See the base."""
-        self.model.vision_model = nn.Identity()
+        self.model.vision_model.embeddings = self.model.vision_model.encoder = nn.Identity()
+
+    def _cells_to_text(self, cells: Tensor) -> Tensor:
+        """The final norm and the visual projection, which the class token goes through, on every patch (as MaskCLIP, arXiv 2112.01071)."""
+        projection = self.model.visual_projection
+        return projection(self.model.vision_model.post_layernorm(cells.to(projection.weight.dtype)))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """See the base."""

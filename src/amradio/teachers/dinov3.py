@@ -1,41 +1,32 @@
 """DINOv3 as in transformers (`DINOv3ViTModel`, `DINOv3ConvNextModel`)."""
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-from ..config import Pixels
 from ..features import Features
 from .adapter import Adapter, Origin
-from .base import Precision, TeacherSettings, to_grid
+from .base import Precision, to_grid
 from .catalogue import licence_of
 from .loading import Source, check_override, load_processor, load_transformers
 from .preprocess import Preprocess, of_processor
+from .settings import Dinov3Settings as Dinov3Settings
 
 CONVNEXT_STRIDE = 32
 """Four in the stem, then two in each of three stages."""
 
 
-class Dinov3Settings(TeacherSettings):
-    """DINOv3, ViT and ConvNeXt. Summary: the class token (ConvNeXt: the mean); map: the tokens; both after the final norm."""
-
-    type: Literal["dinov3"] = "dinov3"
-    model: str
-    """Hub name (facebook/dinov3-vitl16-pretrain-lvd1689m; its owner asks for consent) or local folder in the format of transformers."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    input_size: Pixels | None = None
-    """px of a fixed square input; by default any multiple of the patch is legal."""
-
-    def build(self) -> "Dinov3Teacher":
-        """Loads the model; see `TeacherSettings.build`."""
-        source = Source(self.type, self.model, self.revision)
-        classes = {"dinov3_vit": "DINOv3ViTModel", "dinov3_convnext": "DINOv3ConvNextModel"}
-        model, folder = load_transformers(source, classes)
-        preprocess = of_processor(load_processor(folder, "DINOv3ViTImageProcessor"))
-        teacher = Dinov3Teacher(model, preprocess, self.input_size, Origin(self.model, licence_of(self.model, folder)), self.precision)
-        check_override(source, self.input_size, teacher.patch_size)
-        return teacher
+def build(settings: Dinov3Settings) -> "Dinov3Teacher":
+    """See `Dinov3Settings.build`."""
+    source = Source(settings.type, settings.model, settings.revision)
+    classes = {"dinov3_vit": "DINOv3ViTModel", "dinov3_convnext": "DINOv3ConvNextModel"}
+    model, folder = load_transformers(source, classes)
+    preprocess = of_processor(load_processor(folder, "DINOv3ViTImageProcessor"))
+    teacher = Dinov3Teacher(
+        model, preprocess, settings.input_size, Origin(settings.model, licence_of(settings.model, folder)), settings.precision
+    )
+    check_override(source, settings.input_size, teacher.patch_size)
+    return teacher
 
 
 class Dinov3Teacher(Adapter):

@@ -1,42 +1,29 @@
 """A model folder of our own as a teacher."""
 
-from typing import Literal
-
 from torch import Tensor
 
 from .. import formats
-from ..config import Pixels, UserPath
 from ..errors import UserError, nearest
 from ..features import Features
 from ..network import Network
-from .base import Teacher, TeacherSettings
+from .base import Teacher
 from .precision import cast
+from .settings import ModelSettings as ModelSettings
 
 
-class ModelSettings(TeacherSettings):
-    """A student that was distilled before, read from its model folder."""
-
-    type: Literal["model"] = "model"
-    path: UserPath
-    """The model folder (RUN/model)."""
-    head: str | None = None
-    """The head to learn from; null learns from the backbone."""
-    input_size: Pixels | None = None
-    """px at which it sees the images; null takes the nearest legal size to the student's."""
-
-    def build(self) -> Teacher:
-        """Raises UserError where the folder is not a whole model folder or has no such head."""
-        config, network, _ = formats.read(self.path)
-        if self.head is None:
-            dims = (network.summary_dim, network.spatial_dim)
-        elif self.head in config.heads:
-            head = config.heads[self.head]
-            dims = (head.summary.dim if head.summary else None, head.spatial.dim if head.spatial else None)
-        else:
-            raise UserError(f"{self.path}: there is no head '{self.head}'; {nearest(self.head, config.heads)}")
-        teacher = ModelTeacher(network, self.head, dims, self.input_size, self.path)
-        teacher.compute_dtype = cast(network, self.precision)
-        return teacher
+def build(settings: ModelSettings) -> "Teacher":
+    """See `ModelSettings.build`."""
+    config, network, _ = formats.read(settings.path)
+    if settings.head is None:
+        dims = (network.summary_dim, network.spatial_dim)
+    elif settings.head in config.heads:
+        head = config.heads[settings.head]
+        dims = (head.summary.dim if head.summary else None, head.spatial.dim if head.spatial else None)
+    else:
+        raise UserError(f"{settings.path}: there is no head '{settings.head}'; {nearest(settings.head, config.heads)}")
+    teacher = ModelTeacher(network, settings.head, dims, settings.input_size, settings.path)
+    teacher.compute_dtype = cast(network, settings.precision)
+    return teacher
 
 
 class ModelTeacher(Teacher):

@@ -28,11 +28,15 @@ _SAM = {"vit-b": "facebook/sam-vit-base", "vit-l": "facebook/sam-vit-large", "vi
 """As published RADIO checkpoints name their SAM -> on the hub."""
 
 
-def text_encoder(head: str, card: Card, dim: int | None, given: Given) -> TextEncoder:
-    """The text encoder in whose space the summary of `head` lies; dim: channels of that summary, None where it has none.
+def text_encoder(
+    head: str, card: Card, dims: tuple[int | None, int | None], given: Given, encode: Callable[[Any, Any], Tensor] | None = None
+) -> TextEncoder:
+    """The text encoder in whose space the summary of `head` lies; dims: channels of summary and map, None where it has none.
 
-    Raises UserError where the head has no summary, or its teacher cannot be found, has no text encoder or another dimension.
+    encode: see `TextEncoder`. Raises UserError where the head has no summary, or its teacher cannot be found, has no text encoder or
+    another dimension.
     """
+    dim, spatial_dim = dims
     if dim is None:
         raise UserError(f"text: head '{head}' has no summary, so it says nothing in text space; train it with summary_weight 1")
     teacher = find(head, card, given)
@@ -41,13 +45,18 @@ def text_encoder(head: str, card: Card, dim: int | None, given: Given) -> TextEn
     _check_dim(head, teacher, "summary", teacher.summary_dim, dim)
     if given is not teacher:
         teacher.drop_encoder()
-    return TextEncoder(teacher)
+    return TextEncoder(teacher, encode if spatial_dim is not None else None)
 
 
 def mask_decoder(
-    head: str, card: Card, dim: int | None, given: Given, encode: Callable[[Tensor, int | None], Tensor] | None = None
+    head: str,
+    card: Card,
+    dim: int | None,
+    given: Given,
+    encode: Callable[[Tensor, int | None], Tensor] | None = None,
+    read: Callable[[Any], Tensor] | None = None,
 ) -> MaskDecoder:
-    """SAM's mask decoder for the map of `head`; dim: channels of that map, None where it has none. encode: see `MaskDecoder`.
+    """SAM's mask decoder for the map of `head`; dim: channels of that map, None where it has none. encode, read: see `MaskDecoder`.
 
     Raises UserError where the head has no map, or its teacher cannot be found, is no SAM or has another dimension.
     """
@@ -59,7 +68,7 @@ def mask_decoder(
     _check_dim(head, teacher, "map", teacher.spatial_dim, dim)
     if given is not teacher and encode is not None:
         teacher.drop_encoder()
-    return MaskDecoder(teacher, encode)
+    return MaskDecoder(teacher, encode, read)
 
 
 def find(head: str, card: Card, given: Given = None) -> Teacher:

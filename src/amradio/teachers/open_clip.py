@@ -5,53 +5,40 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import huggingface_hub
 from torch import Tensor, nn
 
-from ..config import Pixels
 from ..errors import UserError, nearest
 from ..features import Features
 from ..files import local_path
 from .adapter import Adapter, Origin
-from .base import Precision, TeacherSettings, to_grid
+from .base import Precision, to_grid
 from .catalogue import licence_of
 from .loading import Source, absent, check_override, fetch, first_line, hub_answers, quiet
 from .preprocess import Preprocess, Rule, three
+from .settings import OpenClipSettings as OpenClipSettings
 from .text import in_batches
 
 
-class OpenClipSettings(TeacherSettings):
-    """OpenCLIP. Summary: the image embedding of text space; map: the patch tokens that the library gives (`output_tokens`)."""
+def build(settings: OpenClipSettings) -> "OpenClipTeacher":
+    """See `OpenClipSettings.build`."""
+    import open_clip
 
-    type: Literal["open_clip"] = "open_clip"
-    model: str
-    """Name in OpenCLIP (ViT-H-14), name on the hub (hf-hub:owner/name) or local folder with open_clip_config.json (local-dir:path)."""
-    pretrained: str | None = None
-    """Tag of the weights (laion2b_s32b_b79k) or path of a checkpoint, for a name in OpenCLIP; hub names and folders have their own."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    input_size: Pixels | None = None
-    """px of the square input; the model's own by default, else the position embedding is resampled."""
-
-    def build(self) -> "OpenClipTeacher":
-        """Loads the model; see `TeacherSettings.build`."""
-        import open_clip
-
-        source = Source(self.type, self.model, self.revision)
-        name, options = _resolve(source, self.pretrained)
-        with quiet():
-            try:
-                model: Any = open_clip.create_model(name, require_pretrained=True, force_image_size=self.input_size, **options)
-            except Exception as error:  # the library raises whatever its readers do
-                raise UserError(f"{source.where}: the model cannot be built: {first_line(error)}") from None
-        written = f"{self.model} {self.pretrained}" if self.pretrained else self.model
-        licence = licence_of(written, Path(name.removeprefix("local-dir:")))
-        teacher = OpenClipTeacher(model, preprocess_of(model), Origin(written, licence), self.precision)
-        teacher.library_name = name
-        check_override(source, self.input_size, teacher.patch_size)
-        return teacher
+    source = Source(settings.type, settings.model, settings.revision)
+    name, options = _resolve(source, settings.pretrained)
+    with quiet():
+        try:
+            model: Any = open_clip.create_model(name, require_pretrained=True, force_image_size=settings.input_size, **options)
+        except Exception as error:  # the library raises whatever its readers do
+            raise UserError(f"{source.where}: the model cannot be built: {first_line(error)}") from None
+    written = f"{settings.model} {settings.pretrained}" if settings.pretrained else settings.model
+    licence = licence_of(written, Path(name.removeprefix("local-dir:")))
+    teacher = OpenClipTeacher(model, preprocess_of(model), Origin(written, licence), settings.precision)
+    teacher.library_name = name
+    check_override(source, settings.input_size, teacher.patch_size)
+    return teacher
 
 
 class OpenClipTeacher(Adapter):
@@ -84,8 +71,28 @@ class OpenClipTeacher(Adapter):
         return Features(found["image_features"], found["image_intermediates"][-1].permute(0, 2, 3, 1))
 
     def drop_encoder(self) -> None:
-        """See the base."""
-        self.model.visual = nn.Identity()
+        """See the base. Norms, pooling and projection stay, for maps in text space."""
+        visual: Any = self.model.visual
+        tower = visual if self.gives_tokens else visual.trunk
+        for name in ("transformer", "conv1", "blocks", "patch_embed", "stages", "stem"):
+            if name in tower._modules:
+                setattr(tower, name, nn.Identity())
+
+    def _cells_to_text(self, cells: Tensor) -> Tensor:
+        """The projection (its tokens have the final norm already, but where it comes after the pooling); of timm towers the pooling over
+        one patch alone."""
+        visual: Any = self.model.visual
+        if self.gives_tokens:
+            if visual.final_ln_after_pool:
+                cells = visual.ln_post(cells.to(next(visual.ln_post.parameters()).dtype))
+            return cells.to(visual.proj.dtype) @ visual.proj if visual.proj is not None else cells
+        trunk = visual.trunk
+        prefix = getattr(trunk, "num_prefix_tokens", None)
+        if prefix is None:
+            raise UserError(f"teacher '{self.source}': a tower of {type(trunk).__name__} pools before it projects; take one with a ViT")
+        # A class token is pooled, or an average over the patches behind it: with the same token in every place both are that token.
+        alone = cells[:, None].expand(-1, prefix + 1, -1).to(next(visual.parameters()).dtype)
+        return visual.head(trunk.forward_head(alone))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """See the base."""

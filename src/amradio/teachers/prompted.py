@@ -42,10 +42,19 @@ class Masks(NamedTuple):
 class MaskDecoder(nn.Module):
     """Clicks and boxes -> masks. `look` once at an image, then ask as often as you like."""
 
-    def __init__(self, teacher: SamTeacher, encode: Callable[[Tensor, int | None], Tensor] | None = None):
-        """encode: a square [1, 3, S, S] in [0, 1] and the px at which it is to be seen -> features [1, h, w, D]; None for SAM's own."""
+    def __init__(
+        self,
+        teacher: SamTeacher,
+        encode: Callable[[Tensor, int | None], Tensor] | None = None,
+        read: Callable[[Any], Tensor] | None = None,
+    ):
+        """encode: a square [1, 3, S, S] in [0, 1] and the px at which it is to be seen -> features [1, h, w, D]; None for SAM's own.
+
+        read: from a picture (path, Pillow image, array) to [3, H, W]; None where images are tensors only.
+        """
         super().__init__()
         self.teacher = teacher
+        self.read = read
         self.encode = encode or (lambda square, _: _present(teacher(square).spatial))
 
     def prepare(self, image: Tensor) -> Tensor:
@@ -63,13 +72,18 @@ class MaskDecoder(nn.Module):
             pixels = pixels.to(self.teacher.mean.device).float() / 255
         return self.teacher.prepare(pixels.to(self.teacher.mean.device))
 
-    def look(self, image: Tensor, image_size: int | None = None) -> SeenImage:
-        """The features of an image as of `prepare`. image_size: px of the square that the student sees; None for its own choice."""
+    def look(self, image: Any, image_size: int | None = None) -> SeenImage:
+        """The features of a picture: a tensor as of `prepare`, or whatever `amradio.read_image` takes (a path, a Pillow image, an array).
+
+        image_size: px of the square that the student sees; None for its own choice.
+        """
+        if self.read is not None:
+            image = self.read(image)
         return SeenImage(self.encode(self.prepare(image), image_size), image.shape[-2], image.shape[-1])
 
     def forward(
         self,
-        image: SeenImage | Tensor,
+        image: Any,
         *,
         points: Coordinates | None = None,
         labels: Coordinates | None = None,
@@ -78,7 +92,7 @@ class MaskDecoder(nn.Module):
     ) -> Masks:
         """Masks for P prompts on one image, all coordinates in px of the image.
 
-        image: what `look` gave, or an image as of `prepare`. points: [P, 2], a click (x, y) each, or [P, N, 2], N clicks each.
+        image: what `look` gave, or a picture as `look` takes it. points: [P, 2], a click (x, y) each, or [P, N, 2], N clicks each.
         labels: [P, N], 1 on the object, 0 off it; 1 by default. boxes: [P, 4] (x0, y0, x1, y1). Points, boxes or both.
         best: how many of SAM's three masks of a prompt, those of best predicted IoU first. Raises UserError for a wrong shape.
         """

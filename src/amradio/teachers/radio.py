@@ -2,41 +2,30 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..config import Pixels
 from ..features import Features
 from .adapter import Adapter, Origin
-from .base import Precision, TeacherSettings, to_grid
+from .base import Precision, to_grid
 from .catalogue import licence_of
 from .loading import Source, check_override, load_processor, load_transformers
 from .preprocess import Preprocess, of_processor
+from .settings import RadioSettings as RadioSettings
 
 
-class RadioSettings(TeacherSettings):
-    """RADIO's backbone. Summary: its summary tokens, one after another; map: the patch tokens; there is no final norm."""
-
-    type: Literal["radio"] = "radio"
-    model: str
-    """Hub name or local folder whose config.json says model_type radio."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    input_size: Pixels | None = None
-    """px of a fixed square input; by default any multiple of the patch is legal."""
-
-    def build(self) -> "RadioTeacher":
-        """Loads the model; see `TeacherSettings.build`."""
-        source = Source(self.type, self.model, self.revision)
-        model, folder = load_transformers(source, {"radio": "RadioModel"})
-        load_layer_scales(model, folder)
-        check_override(source, self.input_size, model.config.patch_size)
-        processor = load_processor(folder, "CLIPImageProcessor", do_resize=False, do_center_crop=False)
-        origin = Origin(self.model, licence_of(self.model, folder))
-        return RadioTeacher(model, of_processor(processor), self.input_size, origin, self.precision)
+def build(settings: RadioSettings) -> "RadioTeacher":
+    """See `RadioSettings.build`."""
+    source = Source(settings.type, settings.model, settings.revision)
+    model, folder = load_transformers(source, {"radio": "RadioModel"})
+    load_layer_scales(model, folder)
+    check_override(source, settings.input_size, model.config.patch_size)
+    processor = load_processor(folder, "CLIPImageProcessor", do_resize=False, do_center_crop=False)
+    origin = Origin(settings.model, licence_of(settings.model, folder))
+    return RadioTeacher(model, of_processor(processor), settings.input_size, origin, settings.precision)
 
 
 class RadioTeacher(Adapter):

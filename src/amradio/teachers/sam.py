@@ -1,6 +1,6 @@
 """Segment Anything as in transformers (`SamModel`): the encoder as a teacher, its mask decoder for evaluation."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,29 +8,21 @@ from torch import Tensor, nn
 
 from ..features import Features, resize_grid
 from .adapter import Adapter, Origin
-from .base import Precision, TeacherSettings
+from .base import Precision
 from .catalogue import licence_of
 from .loading import Source, load_processor, load_transformers
 from .precision import cast
 from .preprocess import Preprocess, of_processor
+from .settings import SamSettings as SamSettings
 
 
-class SamSettings(TeacherSettings):
-    """SAM. No summary; map: the encoder's features before the neck. The input size is fixed: the encoder refuses any other."""
-
-    type: Literal["sam"] = "sam"
-    model: str
-    """Hub name (facebook/sam-vit-large) or local folder in the format of transformers."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-
-    def build(self) -> "SamTeacher":
-        """Loads the model; see `TeacherSettings.build`."""
-        model, folder = load_transformers(Source(self.type, self.model, self.revision), {"sam": "SamModel"})
-        size = model.config.vision_config.image_size
-        published = {"size": {"longest_edge": size}, "pad_size": {"height": size, "width": size}}
-        preprocess = of_processor(load_processor(folder, "SamImageProcessor", **published))
-        return SamTeacher(model, preprocess, Origin(self.model, licence_of(self.model, folder)), self.precision)
+def build(settings: SamSettings) -> "SamTeacher":
+    """See `SamSettings.build`."""
+    model, folder = load_transformers(Source(settings.type, settings.model, settings.revision), {"sam": "SamModel"})
+    size = model.config.vision_config.image_size
+    published = {"size": {"longest_edge": size}, "pad_size": {"height": size, "width": size}}
+    preprocess = of_processor(load_processor(folder, "SamImageProcessor", **published))
+    return SamTeacher(model, preprocess, Origin(settings.model, licence_of(settings.model, folder)), settings.precision)
 
 
 class SamTeacher(Adapter):

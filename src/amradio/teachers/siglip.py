@@ -3,50 +3,39 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..config import Pixels
 from ..features import Features
 from .adapter import Adapter, Origin
-from .base import Precision, Teacher, TeacherSettings, resize, to_grid
+from .base import Precision, Teacher, resize, to_grid
 from .catalogue import licence_of
 from .loading import Source, check_override, load_processor, load_transformers
 from .preprocess import Preprocess, of_processor, three
+from .settings import SiglipSettings as SiglipSettings
 from .text import canonical, in_batches, load_tokenizer
 
 
-class SiglipSettings(TeacherSettings):
-    """SigLIP, SigLIP 2 and SigLIP 2 NaFlex. Summary: the attention-pooled embedding of text space; map: the tokens after the final norm."""
-
-    type: Literal["siglip"] = "siglip"
-    model: str
-    """Hub name (google/siglip2-so400m-patch16-384) or local folder in the format of transformers."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    input_size: Pixels | None = None
-    """px of the square input; by default the model's own, for NaFlex any multiple of the patch; positions are interpolated."""
-
-    def build(self) -> Teacher:
-        """Loads the model; see `TeacherSettings.build`."""
-        source = Source(self.type, self.model, self.revision)
-        model, folder = load_transformers(source, {"siglip": "SiglipModel", "siglip2": "Siglip2Model"})
-        vision = model.config.vision_config
-        origin = Origin(self.model, licence_of(self.model, folder))
-        if model.config.model_type == "siglip2":
-            check_override(source, self.input_size, vision.patch_size)
-            processor = load_processor(folder, "Siglip2ImageProcessor", patch_size=vision.patch_size)
-            naflex = NaflexTeacher(model, processor, self.input_size, origin, self.precision)
-            naflex.folder = folder
-            return naflex
-        check_override(source, self.input_size, vision.patch_size, vision.image_size)
-        published = {"size": {"height": vision.image_size, "width": vision.image_size}}
-        preprocess = of_processor(load_processor(folder, "SiglipImageProcessor", **published))
-        teacher = SiglipTeacher(model, preprocess, self.input_size or vision.image_size, origin, self.precision)
-        teacher.folder = folder
-        return teacher
+def build(settings: SiglipSettings) -> "Teacher":
+    """See `SiglipSettings.build`."""
+    source = Source(settings.type, settings.model, settings.revision)
+    model, folder = load_transformers(source, {"siglip": "SiglipModel", "siglip2": "Siglip2Model"})
+    vision = model.config.vision_config
+    origin = Origin(settings.model, licence_of(settings.model, folder))
+    if model.config.model_type == "siglip2":
+        check_override(source, settings.input_size, vision.patch_size)
+        processor = load_processor(folder, "Siglip2ImageProcessor", patch_size=vision.patch_size)
+        naflex = NaflexTeacher(model, processor, settings.input_size, origin, settings.precision)
+        naflex.folder = folder
+        return naflex
+    check_override(source, settings.input_size, vision.patch_size, vision.image_size)
+    published = {"size": {"height": vision.image_size, "width": vision.image_size}}
+    preprocess = of_processor(load_processor(folder, "SiglipImageProcessor", **published))
+    teacher = SiglipTeacher(model, preprocess, settings.input_size or vision.image_size, origin, settings.precision)
+    teacher.folder = folder
+    return teacher
 
 
 class _WithText(Adapter):
@@ -57,8 +46,16 @@ class _WithText(Adapter):
     """Where the tokenizer lies."""
 
     def drop_encoder(self) -> None:
-        """See the base."""
-        self.model.vision_model = nn.Identity()
+        """See the base. The pooling head stays, for maps in text space."""
+        self.model.vision_model.embeddings = self.model.vision_model.encoder = nn.Identity()
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        """The tower's attention pooling of tokens [N, 1, D] -> [N, D]."""
+        return self.model.vision_model.head(tokens)
+
+    def _cells_to_text(self, cells: Tensor) -> Tensor:
+        """The attention pooling over one patch alone: its value projection, output projection and MLP."""
+        return self._pool(cells[:, None].to(next(self.model.vision_model.head.parameters()).dtype))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """See the base. Texts are lower-cased, lose their punctuation and are padded to the tower's length, without a mask."""
@@ -119,6 +116,9 @@ class NaflexTeacher(_WithText):
             precision=precision,
         )
         self.max_num_patches = processor.max_num_patches
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        return self.model.vision_model.head(tokens, None)
 
     def prepare(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] -> the largest size of nearly the same aspect with at most `max_num_patches` patches."""

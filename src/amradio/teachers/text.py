@@ -50,11 +50,11 @@ class TextEncoder(nn.Module):
     Compare by cosine: `F.normalize(model(images, heads=["clip"])["clip"].summary) @ encoder(["a dog"]).T`.
     """
 
-    def __init__(self, teacher: Teacher):
-        """teacher: one with a text encoder."""
+    def __init__(self, teacher: Teacher, encode: Callable[[Any, Any], Tensor] | None = None):
+        """teacher: one with a text encoder. encode: from pictures and a size to the head's map [B, H, W, D]; None where it has none."""
         super().__init__()
         assert teacher.has_text
-        self.teacher = teacher
+        self.teacher, self.encode = teacher, encode
 
     def forward(self, texts: str | Sequence[str], normalize: bool = True) -> Tensor:
         """float32 [N, D] on the encoder's device, of length 1, or as the tower gives them. A bare string is one text.
@@ -66,3 +66,24 @@ class TextEncoder(nn.Module):
             raise UserError("texts: there is none; give at least one string")
         found = self.teacher.encode_text(texts).clone()  # an ordinary tensor, not one of inference mode
         return F.normalize(found, dim=1) if normalize else found
+
+    def map(self, images: Any, texts: str | Sequence[str], size: Any = None) -> Tensor:
+        """How well each cell of each image fits each text: cosine similarities, float32 [B, T, H, W] on the encoder's device.
+
+        images, size: as `Model.features` takes them, e.g. a path, or a float tensor [B, 3, h, w] in [0, 1]. texts: T strings; one is one
+        text. H and W are those of the head's map; `F.interpolate(maps, (h, w), mode="bilinear")` brings them to pixels.
+        Each cell of the head's map is brought into the text space as the class token or the pooled feature of the teacher is
+        (`Teacher.to_text_space`). `(100 * maps).softmax(1)` gives the share of each text, as in CLIP's zero-shot classifier.
+        Raises UserError where the head has no map, or the teacher's map has no known way into text space.
+        """
+        if self.encode is None:
+            raise UserError("map: this head has no map; train it with a spatial_weight above 0, or compare its summary with the texts")
+        embeddings = self(texts)
+        spatial = self.encode(images, size)
+        if spatial.shape[-1] != self.teacher.spatial_dim:
+            raise UserError(
+                f"map: the head's map has {spatial.shape[-1]} channels, that of '{self.teacher.source}' has {self.teacher.spatial_dim}; "
+                "it was learnt from another layer, from which there is no known way into text space"
+            )
+        cells = F.normalize(self.teacher.to_text_space(spatial), dim=-1)
+        return torch.einsum("bhwd,td->bthw", cells, embeddings)

@@ -2,52 +2,41 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-from ..config import Pixels
 from ..errors import UserError, nearest
 from ..features import Features
 from ..files import local_path
 from .adapter import Adapter, Origin
-from .base import Precision, TeacherSettings
+from .base import Precision
 from .catalogue import licence_of
 from .loading import Source, check_override, fetch, first_line, quiet
 from .preprocess import Preprocess, Rule, three
+from .settings import TimmSettings as TimmSettings
 
 
-class TimmSettings(TeacherSettings):
-    """A backbone of timm. Summary: the pooled features before the classifier; map: the last stage (ViT: patch tokens after the norm)."""
+def build(settings: TimmSettings) -> "TimmTeacher":
+    """See `TimmSettings.build`."""
+    import timm
 
-    type: Literal["timm"] = "timm"
-    model: str
-    """Name in timm (vit_base_patch16_224.augreg_in21k), name on the hub (timm/...) or local folder in timm's hub format."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    input_size: Pixels | None = None
-    """px of the square input; by default the model's own where it has a fixed one, else any multiple of the stride is legal."""
-
-    def build(self) -> "TimmTeacher":
-        """Loads the model; see `TeacherSettings.build`. A name that timm does not have is answered with the nearest ones."""
-        import timm
-
-        source = Source(self.type, self.model, self.revision)
-        folder = fetch(source, _on_hub(source))
-        config = _config_in(source, folder)
-        fixed = config["pretrained_cfg"].get("fixed_input_size", False)
-        options: dict[str, Any] = {"img_size": self.input_size} if fixed and self.input_size else {}
-        with quiet():
-            try:
-                model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, **options)
-            except Exception as error:  # the library raises whatever its readers do
-                raise UserError(f"{source.where}: {folder} cannot be read: {first_line(error)}") from None
-        preprocess, native = preprocess_of(model, self.input_size)
-        input_size = native if fixed else self.input_size
-        stride = model.feature_info[-1]["reduction"]
-        check_override(source, self.input_size, stride)
-        licence = licence_of(self.model, folder, config["pretrained_cfg"].get("license"))
-        return TimmTeacher(model, preprocess, input_size, Origin(self.model, licence), self.precision)
+    source = Source(settings.type, settings.model, settings.revision)
+    folder = fetch(source, _on_hub(source))
+    config = _config_in(source, folder)
+    fixed = config["pretrained_cfg"].get("fixed_input_size", False)
+    options: dict[str, Any] = {"img_size": settings.input_size} if fixed and settings.input_size else {}
+    with quiet():
+        try:
+            model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, **options)
+        except Exception as error:  # the library raises whatever its readers do
+            raise UserError(f"{source.where}: {folder} cannot be read: {first_line(error)}") from None
+    preprocess, native = preprocess_of(model, settings.input_size)
+    input_size = native if fixed else settings.input_size
+    stride = model.feature_info[-1]["reduction"]
+    check_override(source, settings.input_size, stride)
+    licence = licence_of(settings.model, folder, config["pretrained_cfg"].get("license"))
+    return TimmTeacher(model, preprocess, input_size, Origin(settings.model, licence), settings.precision)
 
 
 class TimmTeacher(Adapter):

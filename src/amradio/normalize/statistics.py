@@ -1,11 +1,9 @@
 """Normalisers: teacher features -> targets, with statistics that are calibrated before a stage and constant from then on."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from .config import Positive, Settings, one_of
+from ..config import Settings
 
 SMALLEST_STD = 1e-6
 """Channels that never change are left at their scale instead of being divided by zero."""
@@ -65,52 +63,6 @@ class Normalizer(nn.Module):
     def standardise(self, features: Tensor) -> Tensor:
         """Raw teacher features centred and scaled per channel: the space of the headline cosine."""
         return (features - self.mean) / self.std
-
-
-class NoneSettings(Settings):
-    """Targets are the teacher's raw features (AM-RADIO)."""
-
-    type: Literal["none"] = "none"
-
-    def affine(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """(shift, scale), each [D], from the mean and standard deviation per channel."""
-        return torch.zeros_like(mean), torch.ones_like(std)
-
-
-class GlobalSettings(Settings):
-    """One mean and one standard deviation for all channels (PHI-S, Table 1: global standardisation)."""
-
-    type: Literal["global"] = "global"
-
-    def affine(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """(shift, scale), each [D], from the mean and standard deviation per channel."""
-        centre = mean.mean()
-        spread = (std.square() + (mean - centre).square()).mean().sqrt()
-        return centre.expand_as(mean).clone(), spread.expand_as(std).clone()
-
-
-class PerChannelSettings(Settings):
-    """Mean and standard deviation of each channel (PHI-S, Table 1: standardisation)."""
-
-    type: Literal["per_channel"] = "per_channel"
-
-    def affine(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """(shift, scale), each [D], from the mean and standard deviation per channel."""
-        return mean, std
-
-
-NORMALIZERS = (NoneSettings, GlobalSettings, PerChannelSettings)
-
-
-class NormalizeSettings(Settings):
-    """The target space of each kind of feature, and how its statistics are found."""
-
-    summary: one_of(NORMALIZERS) = PerChannelSettings()  # type: ignore[valid-type]
-    """Target space of the summaries. Per channel, so that the cosine loss sees what tells images apart and not their common mean."""
-    spatial: one_of(NORMALIZERS) = PerChannelSettings()  # type: ignore[valid-type]
-    """Target space of the maps. PHI-S, Table 13: standardising ranks 3.8 to 4.2 on average, raw targets 5.3 to 7.8."""
-    batches: Positive = 32
-    """Batches of each partition from which the statistics are calibrated before a stage."""
 
 
 def set_statistics(normalizer: Normalizer, settings: Settings, mean: Tensor, std: Tensor) -> None:

@@ -1,0 +1,223 @@
+"""What can stand under `teachers.NAME` in a recipe. Reading it needs no torch: models are imported when they are built."""
+
+from typing import TYPE_CHECKING, Literal, Self
+
+import pydantic
+
+from ..config import Pixels, Settings, UserPath, Weight
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from .base import Teacher
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class TeacherSettings(Settings):
+    """What is common to all teachers; each kind adds its own keys and `build`."""
+
+    summary_weight: Weight = 1.0
+    """Weight of the summary loss; 0 where the summary is not to be learnt."""
+    spatial_weight: Weight = 1.0
+    """Weight of the spatial loss; 0 where the map is not to be learnt."""
+    precision: Precision = "float32"
+    """Weights of the frozen model; norms always stay in float32."""
+
+    def build(self) -> "Teacher":
+        """Loads the frozen teacher on the CPU; raises UserError where it is not on this machine and cannot be fetched."""
+        raise NotImplementedError
+
+
+class ClipSettings(TeacherSettings):
+    """CLIP. Summary: the image embedding of text space; map: the last patch tokens, without the final norm."""
+
+    type: Literal["clip"] = "clip"
+    model: str
+    """Hub name (openai/clip-vit-large-patch14-336) or local folder in the format of transformers."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    input_size: Pixels | None = None
+    """px of the square input; the model's own by default, else the position embedding is interpolated."""
+
+    def build(self) -> "Teacher":
+        """Loads the model; see `TeacherSettings.build`."""
+        from .clip import build
+
+        return build(self)
+
+
+class OpenClipSettings(TeacherSettings):
+    """OpenCLIP. Summary: the image embedding of text space; map: the patch tokens that the library gives (`output_tokens`)."""
+
+    type: Literal["open_clip"] = "open_clip"
+    model: str
+    """Name in OpenCLIP (ViT-H-14), name on the hub (hf-hub:owner/name) or local folder with open_clip_config.json (local-dir:path)."""
+    pretrained: str | None = None
+    """Tag of the weights (laion2b_s32b_b79k) or path of a checkpoint, for a name in OpenCLIP; hub names and folders have their own."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    input_size: Pixels | None = None
+    """px of the square input; the model's own by default, else the position embedding is resampled."""
+
+    def build(self) -> "Teacher":
+        """Loads the model; see `TeacherSettings.build`."""
+        from .open_clip import build
+
+        return build(self)
+
+
+class SiglipSettings(TeacherSettings):
+    """SigLIP, SigLIP 2 and SigLIP 2 NaFlex. Summary: the attention-pooled embedding of text space; map: the tokens after the final norm."""
+
+    type: Literal["siglip"] = "siglip"
+    model: str
+    """Hub name (google/siglip2-so400m-patch16-384) or local folder in the format of transformers."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    input_size: Pixels | None = None
+    """px of the square input; by default the model's own, for NaFlex any multiple of the patch; positions are interpolated."""
+
+    def build(self) -> "Teacher":
+        """Loads the model; see `TeacherSettings.build`."""
+        from .siglip import build
+
+        return build(self)
+
+
+class Dinov2Settings(TeacherSettings):
+    """DINOv2, with and without registers. Summary: the class token; map: the patch tokens; both after the final norm."""
+
+    type: Literal["dinov2"] = "dinov2"
+    model: str
+    """Hub name (facebook/dinov2-with-registers-large) or local folder in the format of transformers."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    input_size: Pixels | None = None
+    """px of a fixed square input; by default any multiple of the patch is legal."""
+
+    def build(self) -> "Teacher":
+        """Loads the model; see `TeacherSettings.build`."""
+        from .dinov2 import build
+
+        return build(self)
+
+
+class Dinov3Settings(TeacherSettings):
+    """DINOv3, ViT and ConvNeXt. Summary: the class token (ConvNeXt: the mean); map: the tokens; both after the final norm."""
+
+    type: Literal["dinov3"] = "dinov3"
+    model: str
+    """Hub name (facebook/dinov3-vitl16-pretrain-lvd1689m; its owner asks for consent) or local folder in the format of transformers."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    input_size: Pixels | None = None
+    """px of a fixed square input; by default any multiple of the patch is legal."""
+
+    def build(self) -> "Teacher":
+        """Loads the model; see `TeacherSettings.build`."""
+        from .dinov3 import build
+
+        return build(self)
+
+
+class SamSettings(TeacherSettings):
+    """SAM. No summary; map: the encoder's features before the neck. The input size is fixed: the encoder refuses any other."""
+
+    type: Literal["sam"] = "sam"
+    model: str
+    """Hub name (facebook/sam-vit-large) or local folder in the format of transformers."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+
+    def build(self) -> "Teacher":
+        """Loads the model; see `TeacherSettings.build`."""
+        from .sam import build
+
+        return build(self)
+
+
+class RadioSettings(TeacherSettings):
+    """RADIO's backbone. Summary: its summary tokens, one after another; map: the patch tokens; there is no final norm."""
+
+    type: Literal["radio"] = "radio"
+    model: str
+    """Hub name or local folder whose config.json says model_type radio."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    input_size: Pixels | None = None
+    """px of a fixed square input; by default any multiple of the patch is legal."""
+
+    def build(self) -> "Teacher":
+        """Loads the model; see `TeacherSettings.build`."""
+        from .radio import build
+
+        return build(self)
+
+
+class TimmSettings(TeacherSettings):
+    """A backbone of timm. Summary: the pooled features before the classifier; map: the last stage (ViT: patch tokens after the norm)."""
+
+    type: Literal["timm"] = "timm"
+    model: str
+    """Name in timm (vit_base_patch16_224.augreg_in21k), name on the hub (timm/...) or local folder in timm's hub format."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    input_size: Pixels | None = None
+    """px of the square input; by default the model's own where it has a fixed one, else any multiple of the stride is legal."""
+
+    def build(self) -> "Teacher":
+        """Loads the model; see `TeacherSettings.build`. A name that timm does not have is answered with the nearest ones."""
+        from .timm import build
+
+        return build(self)
+
+
+class EmbeddedSettings(TeacherSettings):
+    """A small specialist shipped in the package, trained on generated scenes: no network, no GPU needed."""
+
+    type: Literal["embedded"] = "embedded"
+    name: Literal["clip", "dino", "sam"]
+    """clip: captions; dino: self-distilled map; sam: prompted masks."""
+
+    def build(self) -> "Teacher":
+        """Loads the model from the package; raises UserError where the installation lacks its files."""
+        from .shipped import build
+
+        return build(self)
+
+
+class ModelSettings(TeacherSettings):
+    """A student that was distilled before, read from its model folder."""
+
+    type: Literal["model"] = "model"
+    path: UserPath
+    """The model folder (RUN/model)."""
+    head: str | None = None
+    """The head to learn from; null learns from the backbone."""
+    input_size: Pixels | None = None
+    """px at which it sees the images; null takes the nearest legal size to the student's."""
+
+    def build(self) -> "Teacher":
+        """Raises UserError where the folder is not a whole model folder or has no such head."""
+        from .folder import build
+
+        return build(self)
+
+
+class OwnSettings(TeacherSettings):
+    """The place of a teacher that is passed as an object: `amradio.distill(recipe, teachers={"name": teacher})`."""
+
+    type: Literal["own"] = "own"
+
+    @pydantic.model_validator(mode="after")
+    def _has_its_own_precision(self) -> Self:
+        if self.precision != "float32":
+            raise ValueError("precision: a teacher that is passed as an object has the precision that it was given; leave this key out")
+        return self
+
+    def build(self) -> "Teacher":
+        """Raises UserError: there is nothing to load."""
+        raise UserError(
+            "a teacher of type 'own' is an object that only Python can pass: "
+            'amradio.distill(recipe, teachers={"name": teacher}), where teacher is an amradio.teachers.Teacher'
+        )
