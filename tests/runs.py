@@ -29,9 +29,8 @@ def state(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the newest checkpoint, the optimizer's included, and of the model folder."""
     found = Checkpoints(folder / "checkpoints", 1).load()
     assert found is not None
-    tensors, other, _ = found
-    flat = {f"{file}/{key}": value for file, values in tensors.items() for key, value in values.items()}
-    for number, moments in other["optimizer"]["state"].items():
+    flat = {f"{file}/{key}": value for file, values in found.tensors.items() for key, value in values.items()}
+    for number, moments in found.other["optimizer"]["state"].items():
         flat |= {f"optimizer/{number}/{key}": value for key, value in moments.items()}
     return flat | {f"model/{key}": value for key, value in load_file(folder / "model" / "model.safetensors").items()}
 

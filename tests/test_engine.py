@@ -178,7 +178,7 @@ def test_40_steps_are_17_and_23_bit_for_bit(forty, amradio, tmp_path):
     stopped = tmp_path / "stopped"
     ended = amradio("distill", *words, f"out={stopped}", prelude=partial(at_step, 17, terminate_self))
     assert ended.code == 0, ended.errors
-    assert "stopped by a signal" in ended.output
+    assert "Stopped (SIGTERM) at step 17 of 40" in ended.output
     assert "step 17 of 40" in ended.output
     assert Checkpoints(stopped / "checkpoints", 9).steps() == [17]
     assert amradio("distill", *words, f"out={stopped}", "engine.prepare_ahead=true").code == 0
@@ -217,7 +217,7 @@ def test_a_signal_from_outside_saves_and_ends_with_0(recipe_file, amradio, tmp_p
     assert ended.errors == f"{name}: stopping after this step; Ctrl-C again to stop now\n"
     (step,) = Checkpoints(tmp_path / "run" / "checkpoints", 1).steps()
     assert step >= 3
-    assert f"stopped by a signal; the same command goes on from here: step {step} of 100000" in ended.output
+    assert f"Stopped ({name}) at step {step} of 100000. Run the same command to resume." in ended.output
     again = amradio("distill", *words, prelude=partial(at_step, step + 2, terminate_self))
     assert f"from step {step} of 100000" in again.output
     assert list(losses(tmp_path / "run")) == list(range(1, step + 3))
@@ -401,7 +401,7 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_is_whole(recipe_file
     assert ended.errors.startswith("error: ")
     assert "cannot write" in ended.errors
     assert "Traceback" not in ended.output
-    assert Checkpoints(tmp_path / "run" / "checkpoints", 2).load()[2]["step"] == 4
+    assert Checkpoints(tmp_path / "run" / "checkpoints", 2).load().step == 4
     assert amradio("distill", recipe_file).code == 0
     reference = amradio("distill", recipe_file, f"out={tmp_path / 'reference'}")
     assert reference.code == 0
@@ -434,7 +434,7 @@ def test_no_space_while_a_checkpoint_is_written(recipe, monkeypatch, tmp_path, w
         run_distill(recipe())
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", 2)
     assert checkpoints.steps() == [4]
-    assert checkpoints.load()[2]["step"] == 4
+    assert checkpoints.load().step == 4
     assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "step_000000004"
 
 

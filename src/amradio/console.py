@@ -1,12 +1,94 @@
-"""A console that goes away (a closed pipe, a terminal that hangs up) ends no command."""
+"""What a command prints while it works: phases, bars, signs of life; and a console that goes away ends no command."""
 
 import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+PERIOD = 30.0
+"""Seconds between two lines of a long phase where the console is no terminal."""
+
+
+def note(line: str) -> None:
+    """One line on stderr, beside the results on stdout; of several processes only the first one prints."""
+    if os.environ.get("RANK", "0") == "0" and sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)
+
+
+class Phases:
+    """Long work announces itself before it starts and shows how far it is: a bar on a terminal, elsewhere a line every half minute."""
+
+    def __init__(self, announce: Callable[[str], None], show: Callable[[str], None], stream: str):
+        """announce: prints the line of a beginning; show: that of a sign of life. stream: `stdout` or `stderr`, where bars are drawn."""
+        self.announce, self.show, self.stream = announce, show, stream
+        self._count = ""
+
+    @contextlib.contextmanager
+    def phase(self, title: str) -> Iterator[None]:
+        """Announces what is about to be done, and shows that it is still being done."""
+        self.announce(title)
+        with self.still(title):
+            yield
+
+    @contextlib.contextmanager
+    def still(self, title: str, first: float = PERIOD) -> Iterator[None]:
+        """While open, a line every half minute, from a thread of its own. first: seconds until the first one."""
+        ended = threading.Event()
+        begun = time.monotonic()
+
+        def lines() -> None:
+            wait = first
+            while not ended.wait(wait):
+                self.show(f"{title}: {self._count}{duration(time.monotonic() - begun)} so far")
+                wait = PERIOD
+
+        thread = threading.Thread(target=lines, name="signs of life", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def progress(self, items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
+        """The same items, counted while they are taken. total: how many there are."""
+        terminal = sys.stdout if self.stream == "stdout" else sys.stderr
+        if not is_terminal(terminal):
+            return self._counted(items, total)
+        from rich.console import Console
+        from rich.progress import track
+
+        return iter(track(items, title, total=total, console=Console(file=terminal), transient=True))
+
+    def _counted(self, items: Iterable[Item], total: int | None) -> Iterator[Item]:
+        of = f" of {total:,}" if total else ""
+        try:
+            for done, item in enumerate(items):
+                self._count = f"{done:,}{of}, "
+                yield item
+        finally:
+            self._count = ""
+
+
+PHASES = Phases(note, note, "stderr")
+"""Of commands that print their results on stdout."""
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether somebody looks at what is written to it."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Outliving:

@@ -93,6 +93,8 @@ class Stop(_Handling):
         """when: the safe point, for the line that is printed."""
         super().__init__()
         self.when = when
+        self.was_followed = False
+        """Whether the loop stopped before its end."""
 
     @property
     def asked(self) -> bool:

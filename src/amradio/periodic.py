@@ -3,7 +3,7 @@
 import copy
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,9 @@ import torch
 from .engine.log import Log
 from .errors import UserError
 from .evaluation.base import Metric, Result, floor_warning
+from .evaluation.progress import Item
 from .evaluation.suite import plain, prepare, run_suite
+from .interruption import Stop, StopAskedError
 from .model import Model
 from .network import Network, NetworkConfig
 from .recipe import Recipe
@@ -59,17 +61,27 @@ class PeriodicSuite:
             return False
         return step % period == 0 or step == self.recipe.num_steps
 
-    def run(self, step: int, model: tuple[NetworkConfig, Network], folder: RunFolder, log: Log) -> None:
+    def run(self, step: int, model: tuple[NetworkConfig, Network], folder: RunFolder, log: Log, stop: Stop) -> bool:
         """Measures into evaluations/ and metrics.jsonl; one process does it, while the others wait.
 
-        model: as it is handed over; it is copied, since a `Model` is frozen. The run's random numbers stay as they are.
+        Returns false, with nothing written, where a stop is asked for meanwhile. model: as it is exported; it is copied, since a `Model`
+        is frozen. The run's random numbers stay as they are.
         """
         assert self.suite is not None
         begun = time.perf_counter()
         config, network = model[0], copy.deepcopy(model[1])
         network.student.fuse_attention(True)  # as in a model that is loaded, whatever is quicker in training
-        with torch.random.fork_rng():
-            results = run_suite(self.suite, self.suite.bench(Model(config, network), self.teachers))
+
+        def watch(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
+            for item in log.watch(items, title, total):
+                stop.check()
+                yield item
+
+        try:
+            with torch.random.fork_rng(), log.phase(f"step {step}: evaluating {', '.join(self.suite.evaluations)}"):
+                results = run_suite(self.suite, self.suite.bench(Model(config, network), self.teachers, watch))
+        except StopAskedError:
+            return False
         for name, result in results.items():
             folder.write(f"evaluations/step_{step:09d}/{name}.json", json.dumps({"step": step} | plain(result), indent=1) + "\n")
         found = list(scores(results))
@@ -82,6 +94,7 @@ class PeriodicSuite:
                 if note.startswith("warning: "):
                     log.warn(f"{name}: {note.removeprefix('warning: ')}")
         self._is_first = False
+        return True
 
 
 def scores(results: Mapping[str, Result]) -> Iterator[Score]:

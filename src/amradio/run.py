@@ -15,9 +15,10 @@ import torch
 from .beginning import Beginning
 from .config import parse_yaml, to_yaml, validate
 from .engine.checkpoint import Checkpoints, disk_errors
+from .engine.lock import NAME, Lock
 from .engine.settings import WITHOUT_EFFECT
 from .errors import UserError
-from .files import read_text, user_path
+from .files import read_json, read_text, user_path
 from .recipe import Recipe, changed_keys
 
 FREE_KEYS = (*WITHOUT_EFFECT, "data.num_workers", "out")
@@ -37,6 +38,15 @@ class RunFolder:
         """The model folder."""
         return self.path / "model"
 
+    @property
+    def is_run(self) -> bool:
+        """Whether there is a run in it."""
+        return (self.path / "config.yaml").is_file()
+
+    def lock(self) -> Lock:
+        """That of the one process which may write into the folder."""
+        return Lock(self.path / NAME, f"out: {self.path}")
+
     def check(self, recipe: Recipe) -> list[str]:
         """What stands against writing this recipe's run here: a folder in use, another recipe, no permission."""
         if self.path.exists() and not self.path.is_dir():
@@ -44,12 +54,16 @@ class RunFolder:
         if not self.path.exists():
             parent = next(p for p in self.path.absolute().parents if p.exists())
             return [] if os.access(parent, os.W_OK) else [f"out: {parent} cannot be written to; give another folder"]
-        if not any(path != _aside(self.path / "config.yaml") for path in self.path.iterdir()):  # a kill may leave no more than that
+        if not {path.name for path in self.path.iterdir()} - {_aside(self.path / "config.yaml").name, NAME}:  # a kill may leave no more
             return []
         config = self.path / "config.yaml"
         if not config.is_file():
             return [f"out: {self.path} is not empty and not a run folder; nothing in it was touched; give another folder"]
-        changed = changed_keys(_stored(config), recipe.model_dump(mode="json"), FREE_KEYS)
+        try:
+            stored = _stored(config)
+        except UserError as error:
+            return [f"out: {problem}; restore config.yaml, or give another out folder" for problem in error.problems]
+        changed = changed_keys(stored, recipe.model_dump(mode="json"), FREE_KEYS)
         if not changed:
             return []
         return [
@@ -63,14 +77,19 @@ class RunFolder:
         if not self.checkpoints.steps() or not file.is_file():
             return None
         try:
-            return validate(Beginning, json.loads(file.read_text(encoding="utf-8")), f"{file}: ")
-        except ValueError as error:
-            raise error if isinstance(error, UserError) else UserError(f"{file}: not valid JSON ({error}); copy it again") from None
+            return validate(Beginning, read_json(file), f"{file}: ")
+        except UserError as error:
+            advice = "restore this file from a copy of the run, or give another out folder and start again"
+            raise UserError(*(f"{problem}; {advice}" for problem in error.problems)) from None
 
-    def begin(self, recipe: Recipe, beginning: Beginning) -> None:
-        """Creates the folder, or makes it ready to resume; what a run that never saved a checkpoint left is cleared."""
+    def begin(self, recipe: Recipe, beginning: Beginning, lock: Lock) -> None:
+        """Creates the folder, or makes it ready to resume; what a run that never saved a checkpoint left is cleared.
+
+        Raises UserError where another process has the lock.
+        """
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            lock.take()
             if not self.checkpoints.steps():
                 for name in ("metrics.jsonl", "train.log"):
                     (self.path / name).unlink(missing_ok=True)
@@ -93,6 +112,8 @@ class RunFolder:
 def _stored(config: Path) -> Any:
     """The recipe that a run folder keeps, as a mapping; keys that were not there when it was written have their defaults."""
     found = parse_yaml(read_text(config), str(config))
+    if not isinstance(found, dict):
+        raise UserError(f"{config}: a recipe is a mapping; found {'nothing' if found is None else type(found).__name__}")
     try:
         return validate(Recipe, found).model_dump(mode="json")
     except UserError:

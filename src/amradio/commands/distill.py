@@ -1,12 +1,14 @@
 """`amradio distill`: runs or resumes a recipe."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from ..config import to_yaml
-from ..engine.distributed import Processes, autocast_dtype, find_device
+from ..console import outlive_console
+from ..engine.distributed import Processes, autocast_dtype, failures_of_peers, find_device
 from ..engine.log import Log
 from ..errors import UserError
 from ..periodic import PeriodicSuite
@@ -14,7 +16,7 @@ from ..recipe import Recipe
 from ..run import RunFolder
 from ..students.base import Student
 from ..teachers.base import Teacher
-from ..training import Training, check_data, check_sizes, describe_data, load_teachers
+from ..training import Training, check_data, check_extras, check_sizes, describe_data, load_teachers
 from .tables import print_table
 
 
@@ -29,26 +31,33 @@ def distill(recipe: Recipe, teachers: Mapping[str, Teacher] | None = None, stude
     own = dict(teachers or {})
     if recipe.engine.threads:
         torch.set_num_threads(recipe.engine.threads)
-    processes = Processes(find_device(recipe.engine.device))
-    try:
-        folder = RunFolder(recipe.out, recipe.engine.keep)
-        loaded, problems = _load(recipe, own, folder)
+    with outlive_console(), failures_of_peers(), closing(Processes(find_device(recipe.engine.device))) as processes:
+        return _distill(recipe, own, processes, student)
+
+
+def _distill(recipe: Recipe, own: Mapping[str, Teacher], processes: Processes, student: Student | None) -> Path:
+    folder = RunFolder(recipe.out, recipe.engine.keep)
+    log = Log(aloud=processes.is_first)
+    with folder.lock() as lock:
+        processes.first_does(lambda: lock.take() if folder.is_run else None)
+        loaded, problems = _load(recipe, own, folder, log)
         met = list(dict.fromkeys(problem for found in processes.gather(problems) for problem in found))
         if met:
             raise UserError(*met, on_all_processes=True)
-        training = Training(recipe, loaded, processes, Log(None), student)
-        processes.first_does(lambda: folder.begin(recipe, training.begun.beginning))
-        training.log_to(Log(folder.path if processes.is_first else None, recipe.engine.track))
+        training = Training(recipe, loaded, processes, log, student)
+        processes.first_does(lambda: folder.begin(recipe, training.begun.beginning, lock))
+        if processes.is_first:
+            log.open(folder.path, recipe.engine.track)
         training.introduce()
         training.run()
-    finally:
-        processes.close()
     return folder.path
 
 
-def _load(recipe: Recipe, own: Mapping[str, Teacher], folder: RunFolder) -> tuple[dict[str, Teacher], list[str]]:
+def _load(recipe: Recipe, own: Mapping[str, Teacher], folder: RunFolder, log: Log) -> tuple[dict[str, Teacher], list[str]]:
     """The teachers, and what stands against the run: all that can be found out before anything is written."""
-    problems = folder.check(recipe) + check_data(recipe)
+    problems = folder.check(recipe)
+    with log.phase("looking at the data"):
+        problems += check_data(recipe) + check_extras(recipe)
     problems += [
         f"teachers: '{name}' was passed, but the recipe has no teacher of that name and the type 'own'"
         for name in own
@@ -56,7 +65,7 @@ def _load(recipe: Recipe, own: Mapping[str, Teacher], folder: RunFolder) -> tupl
     ]
     loaded: dict[str, Teacher] = {}
     try:
-        loaded = load_teachers(recipe, own)
+        loaded = load_teachers(recipe, own, log.say)
     except UserError as error:
         problems += error.problems
     return loaded, problems
@@ -65,7 +74,7 @@ def _load(recipe: Recipe, own: Mapping[str, Teacher], folder: RunFolder) -> tupl
 def dry_run(recipe: Recipe) -> None:
     """Prints the resolved recipe, the teachers, the student and the data found; trains nothing and writes nothing."""
     device = find_device(recipe.engine.device)
-    loaded, problems = _load(recipe, {}, RunFolder(recipe.out))
+    loaded, problems = _load(recipe, {}, RunFolder(recipe.out), Log(aloud=True))
     if problems:
         raise UserError(*problems)
     with torch.device("cpu"):

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ..config import validate
+from ..console import PHASES
 from ..data import SourceSettings
 from ..data.whole import open_images
 from ..embedding import Embedded, EmbedSettings, embed_images
 from ..engine.distributed import find_device
 from ..files import user_path
 from ..model import load
-from .bar import bar
 
 NAMED = 5
 """Broken images that are printed."""
@@ -28,7 +28,7 @@ def embed(path: str | Path, images: str | Path | SourceSettings, out: str | Path
     model = load(path, find_device(settings.device))
     source = open_images(images)
     begun = time.perf_counter()
-    done = embed_images(model, source, file, settings, bar)
+    done = embed_images(model, source, file, settings, PHASES.progress)
     seconds = time.perf_counter() - begun
     computed = done.num_images + len(done.broken) - done.num_resumed
     print(f"{done.num_images:,} of {source.describe()} -> {done.path}: {computed / seconds:.0f} images/s, {seconds:.1f} s")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import parse_yaml, validate
+from ..console import PHASES
 from ..engine.checkpoint import disk_errors
 from ..errors import UserError
 from ..evaluation.base import Result
@@ -17,7 +18,6 @@ from ..run import environment
 from ..students.base import Student
 from ..teachers.base import Teacher
 from ..training import load_teachers
-from .bar import bar
 from .results import print_results
 
 SCENES = "scenes"
@@ -50,7 +50,7 @@ def evaluate(
 
 def evaluate_models(model: Model | None, teachers: Mapping[str, Teacher], suite: Suite) -> dict[str, Result]:
     """The same for models that are loaded: measures, prints the table, returns the results by evaluation."""
-    results = run_suite(suite, suite.bench(model, teachers, bar))
+    results = run_suite(suite, suite.bench(model, teachers, PHASES.progress))
     print_results(results)
     return results
 

@@ -22,8 +22,7 @@ def quickstart(*words: str, evaluations: str | Path = SCENES) -> Path:
     """
     recipe, suite = Recipe.load(RECIPE, *words), Suite.load(str(evaluations))
     folder = RunFolder(distill(recipe))
-    state = folder.checkpoints.load()
-    if state is None or state[2]["step"] < recipe.num_steps:
+    if folder.checkpoints.steps()[-1:] != [recipe.num_steps]:
         return folder.path  # stopped; the same command goes on
     teachers = load_teachers(_in_float32(recipe), {})
     print()

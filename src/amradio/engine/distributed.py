@@ -1,7 +1,9 @@
 """Processes and devices: what `torchrun` started, and what one process does alone."""
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 T = TypeVar("T")
+PEER_FAILURE = re.compile(r"gloo[/\\]|nccl|connection (reset|closed|refused)|by peer|broken pipe|socket", re.IGNORECASE)
+"""In the text of errors that torch.distributed raises when a process cannot reach another one; most are plain RuntimeErrors."""
 PATIENCE = timedelta(days=7)
 """How long processes wait for what the first one does alone (checkpoints, evaluations)."""
 
@@ -104,7 +108,25 @@ class Processes:
     def close(self) -> None:
         """Ends the process group where this object began it."""
         if self._owns_group and dist.is_initialized():
-            dist.destroy_process_group()
+            with suppress(RuntimeError):  # where another process has ended already
+                dist.destroy_process_group()
+
+
+@contextmanager
+def failures_of_peers() -> Iterator[None]:
+    """Turns what gloo and nccl raise when another process of the run has ended into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        if not isinstance(error, dist.DistError) and not PEER_FAILURE.search(text):
+            raise
+        raise UserError(
+            f"another process of this run ended, or cannot be reached any more ({text.strip().splitlines()[-1][-120:]}); its own message, "
+            "if it could print one, stands beside this one. The last checkpoint is whole: run the same command to resume"
+        ) from None
 
 
 def find_device(name: str) -> torch.device:

@@ -4,16 +4,18 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
-from ..errors import UserError
+from ..console import PERIOD, Phases, is_terminal
 from .checkpoint import disk_errors
+
+Item = TypeVar("Item")
 
 
 class Clock:
@@ -60,34 +62,64 @@ class Clock:
 
 
 class Log:
-    """The log files of a run folder and the console; writes nothing where `folder` is None (all processes but the first)."""
+    """The log files of a run folder and the console; silent on all processes but the first."""
 
-    def __init__(self, folder: Path | None, track: bool = False):
-        """track: write TensorBoard event files as well."""
-        self.folder = folder
+    def __init__(self, folder: Path | None = None, track: bool = False, aloud: bool = False):
+        """folder: where the files are; None where it is opened later, or never. track: write TensorBoard event files as well.
+
+        aloud: print also without a folder; these lines are in train.log as soon as there is one.
+        """
+        self.folder: Path | None = None
+        self.aloud = aloud
+        self._early: list[str] = []
         self._bar: Progress | None = None
         self._board: Any = None
-        if track and folder is not None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter  # an extra, and slow to import
-            except ImportError:
-                raise UserError("engine.track: tensorboard is not installed; pip install amradio[track], or leave the key out") from None
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._track = False
+        self._resumed_at = 0
+        self._printed_at = time.monotonic()
+        self._phases = Phases(self.say, self._show, "stdout")
+        if folder is not None:
+            self.open(folder, track)
+
+    def open(self, folder: Path, track: bool = False) -> None:
+        """From now on the files are written. Arguments as of the class."""
+        self.folder, self.aloud, self._track = folder, True, track
+        early, self._early = self._early, []
+        self._append("train.log", early)
 
     def say(self, line: str) -> None:
         """One line for the console and train.log."""
-        if self.folder is None:
+        if not self.aloud:
             return
+        self._print(line)
+        if self.folder is None:
+            self._early.append(line)
+        else:
+            self._append("train.log", [line])
+
+    def _show(self, line: str) -> None:
+        if self.aloud:
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        self._printed_at = time.monotonic()
         if self._bar is None:
             print(line, flush=True)
         else:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        with disk_errors(self.folder), open(self.folder / "train.log", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+
+    def _append(self, name: str, lines: Iterable[str]) -> None:
+        assert self.folder is not None
+        with disk_errors(self.folder), open(self.folder / name, "a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
 
     def progress(self, step: int, num_steps: int) -> None:
-        """Moves the bar below the lines, where the console is a terminal."""
-        if self.folder is None or not sys.stdout.isatty():
+        """Moves the bar below the lines where the console is a terminal; elsewhere prints a line where there was none for long."""
+        if not self.aloud:
+            return
+        if not is_terminal(sys.stdout):
+            if time.monotonic() - self._printed_at > PERIOD:
+                self._print(f"step {step} of {num_steps}")
             return
         if self._bar is None:
             self._bar = Progress(BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(), transient=True)
@@ -96,10 +128,32 @@ class Log:
         self._bar.update(TaskID(0), completed=step)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Takes the bar away, and ends the event file."""
+        self.close_bar()
+        if self._board is not None:
+            self._board.close()
+
+    def close_bar(self) -> None:
+        """Takes the bar away until the next `progress`."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def phase(self, title: str) -> AbstractContextManager[None]:
+        """Says what is about to be done, and every half minute that it is still being done."""
+        self.close_bar()
+        return self._phases.phase(title)
+
+    def phase_if_long(self, title: str) -> AbstractContextManager[None]:
+        """The same for what is usually quick: says it after a second."""
+        return self._phases.still(title, first=1.0)
+
+    def watch(self, items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
+        """The same items, counted while they are taken. total: how many there are."""
+        if not self.aloud:
+            return iter(items)
+        self.close_bar()
+        return self._phases.progress(items, title, total)
 
     def warn(self, line: str) -> None:
         """A line that wants attention."""
@@ -109,30 +163,52 @@ class Log:
         """One line of metrics.jsonl; `step` is among the numbers."""
         if self.folder is None:
             return
-        with disk_errors(self.folder), open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(numbers) + "\n")
-        if self._board is not None:
-            for name, value in numbers.items():
-                if name != "step" and not isinstance(value, str):
-                    self._board.add_scalar(name, value, int(numbers["step"]))
+        self._append("metrics.jsonl", [json.dumps(numbers)])
+        if not self._track:
+            return
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter  # an extra, and slow to import
+
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._resumed_at + 1)
+        for name, value in numbers.items():
+            if name != "step" and not isinstance(value, str):
+                self._board.add_scalar(name, value, int(numbers["step"]))
 
     def forget_after(self, step: int) -> None:
-        """Drops the lines of metrics.jsonl beyond `step`, which a resumed run will write again."""
+        """Drops the lines of metrics.jsonl beyond `step`, which a resumed run will write again.
+
+        Lines that are damaged are moved to metrics.damaged.txt, with a warning; a last line that a kill cut short is dropped.
+        """
+        self._resumed_at = step
         if self.folder is None or not (self.folder / "metrics.jsonl").exists():
             return
         path = self.folder / "metrics.jsonl"
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        aside = path.with_suffix(".part")
+        with disk_errors(path):
+            lines = path.read_bytes().split(b"\n")
+        cut = lines.pop()  # empty where the last line is whole
+        steps = [(line, _step_of(line)) for line in lines if line.strip()]
+        if _step_of(cut) is not None:
+            steps.append((cut, _step_of(cut)))
+        damaged = [line for line, found in steps if found is None]
         with disk_errors(self.folder):
-            aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            if damaged:
+                with open(self.folder / "metrics.damaged.txt", "ab") as file:
+                    file.writelines(line + b"\n" for line in damaged)
+            aside = path.with_suffix(".part")
+            aside.write_bytes(b"".join(line + b"\n" for line, found in steps if found is not None and found <= step))
             aside.replace(path)
+        if damaged:
+            self.warn(f"{path}: {len(damaged)} damaged lines (no JSON object with a step) were moved to metrics.damaged.txt beside it")
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> int | None:
+    """None where the line is not of `record`."""
     try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")  # a line that a kill cut short
+        found = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    step = found.get("step") if isinstance(found, dict) else None
+    return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
 def memory_in_use(device: torch.device) -> float:
@@ -141,10 +217,3 @@ def memory_in_use(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def duration(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

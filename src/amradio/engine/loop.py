@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..interruption import Stop
+from ..interruption import Stop, StopAskedError
 from .ahead import ahead
 from .distributed import Processes
 from .log import Clock
@@ -46,10 +46,12 @@ class Job:
     processes: Processes
     monitor: Monitor
     clock: Clock
+    stop: Stop
     autocast: torch.dtype | None
     open_batches: Callable[[Stage, Any, int], Iterator[Any]]
     """(stage, group, step) -> batches of this process from that step on."""
     begin_stage: Callable[[Stage], None]
+    """Raises StopAskedError, with nothing changed, where a stop is asked for meanwhile; so does `evaluate`."""
     evaluate: Callable[[int], None]
     evaluate_due: Callable[[int], bool]
     save: Callable[[int], None]
@@ -65,37 +67,69 @@ class Job:
 
 def train(job: Job, step: int) -> int:
     """Runs from `step` to the end, or until a signal asks to stop; returns the step reached. The last step is no special case."""
-    with Stop() as stop:
-        for stage in job.stages:
-            if step >= stage.end:
-                continue
-            if step and job.evaluate_due(step):  # a signal came before it
+    with job.stop as stop:
+        try:
+            for stage in job.stages:
+                if step < stage.end:
+                    _begin(job, stage, step)
+                    step = _run_stage(job, stage, step)
+            if job.evaluate_due(step):  # a signal or a kill came before the last evaluation
                 job.evaluate(step)
-            if step == stage.start:
-                job.begin_stage(stage)
-            if step == 0 and job.evaluate_due(0):
-                job.evaluate(0)
-            job.monitor.begin(job.num_steps)
-            with closing(_steps(job, stage, step)) as steps:
-                while step < stage.end:
-                    log_due = _due(step + 1, job.engine.log_every, job.num_steps)
-                    rate = learning_rate(job.schedule, step - stage.start, stage.end - stage.start)
-                    with job.clock.part("data"):
-                        found, prepared = next(steps)
-                    metrics = take_step(job, stage, found, rate, log_due, prepared)
-                    step += 1
-                    job.monitor.take(step, metrics, found)
+                job.save(step)
+        except _Stopped as stopped:
+            step = stopped.step
+            stop.was_followed = step < job.num_steps or job.evaluate_due(step)
+        except StopAskedError:
+            stop.was_followed = True
+    return step
 
-                    halt = (log_due or job.processes.world_size == 1) and job.processes.any(stop.asked)
-                    save_due = halt or _due(step, job.engine.checkpoint_every, job.num_steps)
-                    if log_due or save_due:
-                        job.monitor.flush(step, rate)
-                    if job.evaluate_due(step) and not (halt and step < job.num_steps):
-                        job.evaluate(step)
-                    if save_due:
-                        job.save(step)
-                    if halt:
-                        return step
+
+class _Stopped(Exception):  # noqa: N818 - no error
+    def __init__(self, step: int):
+        self.step = step
+
+
+def _begin(job: Job, stage: Stage, step: int) -> None:
+    """What comes before the first step of a stage, or of a resumed run."""
+    try:
+        if step and job.evaluate_due(step):  # a signal came before it
+            job.evaluate(step)
+        if step == stage.start:
+            job.begin_stage(stage)
+        if step == 0 and job.evaluate_due(0):
+            job.evaluate(0)
+    except StopAskedError:
+        if step:  # at step 0 nothing is lost: the same command starts again
+            job.save(step)
+        raise _Stopped(step) from None
+
+
+def _run_stage(job: Job, stage: Stage, step: int) -> int:
+    """The steps of a stage from `step` on; returns its end, or raises `_Stopped` with the step, which is saved."""
+    job.monitor.begin(job.num_steps)
+    with closing(_steps(job, stage, step)) as steps:
+        while step < stage.end:
+            log_due = _due(step + 1, job.engine.log_every, job.num_steps)
+            rate = learning_rate(job.schedule, step - stage.start, stage.end - stage.start)
+            with job.clock.part("data"):
+                found, prepared = next(steps)
+            metrics = take_step(job, stage, found, rate, log_due, prepared)
+            step += 1
+            job.monitor.take(step, metrics, found)
+
+            halt = (log_due or job.processes.world_size == 1) and job.processes.any(job.stop.asked)
+            save_due = halt or _due(step, job.engine.checkpoint_every, job.num_steps)
+            if log_due or save_due:
+                job.monitor.flush(step, rate)
+            if job.evaluate_due(step) and not halt:
+                try:
+                    job.evaluate(step)
+                except StopAskedError:
+                    halt = save_due = True
+            if save_due:
+                job.save(step)
+            if halt:
+                raise _Stopped(step)
     return step
 
 

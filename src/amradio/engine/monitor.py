@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..console import duration
 from ..errors import UserError
 from .distributed import Processes
-from .log import Clock, Log, duration, memory_in_use
+from .log import Clock, Log, memory_in_use
 
 HEADLINE = "/standardised_cosine"
 NAMED_SKIPS = 5

@@ -130,25 +130,24 @@ def read_sharded(folder: Path) -> dict[str, Tensor]:
 
 
 def write_folder(folder: Path, config: NetworkConfig, network: Network, notes: Mapping[str, Any]) -> None:
-    """Writes a model folder with its card, file by file aside and then renamed, so that a reader always finds whole files.
+    """Writes a model folder with its card: all files aside, then renamed, so that a reader always finds whole files.
 
-    network: with the normalisers folded into its heads. notes: how it was trained, the fields of `TrainingFacts`.
+    network: with the normalisers folded into its heads. notes: how it was trained, the fields of `TrainingFacts`. The step is in
+    config.json and in the metadata of the weights, so that a folder whose files are of different steps is noticed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = config.model_copy(update={"training": validate(TrainingFacts, notes)})
-    _write_model(folder, config, network)
     snippet = ModelFolder().snippet(Path(PLACEHOLDER), ExportSettings(tuple(config.heads)))
-    _write(folder / CARD_FILE, card(config, network, {ModelFolder.name: snippet}))
+    _write_model(folder, config, network, {CARD_FILE: card(config, network, {ModelFolder.name: snippet})})
 
 
-def _write_model(folder: Path, config: NetworkConfig, network: Network) -> None:
-    aside = folder / f".{WEIGHTS_FILE}.part"
-    write_tensors(network.state_dict(), aside)
-    aside.replace(folder / WEIGHTS_FILE)
-    _write(folder / CONFIG_FILE, json.dumps(config.without_start().model_dump(mode="json"), indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+def _write_model(folder: Path, config: NetworkConfig, network: Network, texts: Mapping[str, str] | None = None) -> None:
+    """texts: files beside weights and config, by name."""
+    metadata = {"format": "pt"} | ({"step": str(config.training.step)} if config.training else {})
+    texts = {CONFIG_FILE: json.dumps(config.without_start().model_dump(mode="json"), indent=1) + "\n", **(texts or {})}
+    asides = {name: folder / f".{name}.part" for name in (WEIGHTS_FILE, *texts)}
+    write_tensors(network.state_dict(), asides[WEIGHTS_FILE], metadata)
+    for name, text in texts.items():
+        asides[name].write_text(text, encoding="utf-8")
+    for name, aside in asides.items():
+        aside.replace(folder / name)

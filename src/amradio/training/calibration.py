@@ -1,0 +1,107 @@
+"""Statistics of the teachers before a stage's first step, and the pictures of what every model sees."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..engine.checkpoint import disk_errors
+from ..engine.loop import Stage
+from ..pictures import contact_sheet
+from ..task import Partition, calibrate
+from ..tensors import write_tensors
+from .schedule import Group
+from .setup import Context
+
+
+class Calibration:
+    """Measures, and keeps in `calibration/stage_0/clip_summary.safetensors` (mean, std, shift, scale) with a manifest."""
+
+    def __init__(self, context: Context):
+        self.context = context
+
+    def measure(self, stage: Stage) -> None:
+        """Sets the normalisers from the stage's first batches. Raises StopAskedError, with nothing changed, where a stop is asked for."""
+        context = self.context
+        followers = [context.ema.average] if context.ema else []
+        names = list(_teachers(stage))
+        what = f"stage {stage.number + 1} of {len(context.stages)}: statistics of {', '.join(names)}"
+        settings, add_up = context.recipe.normalize, context.processes.add_up
+        total = len(stage.groups) * settings.batches
+        with context.log.phase(f"{what} over {settings.batches} batches"):
+            images = context.log.watch(self._images(stage), what, total)
+            calibrate(context.task, images, settings, add_up, context.autocast, followers)
+        context.processes.first_does(lambda: self._write(stage))
+
+    def complete(self, step: int) -> None:
+        """Writes again what a kill or a user removed of the stages that have begun by `step`.
+
+        Statistics that a later stage has measured anew cannot be restored; a warning names them.
+        """
+        begun = [stage for stage in self.context.stages if stage.start < max(step, 1)]
+        for stage in begun:
+            if not step or self._is_whole(stage):
+                continue
+            later = {name for other in begun[begun.index(stage) + 1 :] for name in _teachers(other)}
+            lost = [name for name in _teachers(stage) if name in later]
+            if lost:
+                self.context.log.warn(f"{self._folder(stage)}: incomplete, and a later stage has measured {', '.join(lost)} anew since")
+            else:
+                self.context.log.say(f"{self._folder(stage)}: incomplete; written again")
+                self.context.processes.first_does(lambda stage=stage: self._write(stage))
+
+    def _images(self, stage: Stage) -> Iterator[tuple[Tensor, Partition]]:
+        context = self.context
+        for group in stage.groups:
+            batches = context.feeds.training(group, stage.start)
+            for index in range(context.recipe.normalize.batches):
+                images = next(batches).images.to(context.processes.device)
+                context.stop.check(context.processes.any)
+                if index == 0 and context.processes.is_first:
+                    self._draw_first_batch(stage, group, images)
+                yield images, group.partition
+
+    def _draw_first_batch(self, stage: Stage, group: Group, images: Tensor) -> None:
+        folder = self.context.folder.path
+        name = "first_batch.png" if (stage.number, group.partition.name) == (0, "0.0") else f"first_batch_{group.partition.name}.png"
+        with disk_errors(folder):
+            contact_sheet(self.context.task.views(images[:8], group.partition), folder / "images" / name)
+
+    def _folder(self, stage: Stage) -> Path:
+        return self.context.folder.path / "calibration" / f"stage_{stage.number}"
+
+    def _write(self, stage: Stage) -> None:
+        task, folder = self.context.task, self._folder(stage)
+        manifest: dict[str, Any] = {"batches": self.context.recipe.normalize.batches, "teachers": {}}
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, kinds in task.normalizers.items():
+                for kind, normalizer in kinds.items():  # type: ignore[union-attr]
+                    tensors = {key: value for key, value in normalizer.state_dict().items() if key != "calibrated"}
+                    write_tensors(tensors, folder / f"{name}_{kind}.safetensors")
+        for group in stage.groups:
+            for name in group.partition.teachers:
+                teacher = task.teachers[name]
+                sizes = manifest["teachers"].setdefault(name, {"source": teacher.source, "sizes": []})["sizes"]
+                sizes.append(list(teacher.size_for(group.partition.image_size, group.partition.image_size)))
+        self.context.folder.write(f"calibration/stage_{stage.number}/manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+    def _is_whole(self, stage: Stage) -> bool:
+        folder = self._folder(stage)
+        files = [folder / f"{name}_{kind}.safetensors" for name, kinds in self.context.task.normalizers.items() for kind in kinds]
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            for file in files:
+                with safe_open(file, "pt") as found:
+                    list(found.keys())
+        except (OSError, ValueError, RecursionError, SafetensorError):
+            return False
+        return isinstance(manifest, dict) and isinstance(manifest.get("teachers"), dict)
+
+
+def _teachers(stage: Stage) -> Iterable[str]:
+    """The names of a stage's teachers, once each."""
+    return dict.fromkeys(name for group in stage.groups for name in group.partition.teachers)

@@ -1,0 +1,143 @@
+"""Checkpoints and the model folder of a run, and how a run is filled from its last checkpoint."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..config import Settings, to_yaml, validate
+from ..engine.checkpoint import Checkpoint, disk_errors
+from ..errors import UserError
+from ..formats.folder import CARD_FILE, WEIGHTS_FILE, read_config, write_folder
+from ..network import Network, NetworkConfig, Normalizers, load_exactly
+from ..students.trained import merged
+from ..task import fold_normalizers
+from .setup import Context
+
+Count = Annotated[int, pydantic.Field(ge=0)]
+
+
+class Progress(Settings):
+    """What state.json of a checkpoint says beside its step: how far the run is."""
+
+    num_steps: Count
+    """Of the whole run."""
+    agreement: dict[str, dict[str, float]] = pydantic.Field(default_factory=dict)
+    """Held-out agreement as it was measured last."""
+    evaluated: Count | None = None
+    """The step at which it was measured."""
+    suite: Count | None = None
+    """The last step at which the suite was run."""
+    skipped_images: Count = 0
+    """Unreadable images that were met."""
+
+
+class Saving:
+    """Writes and reads the state of a run; one process writes."""
+
+    def __init__(self, context: Context, config: NetworkConfig, optimizer: torch.optim.Optimizer):
+        self.context, self.config, self.optimizer = context, config, optimizer
+        self.saved: int | None = None
+        """The step of the newest checkpoint."""
+
+    def save(self, step: int, progress: Progress) -> None:
+        """A checkpoint and the model folder; of a step that has a checkpoint already, `progress` and the model folder alone.
+
+        Raises UserError where the disk refuses, on every process; earlier checkpoints are whole then.
+        """
+        with self.context.log.phase_if_long(f"saving step {step}"):
+            self.context.processes.first_does(partial(self.write, step, progress))
+        self.saved = step
+
+    def write(self, step: int, progress: Progress) -> None:
+        """The same, on this process."""
+        checkpoints, task, ema = self.context.folder.checkpoints, self.context.task, self.context.ema
+        if step == self.saved:
+            checkpoints.note(step, progress.model_dump())
+        else:
+            tensors = {"task": task.state_dict()} | ({"ema": ema.average.state_dict()} if ema else {})
+            other = {"optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
+            checkpoints.save(step, tensors, other, progress.model_dump())
+        self.write_model(step, progress)
+
+    def write_model(self, step: int, progress: Progress) -> None:
+        """The model folder, on this process."""
+        recipe, folder = self.context.recipe, self.context.folder
+        notes = {"step": step, "num_steps": progress.num_steps, "data": self.context.feeds.description, "agreement": progress.agreement}
+        with disk_errors(folder.path):
+            write_folder(folder.model, self.config, self.folded_network(), notes | {"recipe": to_yaml(recipe)})
+
+    def complete(self, step: int, progress: Progress) -> None:
+        """Writes the model folder where it is missing or that of another step: a kill may come between a checkpoint and its model."""
+        if self.context.processes.first_does(lambda: step == model_step(self.context.folder.model)):
+            return
+        self.context.log.say(f"{self.context.folder.model}: missing or not of step {step}; written again")
+        self.context.processes.first_does(partial(self.write_model, step, progress))
+
+    def folded_network(self) -> Network:
+        """The network as it is exported: averaged weights where there are any, heads that predict raw teacher features."""
+        task, ema = self.context.task, self.context.ema
+        network = ema.average if ema else task.network
+        heads: dict[str, Any] = dict(copy.deepcopy(network.heads))
+        exported = Network(merged(network.student), heads, network.summary_slots, Normalizers(network.rotation))
+        fold_normalizers(task, exported)
+        return exported
+
+    def resume(self) -> tuple[int, Progress] | None:
+        """Fills everything from the last checkpoint; its step and progress, None where there is none.
+
+        Raises UserError, which names the file and what to do, where the checkpoint is damaged or of another network.
+        """
+        found = self.context.folder.checkpoints.load()
+        if found is None:
+            return None
+        progress = self._fit(found, "state.json", lambda: validate(Progress, found.state))
+        self._fit(found, "task.safetensors", lambda: load_exactly(self.context.task, self._tensors(found, "task"), "task"))
+        ema = self.context.ema
+        if ema is not None:
+            self._fit(found, "ema.safetensors", lambda: load_exactly(ema.average, self._tensors(found, "ema"), "ema"))
+        self._fit(found, "optimizer.pt", lambda: self._fill_optimizer(found.other))
+        self.saved = found.step
+        return found.step, progress
+
+    def _fill_optimizer(self, other: dict[str, Any]) -> None:
+        own = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for index, moments in other["optimizer"]["state"].items():
+            for name, value in moments.items():
+                if isinstance(value, Tensor) and value.ndim and value.shape != own[index].shape:
+                    raise ValueError(f"{name} of parameter {index} is {list(value.shape)}, not {list(own[index].shape)}")
+        self.optimizer.load_state_dict(other["optimizer"])
+        torch.set_rng_state(other["rng"])
+
+    @staticmethod
+    def _tensors(found: Checkpoint, name: str) -> dict[str, Tensor]:
+        if name not in found.tensors:
+            raise UserError("there is no such file")
+        return found.tensors[name]
+
+    @staticmethod
+    def _fit(found: Checkpoint, file: str, fill: Callable[[], Any]) -> Any:
+        try:
+            return fill()
+        except UserError as error:
+            raise found.refusal(file, "; ".join(error.problems)) from None
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise found.refusal(file, f"it is not what this run writes: {reason}") from None
+
+
+def model_step(folder: Path) -> int | None:
+    """The step whose weights a model folder has; None where it is not whole, or its files are of different steps."""
+    try:
+        with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+            step = int((file.metadata() or {}).get("step", "-1"))
+        training = read_config(folder).training
+    except (OSError, ValueError, SafetensorError):
+        return None
+    return step if training is not None and training.step == step and (folder / CARD_FILE).is_file() else None

@@ -1,0 +1,46 @@
+"""What is about to be run, in some lines at the start of the log."""
+
+import time
+from collections.abc import Iterable
+
+import torch
+
+from ..data import Feed, train_batches
+from .setup import Context
+
+LOADING_TRIAL = 32
+"""Images of which the speed of loading is measured at the start."""
+
+
+def introduce(context: Context, student_type: str, notes: Iterable[str]) -> None:
+    """Student, teachers, data and how fast they are read. notes: where the student's weights come from."""
+    network, device, log = context.task.network, context.processes.device, context.log
+    precision = str(context.autocast or torch.float32).removeprefix("torch.")
+    heads = sum(p.numel() for p in network.heads.parameters()) / 1e6
+    log.say(
+        f"student {student_type}: {sum(p.numel() for p in network.student.parameters()) / 1e6:.2f} M parameters, "
+        f"heads {heads:.2f} M; {context.processes.world_size} x {device}, {torch.get_num_threads()} threads, {precision}"
+    )
+    for name, teacher in context.task.teachers.items():
+        million = sum(p.numel() for p in teacher.parameters()) / 1e6
+        log.say(f"teacher {name}: {teacher.source}, {million:.2f} M parameters, licence {teacher.licence}")
+    unread = network.student.num_summaries - len({head.slot for head in network.heads.values() if head.summary is not None})
+    if unread:
+        log.warn(f"{unread} of the student's {network.student.num_summaries} summaries is read by no head")
+    for note in notes:
+        log.say(note)
+    if context.processes.is_first:
+        with log.phase("opening the data and measuring how fast they are read"):
+            found = f"data: {context.feeds.description}, {_loading_speed(context):.0f} images/s a core"
+        log.say(found)
+
+
+def _loading_speed(context: Context) -> float:
+    """Images/s that one core draws or reads and crops for the first partition."""
+    group = context.stages[0].groups[0]
+    alone = context.recipe.data.model_copy(update={"num_workers": 0})
+    batches = train_batches(alone, group.source, Feed(group.view_size, LOADING_TRIAL, group.seed))
+    next(batches)  # opens files and warms caches
+    begun = time.perf_counter()
+    next(batches)
+    return LOADING_TRIAL / (time.perf_counter() - begun)
