@@ -334,7 +334,7 @@ def test_a_part_of_random_weights(recipe):
 
 def test_a_damaged_record_of_the_network(recipe, finished):
     (finished / "network.json").write_text("{")
-    with pytest.raises(UserError, match=r"network\.json: not valid JSON"):
+    with pytest.raises(UserError, match=r"network\.json: line 1: not valid JSON .*; restore this file"):
         run_distill(recipe(*SHORT, "student.depth=2", f"out={finished}"))
 
 

@@ -80,7 +80,7 @@ class RunFolder:
             return validate(Beginning, read_json(file), f"{file}: ")
         except UserError as error:
             advice = "restore this file from a copy of the run, or give another out folder and start again"
-            raise UserError(*(f"{problem}; {advice}" for problem in error.problems)) from None
+            raise UserError(*(f"{problem.removesuffix('; copy or download it again')}; {advice}" for problem in error.problems)) from None
 
     def begin(self, recipe: Recipe, beginning: Beginning, lock: Lock) -> None:
         """Creates the folder, or makes it ready to resume; what a run that never saved a checkpoint left is cleared.

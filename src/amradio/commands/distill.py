@@ -1,13 +1,13 @@
 """`amradio distill`: runs or resumes a recipe."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from ..config import to_yaml
-from ..console import outlive_console
+from ..console import note, outlive_console
 from ..engine.distributed import Processes, autocast_dtype, failures_of_peers, find_device
 from ..engine.log import Log
 from ..errors import UserError
@@ -18,6 +18,8 @@ from ..students.base import Student
 from ..teachers.base import Teacher
 from ..training import Training, check_data, check_extras, check_sizes, describe_data, load_teachers
 from .tables import print_table
+
+Say = Callable[[str], None]
 
 
 def distill(recipe: Recipe, teachers: Mapping[str, Teacher] | None = None, student: Student | None = None) -> Path:
@@ -40,7 +42,7 @@ def _distill(recipe: Recipe, own: Mapping[str, Teacher], processes: Processes, s
     log = Log(aloud=processes.is_first)
     with folder.lock() as lock:
         processes.first_does(lambda: lock.take() if folder.is_run else None)
-        loaded, problems = _load(recipe, own, folder, log)
+        loaded, problems = _load(recipe, own, folder, log.say)
         met = list(dict.fromkeys(problem for found in processes.gather(problems) for problem in found))
         if met:
             raise UserError(*met, on_all_processes=True)
@@ -53,11 +55,11 @@ def _distill(recipe: Recipe, own: Mapping[str, Teacher], processes: Processes, s
     return folder.path
 
 
-def _load(recipe: Recipe, own: Mapping[str, Teacher], folder: RunFolder, log: Log) -> tuple[dict[str, Teacher], list[str]]:
+def _load(recipe: Recipe, own: Mapping[str, Teacher], folder: RunFolder, say: Say) -> tuple[dict[str, Teacher], list[str]]:
     """The teachers, and what stands against the run: all that can be found out before anything is written."""
     problems = folder.check(recipe)
-    with log.phase("looking at the data"):
-        problems += check_data(recipe) + check_extras(recipe)
+    say("looking at the data")
+    problems += check_data(recipe) + check_extras(recipe)
     problems += [
         f"teachers: '{name}' was passed, but the recipe has no teacher of that name and the type 'own'"
         for name in own
@@ -65,7 +67,7 @@ def _load(recipe: Recipe, own: Mapping[str, Teacher], folder: RunFolder, log: Lo
     ]
     loaded: dict[str, Teacher] = {}
     try:
-        loaded = load_teachers(recipe, own, log.say)
+        loaded = load_teachers(recipe, own, say)
     except UserError as error:
         problems += error.problems
     return loaded, problems
@@ -74,7 +76,7 @@ def _load(recipe: Recipe, own: Mapping[str, Teacher], folder: RunFolder, log: Lo
 def dry_run(recipe: Recipe) -> None:
     """Prints the resolved recipe, the teachers, the student and the data found; trains nothing and writes nothing."""
     device = find_device(recipe.engine.device)
-    loaded, problems = _load(recipe, {}, RunFolder(recipe.out), Log(aloud=True))
+    loaded, problems = _load(recipe, {}, RunFolder(recipe.out), note)
     if problems:
         raise UserError(*problems)
     with torch.device("cpu"):

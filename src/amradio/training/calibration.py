@@ -91,7 +91,8 @@ class Calibration:
 
     def _is_whole(self, stage: Stage) -> bool:
         folder = self._folder(stage)
-        files = [folder / f"{name}_{kind}.safetensors" for name, kinds in self.context.task.normalizers.items() for kind in kinds]
+        normalizers = self.context.task.normalizers.items()
+        files = [folder / f"{name}_{kind}.safetensors" for name, kinds in normalizers for kind in kinds]  # type: ignore[union-attr]
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             for file in files:
