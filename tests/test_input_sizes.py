@@ -19,12 +19,16 @@ from amradio.evaluation import EVALUATIONS, Bench, Result, measure
 from amradio.evaluation.inputs import describe
 from amradio.evaluation.predictors import predictors
 from amradio.evaluation.suite import plain
-from amradio.evaluation.tiling import Tiled
+from amradio.evaluation.tiling import Tiled, only_side
 from amradio.features import Features
 from amradio.model import Model
+from amradio.network import NetworkConfig
 from amradio.recipe import Recipe
+from amradio.students.base import Student
+from amradio.students.own import OwnSettings
 from amradio.teachers import ClipSettings, Dinov2Settings, SamSettings, Teacher
 from amradio.teachers.open_clip import OpenClipSettings
+from amradio.teachers.siglip import SiglipSettings
 
 KINDS = {settings.model_fields["type"].default: settings for settings in EVALUATIONS}
 Seen = dict[str, set[tuple[int, int]]]
@@ -240,12 +244,12 @@ def test_recognition_is_at_the_preferred_size_and_heads_of_others_are_named(teac
     seen, result = run(bench_of(teachers), "knn", database=data, queries=data, k=[1])
     assert seen["student"] == {(448, 448)}
     assert seen["teacher/sam"] == {(1024, 1024)}
-    assert [note for note in result.notes if "trained at" in note] == [
-        "student/sam was trained at 1024 px and is measured at 448 px, where most heads were trained"
-    ]
-    assert not [
-        note for note in run(bench_of(teachers), "knn", database=data, queries=data, k=[1], image_size=448)[1].notes if "trained" in note
-    ]
+    assert [note for note in result.notes if "trained at" in note] == ["trained at 1024 px and measured at 448 px: student/sam"]
+    chosen = run(bench_of(teachers), "knn", database=data, queries=data, k=[1], image_size=448)[1]
+    assert not [note for note in chosen.notes if "trained" in note], "the user said so"
+    small = bench_of(teachers, "stages=[{partitions: [{image_size: 448}]}]")
+    notes = run(small, "promptable_segmentation", **masks_of(photographs))[1].notes
+    assert "trained at 448 px and measured at 1024 px: student/sam" in notes
 
 
 def test_agreement_is_at_the_size_of_each_head_and_all_see_the_same_square(teachers, photographs) -> None:
@@ -313,9 +317,53 @@ def test_squares_overlap_and_what_they_share_is_averaged() -> None:
 
     images = torch.zeros(1, 3, 32, 48)
     images[..., 16:] = 1.0
-    found = Tiled(Colours()).encode(images, teacher)
+    found = Tiled(32, 8).encode(images, teacher)
     assert found.spatial[0, 0, :, 0].tolist() == [0.5, 0.5, 0.75, 0.75, 1.0, 1.0]
     assert found.summary.tolist() == [[0.75]]
+
+
+class Fixed(Student):
+    """Takes 48 x 48 px only, as some backbones of timm; the map is mean colours of cells of 16 px."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_size, self.summary_dim, self.spatial_dim, self.num_summaries = 16, 3, 3, 1
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def nearest_size(self, height: int, width: int) -> tuple[int, int]:
+        return 48, 48
+
+    def forward(self, images: Tensor, draws: Tensor | None = None) -> Features:
+        cells = torch.nn.functional.avg_pool2d(images, 16).permute(0, 2, 3, 1) * self.scale
+        return Features(cells.mean((1, 2)), cells)
+
+
+def test_a_student_of_one_square_size_is_not_squashed_either() -> None:
+    config = NetworkConfig(student=OwnSettings(), num_summaries=1, image_size=48)
+    call = predictors(Model(config, config.build(Fixed())), {}, None, "whole")["student"]
+    images = torch.rand(1, 3, 48, 96, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(call(images).spatial, torch.nn.functional.avg_pool2d(images, 16).permute(0, 2, 3, 1))
+    assert set(call.joint.recorded.sizes) == {(48, 48)}
+
+
+@pytest.mark.parametrize(
+    ("legal", "side"),
+    [
+        (lambda height, width: (224, 224), 224),
+        (lambda height, width: (224, 256), None),
+        (lambda height, width: (max(14, height // 14 * 14), max(14, width // 14 * 14)), None),
+    ],
+)
+def test_the_only_side_is_found(legal, side) -> None:
+    assert only_side(legal) == side
+
+
+def test_cells_that_do_not_fill_the_square(tmp_path) -> None:
+    """SigLIP at 384 px with patches of 14 px has 27 cells; what is left over at the edges is lost, as in the original."""
+    teacher = SiglipSettings(model=str(tiny.tiny_siglip(tmp_path, 30, 8))).build()
+    call = predictors(None, {"x": teacher}, None, "whole")["teacher/x"]
+    assert call(torch.rand(1, 3, 30, 60)).spatial.shape[1:3] == (3, 7)
+    assert set(call.joint.recorded.sizes) == {(30, 30)}
 
 
 def test_recognition_shows_the_centre_to_clips_and_squares_are_not_squashed(tmp_path) -> None:

@@ -185,16 +185,15 @@ def measure(settings: EvaluationSettings, evaluation: Evaluation, bench: Bench) 
 
 
 def _strangers(settings: EvaluationSettings, bench: Bench, inputs: Mapping[str, Counts]) -> list[str]:
-    """A note on heads that were trained at another size than the one that the student prefers, and are measured at that."""
+    """Notes on heads that are measured at another size than they were trained at, where the user named none."""
     if bench.model is None or settings.image_size or bench.image_size:
         return []
-    config = bench.model.config
-    others = {name: head.image_size for name, head in config.heads.items() if f"student/{name}" in inputs and head.image_size}
-    return [
-        f"student/{name} was trained at {size} px and is measured at {config.image_size} px, where most heads were trained"
-        for name, size in others.items()
-        if size != config.image_size and describe(inputs[f"student/{name}"]).removesuffix("+") == str(config.image_size)
-    ]
+    found: dict[tuple[int, str], list[str]] = {}
+    for name, head in bench.model.config.heads.items():
+        px = describe(inputs.get(f"student/{name}", {})).removesuffix("+")
+        if head.image_size is not None and px.isdigit() and int(px) != head.image_size:
+            found.setdefault((head.image_size, px), []).append(f"student/{name}")
+    return [f"trained at {size} px and measured at {px} px: {', '.join(rows)}" for (size, px), rows in found.items()]
 
 
 def chosen(settings: EvaluationSettings, bench: Bench) -> Predict:

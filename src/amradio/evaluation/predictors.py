@@ -11,13 +11,13 @@ from ..features import Features
 from ..model import Model
 from ..teachers.base import Teacher, resize
 from .inputs import Counts, Recorded
-from .tiling import Tiled
+from .tiling import Tiled, only_side
 
 Answer = TypeVar("Answer")
 View = Literal["crop", "square", "whole"]
 """crop: the model's own pipeline for recognition (short side, central square; `Teacher.prepare`). square: the central square, resized to
 each model's size, as in training: all models see the same. whole: all of the image with its aspect, so that the map covers the image from
-edge to edge; teachers of one square size see it in overlapping squares (`Tiled`)."""
+edge to edge; models of one square size see it in overlapping squares (`Tiled`)."""
 Sizes = int | Mapping[str, int] | None
 """px of the short side of the views: one for all rows, or by the name of the row; None, or a row without one: the size to prefer."""
 LONGEST = 4
@@ -43,7 +43,7 @@ class Joint:
         view: equal for equal preparations of this model, so that features can be kept under it.
         """
         self.recorded = Recorded(model)
-        encode = self.recorded if tiled is None else partial(tiled.encode, teacher=self.recorded)
+        encode = self.recorded if tiled is None else partial(tiled.encode, model=self.recorded)
         self._prepare, self._encode = _Last(prepare), _Last(encode)
         self.view, self.autocast = view, autocast
 
@@ -100,12 +100,14 @@ def predictors(
         for name in ("student", *(f"student/{head}" for head in model.heads)):
             size = _size(sizes, name, model)
             if size not in joints:
-                joints[size] = Joint(_student_view(model, size, view), model, (view, size), autocast)
+                tiled = _tiled(view, model.nearest_size, model.patch_size)
+                prepare = tiled.prepare if tiled else _student_view(model, size, view)
+                joints[size] = Joint(prepare, model, (view, size), autocast, tiled)
             head = name.removeprefix("student").removeprefix("/")
             found[name] = Predictor(joints[size], model.network.heads[head] if head else None)
     for name, teacher in teachers.items():
         size = _size(sizes, f"teacher/{name}", model)
-        tiled = Tiled(teacher) if view == "whole" and teacher.input_size is not None else None
+        tiled = _tiled(view, teacher.size_for, teacher.patch_size)
         seen = (view, None if view == "crop" else size)
         prepare = tiled.prepare if tiled else _teacher_view(teacher, size, view)
         found[f"teacher/{name}"] = Predictor(Joint(prepare, teacher, seen, autocast, tiled))
@@ -115,6 +117,12 @@ def predictors(
 def inputs_of(predict: Predict) -> dict[str, Counts]:
     """{row: sizes of the images that its model has received so far}; plain functions have none."""
     return {name: dict(call.joint.recorded.sizes) for name, call in predict.items() if isinstance(call, Predictor)}
+
+
+def _tiled(view: View, legal: Callable[[int, int], tuple[int, int]], patch_size: int) -> Tiled | None:
+    """Squares for the whole views of a model that takes no other size."""
+    side = only_side(legal) if view == "whole" else None
+    return Tiled(side, patch_size) if side is not None else None
 
 
 def _size(sizes: Sizes, row: str, model: Model | None) -> int | None:

@@ -1,4 +1,4 @@
-"""Whole images for teachers of one square size: overlapping squares, whose maps are put together."""
+"""Whole images for models of one square size: overlapping squares, whose maps are put together."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,46 +6,54 @@ import torch
 from torch import Tensor
 
 from ..features import Features
-from ..teachers.base import Teacher, resize
+from ..teachers.base import resize
 
 LONGEST = 16
-"""An image that is longer than this many times its short side is squashed to that: each square of it costs a pass of the teacher."""
+"""An image that is longer than this many times its short side is squashed to that: each square of it costs a pass of the model."""
+FAR = 2**14
+"""px beyond every size that a model takes at most."""
 STRIDE = (2, 3)
 """Squares begin two thirds of their side from one another, as the windows of AM-RADIO's segmentation do."""
 
 
+def only_side(legal: Callable[[int, int], tuple[int, int]]) -> int | None:
+    """px of the only legal input, a square; None where there are several. legal: (height, width) -> the nearest legal size."""
+    found = {legal(1, 1), legal(FAR, FAR // 2), legal(FAR // 2, FAR)}
+    height, width = found.pop()
+    return height if not found and height == width else None
+
+
 class Tiled:
-    """A teacher of one square size on whole images: overlapping squares along the long side, their maps put together.
+    """A model of one square size on whole images: overlapping squares along the long side, their maps put together.
 
     Where squares overlap, features are averaged; what a linear probe makes of the mean is the mean of what it makes of each.
     """
 
-    def __init__(self, teacher: Teacher):
-        """teacher: one with an `input_size`."""
-        assert teacher.input_size is not None
-        self.side, self.patch_size = teacher.input_size, teacher.patch_size
+    def __init__(self, side: int, patch_size: int):
+        """side: px of the model's input; patch_size: px of a cell of its map."""
+        self.side, self.patch_size = side, patch_size
         self.stride = max(1, self.side * STRIDE[0] // STRIDE[1] // self.patch_size)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] of any size -> the short side at the teacher's size, the long one that and a multiple of its patch."""
+        """[B, 3, H, W] of any size -> the short side at the model's size, the long one that and a multiple of its patch."""
         height, width = images.shape[-2:]
         short, long = min(height, width), max(height, width)
         extra = round(self.side * (min(long / short, LONGEST) - 1) / self.patch_size) * self.patch_size
         return resize(images, (self.side + extra, self.side) if height > width else (self.side, self.side + extra))
 
-    def encode(self, images: Tensor, teacher: Callable[[Tensor], Features]) -> Features:
+    def encode(self, images: Tensor, model: Callable[[Tensor], Features]) -> Features:
         """Features of what `prepare` returns: the mean summary of the squares [B, D], and a map [B, h, w, D] from edge to edge.
 
-        teacher: squares [B, 3, input_size, input_size] -> features.
+        model: squares [B, 3, side, side] -> features.
         """
         height, width = images.shape[-2:]
         if height == width:
-            return teacher(images)
+            return model(images)
         is_high = height > width
         cells = (max(height, width) - self.side) // self.patch_size
         begins = starts(cells + 1, 1, self.stride)
         places = [slice(cell * self.patch_size, cell * self.patch_size + self.side) for cell in begins]
-        found = [teacher((images[..., place, :] if is_high else images[..., place]).contiguous()) for place in places]
+        found = [model((images[..., place, :] if is_high else images[..., place]).contiguous()) for place in places]
         summaries = [each.summary for each in found if each.summary is not None]
         maps = [each.spatial for each in found if each.spatial is not None]
         summary = torch.stack(summaries).mean(0) if summaries else None
