@@ -12,6 +12,7 @@ from .errors import UserError, shown
 from .features import Features
 from .heads import HEADS, Head
 from .heads.names import head_name_problem as find_problem
+from .memory import gib, machine_memory
 from .students import STUDENTS
 from .students.base import Aggregation, Student, block_numbers
 from .students.settings import AllSettings
@@ -20,6 +21,8 @@ Slot = Annotated[int, pydantic.Field(ge=0, lt=1024)]
 """Which of a student's summaries."""
 Measured = Annotated[float, pydantic.Field(allow_inf_nan=True)]
 """A result, which may be no number where a model failed."""
+WEIGHT_BYTES, TRAINED_BYTES = 4, 16
+"""Bytes of a parameter in float32: alone, and with its gradient and AdamW's two averages."""
 
 
 def head_name_problem(name: str) -> str | None:
@@ -106,12 +109,31 @@ class NetworkConfig(Settings):
 
         own: the student of type `own`, an object of the user's; UserError where there is none, or it does not suit.
         """
+        self.check_memory()
         student = self.student.build(self.num_summaries) if own is None else self._check(own)
         heads = {name: _build_head(head, student) for name, head in self.heads.items()}
         rotation = Rotation(student.spatial_dim) if self.rotates else None
         depth, shares = len(student.blocks_in_order()), self.normalizes_blocks == "shared"
         between = BlockNormalizer(depth, student.spatial_dim, shares) if self.normalizes_blocks else None
         return Network(student, heads, self.summary_slots, Normalizers(rotation, between))
+
+    def check_memory(self, bytes_each: int = WEIGHT_BYTES) -> None:
+        """Raises UserError where the parameters need more memory than this machine has; builds them without memory to count them.
+
+        bytes_each: `WEIGHT_BYTES` or `TRAINED_BYTES`. Of students of type `timm` and `own`, whose sizes are no settings, only heads count.
+        """
+        fresh = self.without_start().student
+        with torch.device("meta"):
+            student: Student | _Widths = _Widths() if fresh.type in ("timm", "own") else fresh.build(self.num_summaries)
+            heads = [_build_head(head, student) for head in self.heads.values()]
+        parts = [*heads, *([student] if isinstance(student, Student) else [])]
+        count = sum(tensor.numel() for part in parts for tensor in (*part.parameters(), *part.buffers()))
+        if count * bytes_each > machine_memory():
+            parts_of = "weights" if bytes_each == WEIGHT_BYTES else "weights, gradients and the optimizer's averages"
+            raise UserError(
+                f"student and heads: {count / 1e6:,.0f} M parameters, whose {parts_of} need {gib(count * bytes_each)}; this machine has "
+                f"{gib(machine_memory())}; take a smaller student (student.size, dim, depth, max_image_size) or smaller heads (hidden_dim)"
+            )
 
     def _check(self, own: Student) -> Student:
         problems: list[str] = []
@@ -134,7 +156,14 @@ class NetworkConfig(Settings):
         return self.model_copy(update={"student": self.student.model_copy(update=fresh)})
 
 
-def _build_head(config: HeadConfig, student: Student) -> Head:
+class _Widths(NamedTuple):
+    """Channels of a student that is not built, for an estimate."""
+
+    summary_dim: int = 1024
+    spatial_dim: int = 1024
+
+
+def _build_head(config: HeadConfig, student: Student | _Widths) -> Head:
     summary = config.summary and config.summary.head.build(student.summary_dim, config.summary.dim)
     spatial = config.spatial and config.spatial.head.build(student.spatial_dim, config.spatial.dim)
     return Head(summary, spatial, config.slot, student.summary_dim)

@@ -1,5 +1,6 @@
 """The recipe: the whole run as one tree of settings, composed of each room's own."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -16,6 +17,7 @@ from .heads import HEADS, MlpHeadSettings
 from .heads.names import head_name_problem
 from .later import Later
 from .losses import LossSettings
+from .memory import gib, machine_memory
 from .model_student import ModelStudentSettings
 from .normalize import NormalizeSettings
 from .students import STUDENTS
@@ -174,6 +176,26 @@ class Recipe(Settings):
         """Every partition of every stage, by key."""
         return [(f"stages.{s}.partitions.{p}", found) for s, stage in enumerate(self.stages) for p, found in enumerate(stage.partitions)]
 
+    def memory_problems(self, world_size: int) -> list[str]:
+        """Batches that this machine's memory cannot hold, one sentence each: two of uint8 in loading, one of float32 in the step."""
+        problems = []
+        for key, settings in self.partitions():
+            images = math.ceil(settings.batch_size / world_size)
+            view = max(settings.view_size or 0, settings.image_size)
+            seen = math.ceil(images / self.engine.accumulate)
+            needed = images * view**2 * 3 * 2 + seen * settings.image_size**2 * 3 * 4
+            if needed > machine_memory():
+                problems.append(
+                    f"{key}: {images:,} images of {view:,} px a process need {gib(needed)}, this machine has {gib(machine_memory())}; "
+                    "take a smaller batch_size, image_size or view_size, or more processes"
+                )
+        return problems
+
+    @property
+    def student_is_random(self) -> bool:
+        """Whether the student begins with no weights from elsewhere."""
+        return self.student.type not in ("own", "model") and self.student.model_dump().get("start_from") is None
+
     @property
     def num_steps(self) -> int:
         """Optimizer updates of the whole run."""
@@ -194,7 +216,10 @@ class Recipe(Settings):
         own: the student of type `own`, an object of the user's.
         Raises UserError where the model that it goes on from cannot be read or does not fit, or the part to be trained is not there.
         """
+        from torch import cuda
+
         from .beginning import begin_again, begin_fresh, begin_from
+        from .network import TRAINED_BYTES, WEIGHT_BYTES
 
         if stored is not None:
             return begin_again(stored, self.student.train, own)
@@ -203,7 +228,10 @@ class Recipe(Settings):
                 raise UserError("student: an object was passed, but the student is of type 'model'; drop one of both")
             model = self.student.read()
             return begin_from(model, self._plan(model.config, teachers), self.student.path, self.student.train)
-        return begin_fresh(self.network(teachers), self.student.train, own)
+        config = self.network(teachers)
+        on_cpu = self.engine.device == "cpu" or (self.engine.device == "auto" and not cuda.is_available())
+        config.check_memory(TRAINED_BYTES if on_cpu else WEIGHT_BYTES)
+        return begin_fresh(config, self.student.train, own)
 
     def network(self, teachers: Mapping[str, "Teacher"]) -> "NetworkConfig":
         """The student with one head per teacher, for every kind that the teacher has and that has a weight."""

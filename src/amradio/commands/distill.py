@@ -1,6 +1,7 @@
 """`amradio distill`: runs or resumes a recipe."""
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -51,12 +52,17 @@ def _distill(recipe: Recipe, own: Mapping[str, Teacher], processes: Processes, s
         if processes.is_first:
             log.open(folder.path, recipe.engine.track)
         training.introduce()
+        for note in _few_images(recipe) if processes.is_first else ():
+            training.log.warn(note)
         training.run()
     return folder.path
 
 
 def _load(recipe: Recipe, own: Mapping[str, Teacher], folder: RunFolder, say: Say) -> tuple[dict[str, Teacher], list[str]]:
     """The teachers, and what stands against the run: all that can be found out before anything is written."""
+    problems = recipe.memory_problems(int(os.environ.get("WORLD_SIZE", "1")))
+    if problems:
+        return {}, problems
     problems = folder.check(recipe)
     say("looking at the data")
     problems += check_data(recipe) + check_extras(recipe)
@@ -79,8 +85,9 @@ def dry_run(recipe: Recipe) -> None:
     loaded, problems = _load(recipe, {}, RunFolder(recipe.out), note)
     if problems:
         raise UserError(*problems)
-    with torch.device("cpu"):
-        begun = recipe.begin(loaded, RunFolder(recipe.out).beginning())
+    stored = RunFolder(recipe.out).beginning()
+    with torch.device("meta" if stored is None and recipe.student_is_random else "cpu"):  # its size costs nothing where nothing is read
+        begun = recipe.begin(loaded, stored)
     network = begun.network
     problems = check_sizes(recipe, network, 1)
     if problems:
@@ -108,8 +115,20 @@ def dry_run(recipe: Recipe) -> None:
     print_table("Network", ("part", "M parameters", "patch", "summaries", "channels"), rows)
     print("\n".join(begun.notes), end="\n" if begun.notes else "")
     print_table("Data", ("key", "found"), list(describe_data(recipe).items()))
+    print("".join(f"warning: {note}\n" for note in _few_images(recipe)), end="")
     precision = autocast_dtype(recipe.engine.precision, device) or torch.float32
     print(f"{recipe.num_steps} steps on {device} in {str(precision).removeprefix('torch.')} would be written to {recipe.out}")
+
+
+def _few_images(recipe: Recipe) -> Iterator[str]:
+    """The partitions whose batch is larger than their data."""
+    for key, settings in recipe.partitions():
+        count = recipe.data.open_train(settings.source or recipe.data.train).count(settings.batch_size)
+        if count < settings.batch_size:
+            yield (
+                f"{key}.batch_size: {settings.batch_size:,} images a step of data with {count:,}, so that a step holds an image several "
+                "times; take a smaller batch_size or more images"
+            )
 
 
 def _millions(module: torch.nn.Module) -> str:

@@ -1,0 +1,61 @@
+"""What cannot fit into this machine's memory is refused by an estimate before it is built."""
+
+import time
+
+import pytest
+
+import amradio.network
+import amradio.recipe
+from amradio.__main__ import main
+from amradio.config import validate
+from amradio.errors import UserError
+from amradio.memory import gib, machine_memory
+from amradio.network import NetworkConfig
+
+BASE = ("data.train={type: scenes, length: 4}", "teachers={clip: {type: embedded, name: clip}}", "data.num_workers=0", "engine.device=cpu")
+SMALL = (
+    "student={type: vit, size: tiny, depth: 1, max_image_size: 128}",
+    "stages=[{steps: 2, partitions: [{image_size: 64, batch_size: 2}]}]",
+)
+
+
+def test_this_machine_has_some():
+    assert 1 << 28 < machine_memory() < 1 << 50
+    assert gib(3 << 29) == "1.5 GiB"
+
+
+@pytest.mark.parametrize(
+    ("word", "what"),
+    [
+        ("student={type: vit, size: tiny, dim: 100000, num_heads: 100}", "M parameters"),
+        ("student={type: vit, size: tiny, max_image_size: 65536, patch_size: 1}", "M parameters"),
+        ("student={type: eradio, size: tiny, dim: 80000}", "M parameters"),
+        ("heads.spatial={type: mlp, hidden_dim: 100000, num_inner: 900}", "M parameters"),
+        ("stages.0.partitions.0.batch_size=1000000000", "1,000,000,000 images of 64 px"),
+        ("stages.0.partitions.0.view_size=65536", "2 images of 65,536 px"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_it_is_built(capsys, monkeypatch, tmp_path, word, what):
+    for module in (amradio.network, amradio.recipe):
+        monkeypatch.setattr(module, "machine_memory", lambda: 16 << 30)
+    start = time.perf_counter()
+    code = main(["distill", *BASE, *SMALL, word, f"out={tmp_path / 'run'}", "--dry-run"])
+    assert code == 2
+    assert time.perf_counter() - start < 60
+    (problem,) = capsys.readouterr().err.splitlines()
+    assert what in problem
+    assert "this machine has 16.0 GiB" in problem
+
+
+def test_a_model_folder_is_measured_before_it_is_built():
+    student = {"type": "vit", "size": "tiny", "dim": 100000, "num_heads": 1000}
+    with pytest.raises(UserError, match="whose weights need"):
+        validate(NetworkConfig, {"student": student, "num_summaries": 1}).build()
+
+
+def test_a_batch_larger_than_the_data_warns(capsys, tmp_path):
+    words = [*BASE, *SMALL, "stages.0.partitions.0.batch_size=6", f"out={tmp_path / 'run'}", "--dry-run"]
+    assert main(["distill", *words]) == 0
+    assert "warning: stages.0.partitions.0.batch_size: 6 images a step of data with 4" in capsys.readouterr().out
+    assert main(["distill", *words, "stages.0.partitions.0.batch_size=4"]) == 0
+    assert "warning" not in capsys.readouterr().out
