@@ -25,7 +25,7 @@ __all__ = [
 LARGE = 2**24
 """Pixels (4096 x 4096) above which a picture whose format cannot be decoded at a smaller size is averaged over blocks, strip by strip,
 where a smaller one will do: what is held beside Pillow's own copy stays below 50 MiB."""
-STRIP = 2**22
+STRIP = 2**20
 """Pixels that are converted at a time."""
 
 Box = tuple[int, int, int, int]
@@ -104,17 +104,22 @@ def _whole(image: Image.Image, least: int | None, most: int | None) -> np.ndarra
     return _turned(_pixels(image, factor), turn)
 
 
-def _pixels(image: Image.Image, factor: int) -> np.ndarray:
-    """uint8 [H / factor, W / factor, 3] RGB as stored, averaged over blocks of `factor` px; converted strip by strip where it is large."""
-    if factor == 1 and image.width * image.height <= STRIP:
+def _pixels(image: Image.Image, factor: int, part: Box | None = None) -> np.ndarray:
+    """uint8 [H / factor, W / factor, 3] RGB of a part as stored (None: the whole), averaged over blocks of `factor` px.
+
+    A large one is converted strip by strip.
+    """
+    left, top, right, bottom = part or (0, 0, *image.size)
+    width, height = right - left, bottom - top
+    if factor == 1 and part is None and width * height <= STRIP:
         return np.asarray(_to_rgb(image))
     image.load()
-    found = np.empty((-(-image.height // factor), -(-image.width // factor), 3), dtype=np.uint8)
-    rows = max(1, STRIP // image.width // factor) * factor
-    for top in range(0, image.height, rows):
-        strip = _to_rgb(image.crop((0, top, image.width, min(top + rows, image.height))))
+    found = np.empty((-(-height // factor), -(-width // factor), 3), dtype=np.uint8)
+    rows = max(1, STRIP // width // factor) * factor
+    for row in range(0, height, rows):
+        strip = _to_rgb(image.crop((left, top + row, right, min(top + row + rows, bottom))))
         strip = strip.reduce(factor) if factor > 1 else strip
-        found[top // factor : top // factor + strip.height] = np.asarray(strip)
+        found[row // factor : row // factor + strip.height] = np.asarray(strip)
     return found
 
 
@@ -145,9 +150,9 @@ def _cropped(image: Image.Image, choose: Callable[[int, int], Box], size: int, f
 def _cut_out(image: Image.Image, box: tuple[float, ...], size: int) -> tuple[Image.Image, tuple[float, float, float, float]]:
     """Of a large picture the part alone, averaged over blocks as far as the resize to `size` px does so itself; and the box within it."""
     left, top = math.floor(box[0]), math.floor(box[1])
-    part = image.crop((left, top, min(image.width, math.ceil(box[2])), min(image.height, math.ceil(box[3]))))
-    factor = max(1, int(min(part.size) / size / 3))
-    cut = Image.fromarray(_pixels(part, factor))
+    part = (left, top, min(image.width, math.ceil(box[2])), min(image.height, math.ceil(box[3])))
+    factor = max(1, int(min(part[2] - left, part[3] - top) / size / 3))
+    cut = Image.fromarray(_pixels(image, factor, part))
     x0, y0, x1, y1 = (edge / factor for edge in (box[0] - left, box[1] - top, box[2] - left, box[3] - top))
     return cut, (x0, y0, min(x1, cut.width), min(y1, cut.height))
 

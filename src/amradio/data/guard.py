@@ -81,6 +81,8 @@ def guarded(data: Encoded, read: Callable[[Image.Image], Found], formats: tuple[
             return _opened(data, read, formats)
         except UnreadableError:
             raise
+        except Image.DecompressionBombError:
+            raise UnreadableError(f"it has more than the limit of {MAX_PIXELS:,} pixels") from None
         except MemoryError:
             raise UnreadableError("there is not enough memory to decode it") from None
         except Exception as error:  # Pillow's readers raise nearly anything on broken input
@@ -101,7 +103,7 @@ def _opened(data: bytes, read: Callable[[Image.Image], Found], formats: tuple[st
 def check_area(image: Image.Image) -> None:
     """Raises UnreadableError where a picture, of which only the header was read, has too many pixels."""
     if image.width * image.height > MAX_PIXELS:
-        raise UnreadableError(f"{image.width}x{image.height} px are more than the limit of {MAX_PIXELS:,} pixels")
+        raise UnreadableError(f"it has more than the limit of {MAX_PIXELS:,} pixels: {image.width}x{image.height}")
 
 
 def _reason(error: Exception, data: bytes, formats: tuple[str, ...]) -> str:

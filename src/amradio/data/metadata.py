@@ -35,7 +35,8 @@ def _png(data: bytes, keep_exif: bool) -> bytes:
 
 
 def _jpeg(data: bytes, keep_exif: bool) -> bytes:
-    """All segments but APP1 to APP13, APP15 and comments; APP14 states the colours (ITU T.81, B.1.1)."""
+    """All segments but APP1 to APP13, APP15, comments, and those of JFIF (APP0) and Adobe (APP14: the colours) that are too short to be
+    one (ITU T.81, B.1.1)."""
     kept, at = [data[:2]], 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -47,7 +48,8 @@ def _jpeg(data: bytes, keep_exif: bool) -> bytes:
         length = struct.unpack_from(">H", data, at + 2)[0]
         segment = data[at : at + 2 + length]
         is_exif = marker == 0xE1 and segment[4:10] == b"Exif\0\0" and keep_exif
-        if is_exif or not (0xE1 <= marker <= 0xED or marker in (0xEF, 0xFE)):
+        is_short = length < {0xE0: 16, 0xEE: 14}.get(marker, 2)
+        if is_exif or not (is_short or 0xE1 <= marker <= 0xED or marker in (0xEF, 0xFE)):
             kept.append(segment)
         at += 2 + length
     return b"".join((*kept, data[at:]))

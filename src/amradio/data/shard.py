@@ -95,6 +95,9 @@ def _archives(file: _Bounded, passed: PassedOver) -> Iterator[tarfile.TarFile]:
             passed.add("data behind the end of the archive that is no tar", f"byte {start:,}")
             return
         yield archive
+        if start and archive.offset == start:
+            passed.add("data behind the end of the archive that is no tar", f"byte {start:,}")
+            return
         file.seek(archive.offset)
         if any(file.read(tarfile.BLOCKSIZE) or b"?"):  # tarfile takes a bad header for the end, which is a block of zeros
             raise tarfile.ReadError("it is cut off, or damaged")

@@ -105,8 +105,12 @@ class WebDataset(Source):
         self._noted: set[int] = set()
 
     def describe(self) -> str:
-        """`100 tar shards in /path`."""
-        return f"{len(self.shards):,} tar shard{'s' * (len(self.shards) != 1)} in {shown(self.root)}"
+        """`100 tar shards in /path`; where they were counted already, `12,345 images of 100 tar shards in /path`."""
+        shards = f"{len(self.shards):,} tar shard{'s' * (len(self.shards) != 1)} in {shown(self.root)}"
+        walk = self._walks.get(None)
+        if walk is None or len(walk.shards) < len(self.shards):
+            return shards
+        return f"{walk.total():,} image{'s' * (walk.total() != 1)} of {shards}"
 
     def count(self, limit: int | None = None) -> int:
         """How many images there are; reads headers until `limit` is reached."""
