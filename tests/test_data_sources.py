@@ -306,6 +306,35 @@ def test_a_mixture_with_one_broken_source_is_an_error(tmp_path):
         check(settings)
 
 
+def test_a_mixture_without_weights_is_by_size(tmp_path):
+    sources = {"files": make_folder(tmp_path / "files", 30), "drawn": ScenesSettings(length=60), "few": ScenesSettings(length=10, seed=1)}
+    mixed = MixtureSettings(sources=sources).build()
+    assert mixed.weights == {"files": 30, "drawn": 60, "few": 10}
+    names = [mixed.key(mixed.drawn(ORDER, position)).partition("/")[0] for position in range(10_000)]
+    assert [names.count(name) for name in sources] == [3000, 6000, 1000]
+    assert mixed.describe().startswith("0.3 of 30 images")
+    recipe = validate(DataSettings, {"train": {"type": "mixture", "sources": {"a": {"type": "scenes"}}, "weights": None}})
+    assert recipe.train.weights is None
+
+
+def test_a_small_source_beside_a_huge_one_still_comes():
+    sources = {"huge": ScenesSettings(length=10**9), "small": ScenesSettings(length=10, seed=1), "one": ScenesSettings(length=1, seed=2)}
+    mixed = MixtureSettings(sources=sources).build()
+    names = [mixed.drawn(ORDER, position)[0] for position in range(10_000)]
+    assert [names.count(name) for name in sources] == [9998, 1, 1]
+
+
+def test_sizes_that_are_unknown_are_refused_by_name(tmp_path):
+    shards = {name: make_shards(tmp_path / name) for name in ("a", "b")}
+    state_counts(tmp_path / "a", (7, 5, 9, 3))
+    settings = MixtureSettings(sources={**shards, "drawn": ScenesSettings(length=24)})
+    with pytest.raises(UserError, match=r"^b: how many images it has is unknown .* give weights") as error:
+        settings.build()
+    assert len(error.value.problems) == 1
+    state_counts(tmp_path / "b", (7, 5, 9, 3))
+    assert settings.build().weights == {"a": 24, "b": 24, "drawn": 24}
+
+
 # --- scenes
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 def is_synset(folder: str) -> bool:
     """Whether a folder is called after a noun of WordNet 3.0: `n` and eight digits."""
-    return re.fullmatch(r"n\d{8}", folder) is not None
+    return re.fullmatch(r"n[0-9]{8}", folder) is not None
 
 
 def synset_names(synsets: Iterable[str]) -> dict[str, str]:
