@@ -294,7 +294,7 @@ def test_the_command(model_folder, photos, tmp_path, capsys):
     [
         ({"heads": ["clap"]}, "there is no head 'clap'; did you mean 'clip'"),
         ({"heads": ["sam"]}, "'sam' has no summary, and maps are left out; ask for spatial pooled or full"),
-        ({"spatial": "mean"}, "spatial: input should be 'none', 'pooled' or 'full'"),
+        ({"spatial": "mean"}, "spatial: should be 'none', 'pooled' or 'full'"),
         ({"batchsize": 3}, "batchsize: there is no such key; did you mean 'batch_size'"),
         ({"image_size": 0}, "image_size"),
         ({"device": "warp"}, "'warp' is not a device"),
