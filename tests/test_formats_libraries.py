@@ -333,7 +333,7 @@ def test_cut_files_of_a_radio_model_are_refused(tmp_path: Path) -> None:
         amradio.load(folder)
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"index\.json: found list; it holds an object"):
+    with pytest.raises(UserError, match=r"index\.json: an object is expected, found a list"):
         amradio.load(folder)
 
 

@@ -171,7 +171,11 @@ def test_it_begins_with_the_weights_of_a_file(tmp_path: Path) -> None:
     assert small.trunk.pos_embed.shape[1] == 1 + 16
     again = build(model="test_vit", start_from=str(tmp_path / "weights.safetensors"), summaries="per_teacher")
     torch.testing.assert_close(again(photo()).spatial, student(photo()).spatial, rtol=0, atol=0)
-    for wrong, said in (("nothing.safetensors", "there is no such file"), ("convnext.bin", "is neither 'hub' nor"), ("", "no such file")):
+    for wrong, said in (
+        ("nothing.safetensors", "there is no such file"),
+        ("convnext.bin", "give 'hub', a .safetensors file or"),
+        ("", "no such file"),
+    ):
         with pytest.raises(UserError, match=said):
             build(model="test_vit", start_from=str(tmp_path / wrong) if wrong else str(tmp_path))
     half = {name: tensor for name, tensor in other.state_dict().items() if not name.startswith("blocks.5")}

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Literal
 
 from .config import UserPath
 from .errors import UserError
-from .files import user_path
 from .students.settings import TrainedSettings
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ class ModelStudentSettings(TrainedSettings):
         from . import formats
 
         try:
-            found = formats.read(user_path(self.path), self.align_corners)
+            found = formats.read(self.path, self.align_corners)
         except UserError as error:
             raise UserError(*(f"student.path: {problem}" for problem in error.problems)) from None
         student = found.config.student

@@ -1,6 +1,6 @@
 """The network that is trained and handed over: one student and a head per teacher."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple, Self, cast
 
 import pydantic
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import Pixels, Settings, Width, one_of
-from .errors import UserError, shown
+from .errors import UserError, brief, shown
 from .features import Features
 from .heads import HEADS, Head
 from .heads.names import head_name_problem as find_problem
@@ -90,8 +90,17 @@ class NetworkConfig(Settings):
     """Name and format of the foreign file that the model was read from, where it was."""
 
     @pydantic.model_validator(mode="after")
-    def _heads_have_names(self) -> Self:
+    def _consistent(self) -> Self:
         problems = [f"heads.{shown(name[:60])}: {problem}" for name in self.heads if (problem := head_name_problem(name))]
+        count = 1 if self.student.shares_summary else self.num_summaries
+        problems += [
+            f"heads.{name}.slot: {head.slot} of {count} summaries, which count from 0; give one that is there"
+            for name, head in self.heads.items()
+            if head.summary is not None and head.slot >= count
+        ]
+        slots = self.summary_slots
+        if slots is not None and (not slots or len(slots) > count or not all(0 <= slot < count for slot in slots)):
+            problems.append(f"summary_slots: {brief(slots)} of {count} summaries, which count from 0; name each that is there at most once")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -315,16 +324,7 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], where: str, name
     name: spells a key of the module as the file does, for messages. Raises UserError that names every missing, left-over and misshapen
     key (at most 10 each).
     """
-    own = module.state_dict()
-    missing = [name(key) for key in own if key not in weights]
-    extra = [name(key) for key in weights if key not in own]
-    both = [key for key in own if key in weights and weights[key].shape != own[key].shape]
-    shapes = [f"{name(key)} is {list(weights[key].shape)}, not {list(own[key].shape)}" for key in both]
-    found = [
-        f"{where}: {what}: {', '.join(keys[:10])}{f' and {len(keys) - 10} more' if len(keys) > 10 else ''}"
-        for what, keys in (("missing", missing), ("not known", extra), ("wrong shape", shapes))
-        if keys
-    ]
+    found = misfits(module.state_dict(), {key: tensor.shape for key, tensor in weights.items()}, where, name)
     if found:
         raise UserError(*found)
     dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
@@ -332,6 +332,19 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], where: str, name
         cast_weights(module, dtypes.pop())
     with torch.no_grad():
         module.load_state_dict(weights)
+
+
+def misfits(own: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], where: str, name: Callable[[str], str] = str) -> list[str]:
+    """What keeps tensors of these shapes from filling `own`: missing, left-over and misshapen keys, a sentence each (at most 10 keys)."""
+    missing = [name(key) for key in own if key not in shapes]
+    extra = [name(key) for key in shapes if key not in own]
+    both = [key for key in own if key in shapes and tuple(shapes[key]) != tuple(own[key].shape)]
+    wrong = [f"{name(key)} is {list(shapes[key])}, not {list(own[key].shape)}" for key in both]
+    return [
+        f"{where}: {what}: {', '.join(keys[:10])}{f' and {len(keys) - 10} more' if len(keys) > 10 else ''}"
+        for what, keys in (("missing", missing), ("not known", extra), ("wrong shape", wrong))
+        if keys
+    ]
 
 
 def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-from ..files import user_path
+from ..errors import UserError
+from ..files import path_problem, user_path
+from ..libraries import first_line
+from ..names import hub_name
 from ..students.base import Student
-from .base import ExportSettings, Format, Found, refuse
+from .base import ExportSettings, Format, Found, absent, refuse
 from .folder import ModelFolder
 from .onnx import Onnx
 from .remote_code import RemoteCode
@@ -21,16 +24,24 @@ def read(path: str | Path, align_corners: bool | None = None, own: Student | Non
 
     own: the object that takes the weights of a student of type `own`; only our own model folder can have one.
     """
-    path = user_path(path)
-    if own is not None:
-        return ModelFolder().read(path, align_corners, own)
-    for form in FORMATS:
-        if form.recognises(path):
-            found = form.read(path, align_corners)
-            if form.name == ModelFolder.name or found.config.origin:
-                return found
-            return found._replace(config=found.config.model_copy(update={"origin": f"{path.name} ({form.name})"}))
-    raise refuse(path, FORMATS)
+    text = str(path)
+    problem = path_problem(text)
+    path = Path() if problem else user_path(text)
+    if problem or not path.exists():
+        raise UserError(problem) if problem and not hub_name(text) else absent(text)
+    form: Format | None = ModelFolder() if own is not None else next((form for form in FORMATS if form.recognises(path)), None)
+    if form is None:
+        raise refuse(path, FORMATS)
+    try:
+        found = ModelFolder().read(path, align_corners, own) if own is not None else form.read(path, align_corners)
+    except UserError:
+        raise
+    except Exception as error:  # values that no reader expects: a damaged file, or one of an unknown kind
+        kind = type(error).__name__
+        raise UserError(f"{path}: cannot be read as '{form.name}' ({kind}: {first_line(error)}); copy or download it again") from None
+    if form.name == ModelFolder.name or found.config.origin:
+        return found
+    return found._replace(config=found.config.model_copy(update={"origin": f"{path.name} ({form.name})"}))
 
 
 __all__ = ["FORMATS", "ExportSettings", "Format", "Found", "read"]

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..errors import UserError
 from ..features import Features
+from ..files import read_json
+from ..names import hub_name, not_a_folder, recognise
 from ..network import Network, NetworkConfig
+from ..tensors import check_weights
 
 
 class Found(NamedTuple):
@@ -94,11 +97,42 @@ class Format:
         raise NotImplementedError
 
 
+WANTED = "a model folder (RUN/model), a run folder or a checkpoint file"
+
+
+def peek(file: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no whole one."""
+    try:
+        return read_json(file)
+    except UserError:
+        return None
+
+
+def absent(text: str) -> UserError:
+    """Of a text that names no file or folder."""
+    found = recognise(text)
+    name = found.text if found.kind == "hub" else hub_name(found.text) if found.kind == "url" else None
+    if name is not None:
+        what = "this is a URL" if found.kind == "url" else "there is no such file or folder"
+        way = f"to load it from the hub run `hf download {name} --local-dir FOLDER`, and give FOLDER"
+        return UserError(f"{text}: {what}; {way}; else give {WANTED}")
+    if found.kind in ("url", "windows"):
+        return UserError(f"{text}: {not_a_folder(found, WANTED)}")
+    return UserError(f"{text}: there is no such file or folder; give {WANTED}")
+
+
 def refuse(path: Path, forms: tuple[Format, ...]) -> UserError:
-    """Of a path that no format recognises."""
+    """Of a file or folder that no format recognises."""
     names = ", ".join(form.name for form in forms)
-    if not path.exists():
-        return UserError(f"{path}: there is no such file or folder; give a model folder, a run folder or a checkpoint file")
-    if path.is_dir() and not (path / "config.json").is_file():
-        return UserError(f"{path}: there is no config.json in it; give a model folder (RUN/model), a run folder or a checkpoint file")
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            return UserError(f"{path}: there is no config.json in it; give {WANTED}")
+        kind = (peek(path / "config.json") or {}).get("model_type")
+        if isinstance(kind, str) and kind != "radio":
+            return UserError(f"{path}: its config.json says model_type '{kind[:60]}', which is no student; it may be a teacher in a recipe")
+        return UserError(f"{path}: not a model in a format that is read here ({names})")
+    try:
+        check_weights(path)
+    except UserError as error:
+        return error
     return UserError(f"{path}: not a model in a format that is read here ({names})")

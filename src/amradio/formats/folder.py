@@ -1,22 +1,23 @@
 """The model folder: config.json, model.safetensors and README.md (the model card)."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..config import validate
 from ..errors import UserError
 from ..features import Features
-from ..network import Network, NetworkConfig, TrainingFacts, load_exactly
+from ..files import read_json
+from ..network import Network, NetworkConfig, TrainingFacts
 from ..students.base import Student
-from ..tensors import write_tensors
-from .base import ExportSettings, Format, Found
+from ..tensors import read_tensors, tensor_shapes, write_tensors
+from .base import ExportSettings, Format, Found, peek
+from .building import check_fits, filled
 from .card import card
 
 WEIGHTS_FILE = "model.safetensors"
@@ -35,13 +36,10 @@ class ModelFolder(Format):
     def recognises(self, path: Path) -> bool:
         """A folder whose config.json says `format: amradio` (or is no JSON at all: `read` says so), or a run folder with one in `model`."""
         file = folder_of(path) / CONFIG_FILE
-        if not file.is_file():
+        if not os.path.lexists(file):
             return False
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return True
-        return isinstance(found, dict) and found.get("format") == "amradio"
+        found = peek(file)
+        return found is None or found.get("format") == "amradio"
 
     def read(self, path: Path, align_corners: bool | None = None, own: Student | None = None) -> Found:
         """See the base. own: the object that takes the weights of a student of type `own`."""
@@ -49,9 +47,10 @@ class ModelFolder(Format):
         config = read_config(folder)
         if align_corners is not None and "align_corners" in type(config.student).model_fields:
             config = config.model_copy(update={"student": config.student.model_copy(update={"align_corners": align_corners})})
-        network = config.without_start().build(own)
-        load_exactly(network, read_weights(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
-        return Found(config, network)
+        file = folder / WEIGHTS_FILE
+        if own is None:
+            check_fits(config, tensor_shapes(file), str(file))
+        return Found(config, filled(config, read_tensors(file), str(file), own=own))
 
     def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
         """See the base; nothing is lacking."""
@@ -81,13 +80,14 @@ class ModelFolder(Format):
 
 def folder_of(path: Path) -> Path:
     """The model folder: `path` itself, or `path/model` of a run folder."""
-    return path / "model" if (path / "model" / CONFIG_FILE).is_file() and not (path / CONFIG_FILE).is_file() else path
+    inside = path / "model" / CONFIG_FILE
+    return path / "model" if os.path.lexists(inside) and not os.path.lexists(path / CONFIG_FILE) else path
 
 
 def read_config(folder: Path) -> NetworkConfig:
     """The config.json of a model folder."""
     file = folder / CONFIG_FILE
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise UserError(f"{folder}: there is no {CONFIG_FILE}; give a model folder (RUN/model) or a run folder")
     data = read_json(file)
     if data.get("format") != "amradio":
@@ -95,38 +95,15 @@ def read_config(folder: Path) -> NetworkConfig:
     return validate(NetworkConfig, data, where=f"{file}: ")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises UserError where it is missing, damaged or something else."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); the folder is not complete") from None
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON ({error}); the file is damaged") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{file}: found {type(data).__name__}; it holds an object in a model's folder")
-    return data
-
-
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; raises UserError where it is missing or damaged."""
-    if not file.is_file():
-        raise UserError(f"{file}: there is no such file; the model folder is not complete")
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file}: not a whole safetensors file ({error}); copy it again") from None
-
-
 def read_sharded(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder of the Hugging Face layout: of `model.safetensors`, or of the shards that its index names."""
     index = folder / INDEX_FILE
-    if not index.is_file():
-        return read_weights(folder / WEIGHTS_FILE)
+    if not os.path.lexists(index):
+        return read_tensors(folder / WEIGHTS_FILE)
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise UserError(f"{index}: it has no weight_map that names files; copy it again")
-    return {key: tensor for name in sorted(set(shards.values())) for key, tensor in read_weights(folder / Path(name).name).items()}
+    return {key: tensor for name in sorted(set(shards.values())) for key, tensor in read_tensors(folder / Path(name).name).items()}
 
 
 def write_folder(folder: Path, config: NetworkConfig, network: Network, notes: Mapping[str, Any]) -> None:

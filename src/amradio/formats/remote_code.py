@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ..features import KINDS, Features
+from ..files import read_json
 from ..heads import AttentionHeadSettings, MlpHeadSettings
 from ..network import HeadPart, Network, NetworkConfig
 from ..students.eradio import EradioSettings
 from ..tensors import write_tensors
-from .base import ExportSettings, Format, Found
-from .folder import CONFIG_FILE, WEIGHTS_FILE, read_json, read_sharded
+from .base import ExportSettings, Format, Found, peek
+from .folder import CONFIG_FILE, WEIGHTS_FILE, read_sharded
 from .radio import Published, carries, lacks, network_of, publish, spelt, split
 from .radio.heads import silent_part
 
@@ -39,11 +40,7 @@ class RemoteCode(Format):
 
     def recognises(self, path: Path) -> bool:
         """A folder whose config.json has `args` with `teachers`."""
-        try:
-            found = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        settings = found.get("args") if isinstance(found, dict) else None
+        settings = (peek(path / CONFIG_FILE) or {}).get("args")
         return isinstance(settings, dict) and "teachers" in settings
 
     def read(self, path: Path, align_corners: bool | None = None) -> Found:

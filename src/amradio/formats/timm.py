@@ -7,19 +7,19 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..config import validate
 from ..errors import UserError
 from ..features import Features
-from ..network import Network, NetworkConfig, load_exactly
+from ..network import Network, NetworkConfig
 from ..students.base import CLIP_MEAN, CLIP_STD
 from ..students.timm import TimmSettings
 from ..students.vit import VitSettings
-from ..tensors import write_tensors
-from .base import ExportSettings, Format, Found
-from .folder import CONFIG_FILE, WEIGHTS_FILE, read_weights
+from ..tensors import read_tensors, stated_in, tensor_shapes, write_tensors
+from .base import ExportSettings, Format, Found, peek
+from .building import filled
+from .folder import CONFIG_FILE, WEIGHTS_FILE
 from .timm_backbone import Backbone
 from .timm_family import Call, Family
 from .timm_radio import PATCH_BIAS, RadioVit, is_radio, layout_of
@@ -46,15 +46,14 @@ class Timm(Format):
         if file.suffix != ".safetensors" or not file.is_file() or (path.is_dir() and not _folder_config(path)):
             return False
         try:
-            with safe_open(file, "pt") as opened:
-                return WRITTEN in (opened.metadata() or {}) or is_radio(set(opened.keys()))
-        except (SafetensorError, OSError):
+            return WRITTEN in stated_in(file) or is_radio(set(tensor_shapes(file)))
+        except UserError:
             return False
 
     def read(self, path: Path, align_corners: bool | None = None) -> Found:
         """See the base. Without metadata of ours the first prefix token is the only summary, as timm has it."""
         file = path / WEIGHTS_FILE if path.is_dir() else path
-        tensors, metadata, beside = read_weights(file), _metadata(file), _folder_config(path)
+        tensors, metadata, beside = read_tensors(file), stated_in(file), _folder_config(path)
         if WRITTEN in metadata:
             config = _written_config(metadata, str(file))
             weights = _family(config).our_weights(tensors, str(file))
@@ -63,11 +62,13 @@ class Timm(Format):
             config = _config_of(weights, beside, str(file))
         if align_corners is not None and isinstance(config.student, VitSettings):
             config = config.model_copy(update={"student": config.student.model_copy(update={"align_corners": align_corners})})
-        network = config.build()
         bias = weights.pop(PATCH_BIAS, None)
-        load_exactly(network.student, weights, str(file))
+        student = {f"student.{key}": tensor for key, tensor in weights.items()}
+        network = filled(config, student, str(file), lambda key: key.removeprefix("student."))
         if isinstance(config.student, VitSettings):
-            mean, std = (beside.get("pretrained_cfg", {}).get(key, own) for key, own in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
+            stated = beside.get("pretrained_cfg")
+            stated = stated if isinstance(stated, dict) else {}
+            mean, std = (stated.get(key, own) for key, own in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
             network.student.load_state_dict(fold_normalisation(network.student.state_dict(), mean, std, bias))
         return Found(config, network)
 
@@ -136,16 +137,8 @@ def _family(config: NetworkConfig) -> Family:
 def _folder_config(path: Path) -> Mapping[str, Any]:
     """timm's config.json in a folder or beside a file; empty where there is none of a radio ViT."""
     file = (path if path.is_dir() else path.parent) / CONFIG_FILE
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and "_radio_" in str(found.get("architecture")) else {}
-
-
-def _metadata(file: Path) -> Mapping[str, str]:
-    with safe_open(file, "pt") as opened:
-        return opened.metadata() or {}
+    found = peek(file) or {}
+    return found if "_radio_" in str(found.get("architecture")) else {}
 
 
 def _written_config(metadata: Mapping[str, str], where: str) -> NetworkConfig:
@@ -158,7 +151,7 @@ def _written_config(metadata: Mapping[str, str], where: str) -> NetworkConfig:
 
 
 def _written(target: Path) -> tuple[Call, NetworkConfig]:
-    metadata = _metadata(target)
+    metadata = stated_in(target)
     overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(metadata["model_args"]).items()}
     return Call(metadata["architecture"], overrides), _written_config(metadata, str(target))
 

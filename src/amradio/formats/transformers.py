@@ -1,6 +1,5 @@
 """transformers' own RADIO: a folder that `AutoModel.from_pretrained` loads as `RadioModel`, without code from elsewhere."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +12,13 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..features import Features
-from ..network import Network, NetworkConfig, load_exactly
+from ..files import read_json
+from ..libraries import first_line, no_remote_code, refuse_code
+from ..network import Network, NetworkConfig
 from ..students.start import TABLE
 from ..students.vit import Vit, VitSettings, VitShape
-from .base import ExportSettings, Format, Found
+from .base import ExportSettings, Format, Found, peek
+from .building import filled
 from .folder import CONFIG_FILE, read_sharded
 from .vit_weights import VitLayout, fold_normalisation, fold_scales, mlp_ratio, without_idle_scales
 
@@ -38,6 +40,8 @@ NATIVE = (
 DEAD = ("reg_token", "patch_generator.video_embedder.weight", "embeddings.video_patch_projection.weight")
 """Names that do nothing to an image: timm's unused registers, and the patches of video models."""
 PARTS = ("q_proj", "k_proj", "v_proj")
+MOST_PIXELS = 65_536
+"""As of `config.Pixels`."""
 DEFAULT_SIZE = 224
 """px that the image processor is set to where the model has no size of its own (RadioConfig's default)."""
 HALF_TOLERANCE = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
@@ -52,11 +56,8 @@ class Transformers(Format):
 
     def recognises(self, path: Path) -> bool:
         """A folder whose config.json says `model_type: radio`, and not the published `args` of the remote-code layout."""
-        try:
-            found = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return isinstance(found, dict) and found.get("model_type") == "radio" and "args" not in found
+        found = peek(path / CONFIG_FILE) or {}
+        return found.get("model_type") == "radio" and "args" not in found
 
     def read(self, path: Path, align_corners: bool | None = None) -> Found:
         """See the base. Scales that are all 1, as `save_pretrained` always writes, are left out."""
@@ -77,8 +78,8 @@ class Transformers(Format):
             summary_slots=None if slots == list(range(num_summaries)) else slots,
             image_size=_preferred_size(path),
         )
-        network = config.build()
-        load_exactly(network.student, weights if radio.qkv_bias else _with_zero_bias(weights), str(path))
+        weights = weights if radio.qkv_bias else _with_zero_bias(weights)
+        network = filled(config, {f"student.{key}": tensor for key, tensor in weights.items()}, str(path), _without_start)
         network.student.load_state_dict(fold_normalisation(network.student.state_dict(), mean, std))
         return Found(config, network, dead)
 
@@ -149,7 +150,9 @@ class Transformers(Format):
 
         del settings
         with _quiet():
-            native: Any = AutoModel.from_pretrained(target, dtype=torch.float32, local_files_only=True)
+            native: Any = AutoModel.from_pretrained(
+                target, dtype=torch.float32, local_files_only=True, trust_remote_code=False, attn_implementation="sdpa"
+            )
         with torch.inference_mode():
             found = native.eval()(pixel_values=images)
         grid = (images.shape[2] // native.config.patch_size, images.shape[3] // native.config.patch_size)
@@ -177,10 +180,12 @@ def _read_config(folder: Path) -> Any:
     from transformers import RadioConfig
 
     file = folder / CONFIG_FILE
+    stated = read_json(file)
+    refuse_code(stated, str(file))
     try:
-        found = RadioConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise UserError(f"{file}: not the config of a RadioModel ({str(error).strip().splitlines()[0]}); copy it again") from None
+        found = RadioConfig.from_dict(stated)
+    except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
+        raise UserError(f"{file}: not the config of a RadioModel ({first_line(error)}); copy it again") from None
     refused = {
         "use_swiglu_ffn": (found.use_swiglu_ffn, "its MLPs are SwiGLU, and the ViT here has GELU; such a model cannot be read"),
         "hidden_act": (found.hidden_act != "gelu", f"found {found.hidden_act}, and the ViT here has gelu"),
@@ -191,6 +196,10 @@ def _read_config(folder: Path) -> Any:
     if problems:
         raise UserError(*problems)
     return found
+
+
+def _without_start(name: str) -> str:
+    return name.removeprefix("student.")
 
 
 def _layout(radio: Any, layer_scale: bool, align_corners: bool) -> VitLayout:
@@ -256,14 +265,11 @@ def _square(model: Found) -> int:
 
 def _preferred_size(folder: Path) -> int | None:
     """px to which the image processor beside the model is set: one side of a square, or the shorter edge."""
-    file = folder / PROCESSOR_FILE
-    if not file.is_file():
+    if not (folder / PROCESSOR_FILE).exists():
         return None
-    try:
-        size = json.loads(file.read_text(encoding="utf-8"))["size"]
-        return int(size["shortest_edge"] if "shortest_edge" in size else size["height"])
-    except (ValueError, KeyError, TypeError):
-        return None
+    size = read_json(folder / PROCESSOR_FILE).get("size")
+    found = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else None
+    return found if isinstance(found, int) and 1 <= found <= MOST_PIXELS else None
 
 
 @contextmanager
@@ -274,7 +280,8 @@ def _quiet() -> Iterator[None]:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with no_remote_code():
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()

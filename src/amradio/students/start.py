@@ -1,6 +1,5 @@
 """Starts a ViT student from other weights: a timm model, a safetensors file, or a model folder; never a pickle."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,13 +8,14 @@ from typing import Any, NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor, nn
 
-from ..errors import UserError, nearest
-from ..files import user_path
+from ..errors import UserError, brief, nearest
+from ..files import read_json
+from ..libraries import first_line
+from ..names import not_found, recognise
+from ..tensors import read_tensors
 from .base import CLIP_MEAN, CLIP_STD, StartReport
 
 EMBEDDER = "patch_generator.embedder.weight"
@@ -77,41 +77,35 @@ def start_from(student: nn.Module, source: str) -> StartReport:
 
 
 def _read(source: str) -> Source:
-    path = user_path(source, "start_from")
-    if path.is_dir():
-        return Source(source, read_tensors(path / "model.safetensors"), _config(path / "config.json"))
-    if path.suffix == ".safetensors":
-        beside = path.with_name("config.json")
-        return Source(source, read_tensors(path), _config(beside) if beside.is_file() else {})
-    if "/" in source and not source.startswith(("hf-hub:", "hf_hub:")):
-        raise UserError(
-            f"start_from {source}: there is no such file or folder; give a .safetensors file, a model folder or a timm model name"
-        )
-    return _from_hub(source)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors file; raises UserError where it is missing or damaged."""
-    if not path.is_file():
-        raise UserError(
-            f"start_from {path}: there is no such file; give a .safetensors file or a folder with config.json and model.safetensors"
-        )
+    found = recognise(source)
+    path = found.path
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"start_from {path}: not a readable safetensors file ({error}); copy or export it again") from None
+        if found.kind == "folder":
+            return Source(source, read_tensors(path / "model.safetensors"), _config(path / "config.json"))
+        if found.kind == "file" and path.suffix == ".safetensors":
+            beside = path.with_name("config.json")
+            return Source(source, read_tensors(path), _config(beside) if beside.exists() else {})
+    except UserError as error:
+        raise UserError(*(f"start_from {problem}" for problem in error.problems)) from None
+    if found.kind == "file":
+        way = "a RADIO checkpoint: student: {type: model, path: ...}; else give a .safetensors file, a model folder or a timm model name"
+        raise UserError(f"start_from {source}: this file is no .safetensors file, and pickled weights are not read here; for {way}")
+    if found.kind not in ("word", "hub") or found.text.endswith(".safetensors"):
+        raise UserError(f"start_from {source}: {not_found(found, 'a .safetensors file, a model folder or a timm model name')}")
+    name = found.text.removeprefix("timm/") if timm.is_model(found.text.removeprefix("timm/").split(".")[0]) else found.text
+    return _from_hub(f"hf-hub:{name}" if "/" in name else name)
 
 
 def _config(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise UserError(f"start_from {path}: there is no such file; a model folder holds config.json and model.safetensors")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"start_from {path}: not valid JSON ({error}); copy or export it again") from None
-    if not isinstance(config, dict):
-        raise UserError(f"start_from {path}: found {type(config).__name__}; a model folder's config.json is an object")
-    return config.get("pretrained_cfg", config)
+    config = read_json(path)
+    stated = config.get("pretrained_cfg", config)
+    if not isinstance(stated, dict):
+        raise UserError(f"{path}: pretrained_cfg: found {type(stated).__name__}, it is an object; copy or download the file again")
+    for key in ("mean", "std"):
+        value = stated.get(key, CLIP_MEAN)
+        if not (isinstance(value, (list, tuple)) and len(value) == 3 and all(isinstance(each, (int, float)) for each in value)):
+            raise UserError(f"{path}: {key}: found {brief(value)}, three numbers are expected; copy or download the file again")
+    return stated
 
 
 def _from_hub(name: str) -> Source:
@@ -121,7 +115,7 @@ def _from_hub(name: str) -> Source:
         model = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # the hub, the network, the disk: many kinds, all for the user to mend
         way_out = "give a downloaded .safetensors file in its place, or allow the network"
-        raise UserError(f"start_from {name}: its weights cannot be fetched ({type(error).__name__}: {error}); {way_out}") from None
+        raise UserError(f"start_from {name}: its weights cannot be fetched ({first_line(error)}); {way_out}") from None
     return Source(name, dict(model.state_dict()), dict(model.pretrained_cfg))  # pyright: ignore[reportArgumentType,reportCallIssue]
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import user_path
+from ..libraries import first_line
+from ..names import not_found, recognise
+from ..tensors import read_tensors
 from .base import StartReport
-from .start import read_tensors
 
 HUB = "hub"
 OURS = "student.trunk."
@@ -25,13 +26,16 @@ def start_trunk(trunk: nn.Module, model: str, source: str, options: Mapping[str,
     """
     if source == HUB:
         return _fill(trunk, _from_hub(model, options), f"timm's {model}")
-    path = user_path(source, "student.start_from")
-    if not path.is_dir() and path.suffix != ".safetensors":
-        raise UserError(
-            f"student.start_from: {source} is neither '{HUB}' nor a .safetensors file nor a folder; timm's name of the weights stands in "
-            "student.model"
-        )
-    tensors = read_tensors(path / "model.safetensors" if path.is_dir() else path)
+    found = recognise(source)
+    wanted = f"'{HUB}', a .safetensors file or a folder with model.safetensors (timm's name of the weights stands in student.model)"
+    if found.kind == "file" and found.path.suffix != ".safetensors":
+        raise UserError(f"student.start_from: {source}: this file is no .safetensors file, and pickled weights are not read; give {wanted}")
+    if found.kind not in ("file", "folder"):
+        raise UserError(f"student.start_from: {source}: {not_found(found, wanted)}")
+    try:
+        tensors = read_tensors(found.path / "model.safetensors" if found.kind == "folder" else found.path)
+    except UserError as error:
+        raise UserError(*(f"student.start_from: {problem}" for problem in error.problems)) from None
     if any(name.startswith(OURS) for name in tensors):
         tensors = {name.removeprefix(OURS): tensor for name, tensor in tensors.items() if name.startswith(OURS)}
     return _fill(trunk, _fitted(model, tensors, options, source), source, tensors)
@@ -42,9 +46,7 @@ def _from_hub(model: str, options: Mapping[str, Any]) -> dict[str, Tensor]:
         return dict(timm.create_model(model, pretrained=True, **options).state_dict())
     except Exception as error:  # the hub, the network, the disk: many kinds, all for the user to mend
         way_out = "give a downloaded .safetensors file in its place, or allow the network"
-        raise UserError(
-            f"student.start_from: timm's weights of {model} cannot be fetched ({type(error).__name__}: {error}); {way_out}"
-        ) from None
+        raise UserError(f"student.start_from: timm's weights of {model} cannot be fetched ({first_line(error)}); {way_out}") from None
 
 
 def _fitted(model: str, tensors: Mapping[str, Tensor], options: Mapping[str, Any], source: str) -> dict[str, Tensor]:
@@ -57,7 +59,7 @@ def _fitted(model: str, tensors: Mapping[str, Tensor], options: Mapping[str, Any
             torch.manual_seed(0)
             loaded = timm.create_model(model, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **options).state_dict()
     except Exception as error:  # as above: a shape that timm cannot fit, a name that its filter misses
-        raise UserError(f"student.start_from: {source} does not fit timm's {model}: {error}") from None
+        raise UserError(f"student.start_from: {source} does not fit timm's {model}: {first_line(error)}") from None
     # what timm found no weights for it leaves at random, without a word: it is then as in the other model of the same seed
     return {name: tensor for name, tensor in loaded.items() if name in tensors or not torch.equal(tensor, random[name])}
 

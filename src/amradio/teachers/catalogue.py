@@ -50,6 +50,11 @@ def catalogue() -> list[Known]:
     return [*_shipped(), *(Known(*row, licence_by_name(row[1])) for row in _ROWS)]
 
 
+def repositories() -> list[str]:
+    """Names on the hub of the well-known teachers."""
+    return sorted({known.repository for known in (Known(*row, "") for row in _ROWS) if "/" in known.repository})
+
+
 def licence_of(model: str, folder: Path, stated: str | None = None) -> str:
     """The licence of a teacher's weights: known by its name, else `stated` by its files, else by its model card, else by nobody."""
     from .loading import licence_in

@@ -13,7 +13,7 @@ from .settings import ModelSettings as ModelSettings
 
 def build(settings: ModelSettings) -> "Teacher":
     """See `ModelSettings.build`."""
-    config, network, _ = formats.read(settings.path)
+    config, network, *_ = formats.read(settings.path)
     if settings.head is None:
         dims = (network.summary_dim, network.spatial_dim)
     elif settings.head in config.heads:

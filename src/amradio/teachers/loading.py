@@ -4,7 +4,7 @@ transformers, timm and open_clip are imported where they are used: together they
 6 s on one busy core), and a run needs few of them.
 """
 
-import json
+import difflib
 import logging
 import re
 import socket
@@ -21,6 +21,10 @@ from huggingface_hub import constants, errors
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from ..errors import UserError
+from ..files import read_json, read_text
+from ..libraries import NO_CODE, NO_PICKLE, first_line, no_remote_code
+from ..names import not_a_folder, recognise
+from .folder_checks import PROCESSORS, check_folder, check_size
 
 KIND_OF = {
     "clip": "clip",
@@ -69,17 +73,35 @@ def load_transformers(source: Source, classes: Mapping[str, str]) -> tuple[Any, 
     model_type = _model_type(source, folder)
     if model_type not in classes:
         raise UserError(_wrong_family(source, model_type, classes))
-    with quiet():
-        try:
-            model, report = getattr(transformers, classes[model_type]).from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, dtype="float32", trust_remote_code=False
-            )
-        except Exception as error:  # the library raises whatever its readers do
-            raise UserError(f"{source.where}: the weights in {folder} cannot be read: {first_line(error)}") from None
+    cls = getattr(transformers, classes[model_type])
+    with quiet(), reading(source, folder):
+        config = cls.config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        check_size(source, folder, lambda: cls(config))
+        model, report = cls.from_pretrained(
+            folder,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype="float32",
+            trust_remote_code=False,
+            attn_implementation="sdpa" if cls._supports_sdpa else "eager",  # what the library chooses where no file says otherwise
+        )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(f"{source.where}: the weights in {folder} lack {len(missing)} parameters of the model, first '{missing[0]}'")
     return model, folder
+
+
+@contextmanager
+def reading(source: Source, folder: Path | str) -> Iterator[None]:
+    """Within it whatever a library raises about the files of `folder` becomes a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # libraries raise whatever their readers do: a key that is missing, a value of another type, a wrong shape
+        reason = first_line(error)
+        way_out = "" if NO_CODE in reason or NO_PICKLE in reason else "; copy or download the folder again"
+        raise UserError(f"{source.where}: config.json and the weights in {folder} cannot be read: {reason}{way_out}") from None
 
 
 def load_processor(folder: Path, name: str, **defaults: Any) -> Any:
@@ -87,24 +109,36 @@ def load_processor(folder: Path, name: str, **defaults: Any) -> Any:
     import transformers
 
     cls = getattr(transformers, name)
-    described = any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
+    file = next((found for file in PROCESSORS if (found := folder / file).is_file()), None)
+    if file is None:
+        return cls(**defaults)
     with quiet():
-        return cls.from_pretrained(folder, local_files_only=True) if described else cls(**defaults)
+        try:
+            return cls.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # the library raises whatever its readers do
+            raise UserError(f"{file}: not the settings of an image processor ({first_line(error)}); copy or download it again") from None
 
 
 def fetch(source: Source, name: str | None = None) -> Path:
     """The local folder of a model: itself, its snapshot in the cache, or freshly downloaded. The cache is asked first, the hub last.
 
-    name: hub name or folder, where the user wrote it another way.
+    name: hub name or folder, where the user wrote it another way. Raises UserError where it is neither, cannot be fetched, or a file in
+    it is damaged or asks for code (`check_folder`).
     """
-    name = name or source.model
-    path = Path(name).expanduser()
-    if path.is_dir():
+    folder = _locate(source, name or source.model)
+    check_folder(source, folder)
+    return folder
+
+
+def _locate(source: Source, text: str) -> Path:
+    found = recognise(text)
+    if found.kind == "folder":
         if source.revision is not None:
             raise UserError(f"{source.where}: a local folder has no revision, found revision '{source.revision}'; leave it out")
-        return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
-        raise UserError(f"{source.where}: there is no such folder, and it is no hub name (owner/name); give one of the two")
+        return found.path
+    if found.kind != "hub":
+        raise UserError(f"{source.where}: {not_a_folder(found, _WANTED.get(source.kind, _WANTED_DEFAULT))}")
+    name = found.text
     cached = cached_folder(name, source.revision, source.kind)
     if cached is not None:
         return cached
@@ -119,9 +153,17 @@ def fetch(source: Source, name: str | None = None) -> Path:
                 "then `hf auth login` on this machine"
             ) from None
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-            raise UserError(f"{source.where}: {first_line(error)}; check the name, or give a local folder") from None
+            near = did_you_mean(name)
+            raise UserError(f"{source.where}: {first_line(error)}; {near or 'check the name, or give a local folder'}") from None
         except (OSError, errors.HfHubHTTPError) as error:
             raise UserError(absent(source, name, first_line(error))) from None
+
+
+_WANTED = {
+    "open_clip": "the folder with open_clip_config.json and open_clip_model.safetensors",
+    "timm": "the folder with timm's config.json and model.safetensors",
+}
+_WANTED_DEFAULT = "the folder that save_pretrained wrote (config.json and model.safetensors)"
 
 
 def cached_folder(model: str, revision: str | None = None, kind: str = "") -> Path | None:
@@ -139,8 +181,11 @@ def _is_complete(folder: Path, kind: str) -> bool:
         if index is None and any(folder.glob(pattern)):
             return True
         if index is not None:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            if all((folder / shard).is_file() for shard in shards):
+            try:
+                shards = read_json(index).get("weight_map")
+            except UserError:
+                return True  # a damaged index is named when the folder is read
+            if isinstance(shards, dict) and all((folder / str(shard)).is_file() for shard in shards.values()):
                 return True
     return False
 
@@ -188,11 +233,21 @@ def absent(source: Source, name: str, reason: str) -> str:
     """The message for a model that is neither on this machine nor to be fetched."""
     revision = f" --revision {source.revision}" if source.revision else ""
     reason = reason if _may_download.get() else "it is not fetched by itself"
+    near = did_you_mean(name)
     return (
-        f"{source.where}: there is no folder '{name}', it is not in the cache {constants.HF_HUB_CACHE}, and {reason}; "
-        f"run `hf download {name}{revision}` where there is a network and copy the cache here (HF_HOME says where it lies), "
+        f"{source.where}: {f'{near} ' if near else ''}there is no folder '{name}', it is not in the cache {constants.HF_HUB_CACHE}, and "
+        f"{reason}; run `hf download {name}{revision}` where there is a network and copy the cache here (HF_HOME says where it lies), "
         "or give the path of a local folder with its files"
     )
+
+
+def did_you_mean(name: str) -> str:
+    """`did you mean 'facebook/dinov2-small'?` where a hub name is nearly that of a well-known teacher, else nothing."""
+    from .catalogue import repositories  # which imports this module
+
+    known = repositories()
+    near = [] if name in known else difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+    return f"did you mean '{near[0]}'?" if near else ""
 
 
 def _model_type(source: Source, folder: Path) -> str:
@@ -201,8 +256,11 @@ def _model_type(source: Source, folder: Path) -> str:
         kind = "open_clip" if (folder / "open_clip_config.json").is_file() else None
         way_out = f"it is an OpenCLIP model: use type '{kind}'" if kind else "give the folder that save_pretrained wrote"
         raise UserError(f"{source.where}: {folder} has no config.json; {way_out}")
-    config = json.loads(file.read_text(encoding="utf-8"))
-    return config.get("model_type") or ("timm" if "architecture" in config else "unknown")
+    config = read_json(file)
+    model_type = config.get("model_type") or ("timm" if "architecture" in config else "unknown")
+    if not isinstance(model_type, str):
+        raise UserError(f"{file}: model_type: found {type(model_type).__name__}, it is a text; copy or download the file again")
+    return model_type
 
 
 def _wrong_family(source: Source, model_type: str, classes: Mapping[str, str]) -> str:
@@ -221,19 +279,23 @@ def check_override(source: Source, input_size: int | None, patch_size: int, nati
 def licence_in(folder: Path) -> str | None:
     """The licence that a model card states in its header, None where there is no card or it states none."""
     card = folder / "README.md"
-    found = re.match(r"---\n.*?^license(?:_name)?:[ ]*([^\n]+)", card.read_text(encoding="utf-8"), re.S | re.M) if card.is_file() else None
-    return found[1].strip() if found else None
-
-
-def first_line(error: BaseException) -> str:
-    """What a library's error says first, for a message of one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    try:
+        text = read_text(card, largest=4 << 20) if card.is_file() else ""
+    except UserError:
+        return None  # a card is no part of the model
+    header = re.match(r"---\s*\n(.*?)\n---", text, re.S)
+    found = header and (
+        re.search(r"^license_name:[ ]*(\S[^\n]*)", header[1], re.M) or re.search(r"^license:[ ]*(\S[^\n]*)", header[1], re.M)
+    )
+    return found[1].strip().strip("'\"")[:100] if found else None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences progress bars and notes of transformers, the hub client, timm and open_clip; their errors still raise."""
+    """Silences progress bars and notes of transformers, the hub client, timm and open_clip; their errors still raise.
+
+    No code of a folder or of the hub is run within it.
+    """
     from transformers.utils import logging as log
 
     root = logging.getLogger()
@@ -244,7 +306,8 @@ def quiet() -> Iterator[None]:
     disable_progress_bars()
     logging.disable(logging.WARNING)
     try:
-        yield
+        with no_remote_code():
+            yield
     finally:
         log.set_verbosity(verbosity)
         if bars:

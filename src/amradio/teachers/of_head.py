@@ -1,6 +1,5 @@
 """From a head back to its teacher: the text encoder and the mask decoder that go with a student's head."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from ..config import validate
 from ..errors import UserError
-from ..files import local_path
+from ..files import local_path, read_json
 from . import TEACHERS
 from .base import Teacher, TeacherSettings
 from .loading import KIND_OF, cached_folder, no_downloads
@@ -118,10 +117,9 @@ def _kind_in(name: str) -> str | None:
     if (folder / "open_clip_config.json").is_file():
         return "open_clip"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return KIND_OF.get(str(read_json(folder / "config.json").get("model_type")))
+    except UserError:
         return None
-    return KIND_OF.get(config.get("model_type", "")) if isinstance(config, dict) else None
 
 
 def _check_dim(head: str, teacher: Teacher, kind: str, found: int | None, dim: int) -> None:

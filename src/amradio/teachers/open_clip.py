@@ -1,6 +1,6 @@
 """Any model of OpenCLIP: LAION's, DFN, MetaCLIP, EVA, SigLIP and others; ViT, ResNet and timm towers."""
 
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -10,16 +10,22 @@ from typing import Any
 import huggingface_hub
 from torch import Tensor, nn
 
-from ..errors import UserError, nearest
+from ..errors import UserError, brief, nearest
 from ..features import Features
-from ..files import local_path
+from ..files import read_json
+from ..libraries import first_line
+from ..names import recognise
+from ..tensors import held_in
 from .adapter import Adapter, Origin
 from .base import Precision, to_grid
 from .catalogue import licence_of
-from .loading import Source, absent, check_override, fetch, first_line, hub_answers, quiet
+from .folder_checks import check_size, check_tokenizer
+from .loading import Source, absent, check_override, fetch, hub_answers, quiet, reading
 from .preprocess import Preprocess, Rule, three
 from .settings import OpenClipSettings as OpenClipSettings
 from .text import in_batches
+
+CONFIG_FILE = "open_clip_config.json"
 
 
 def build(settings: OpenClipSettings) -> "OpenClipTeacher":
@@ -28,17 +34,23 @@ def build(settings: OpenClipSettings) -> "OpenClipTeacher":
 
     source = Source(settings.type, settings.model, settings.revision)
     name, options = _resolve(source, settings.pretrained)
-    with quiet():
-        try:
-            model: Any = open_clip.create_model(name, require_pretrained=True, force_image_size=settings.input_size, **options)
-        except Exception as error:  # the library raises whatever its readers do
-            raise UserError(f"{source.where}: the model cannot be built: {first_line(error)}") from None
-    written = f"{settings.model} {settings.pretrained}" if settings.pretrained else settings.model
-    licence = licence_of(written, Path(name.removeprefix("local-dir:")))
-    teacher = OpenClipTeacher(model, preprocess_of(model), Origin(written, licence), settings.precision)
-    teacher.library_name = name
-    check_override(source, settings.input_size, teacher.patch_size)
-    return teacher
+    folder = Path(name.removeprefix("local-dir:"))
+    with quiet(), reading(source, folder):
+        if folder.is_dir():
+            check_size(source, folder, lambda: open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta"))
+        model: Any = open_clip.create_model(
+            name,
+            require_pretrained=True,
+            pretrained_text=False,  # the checkpoint has the text tower, too
+            force_image_size=settings.input_size,
+            weights_only=True,
+            **options,
+        )
+        written = f"{settings.model} {settings.pretrained}" if settings.pretrained else settings.model
+        teacher = OpenClipTeacher(model, preprocess_of(model), Origin(written, licence_of(written, folder)), settings.precision)
+        teacher.library_name = name
+        check_override(source, settings.input_size, teacher.patch_size)
+        return teacher
 
 
 class OpenClipTeacher(Adapter):
@@ -103,9 +115,15 @@ class OpenClipTeacher(Adapter):
         """Of the library."""
         import open_clip
 
+        folder = Path(self.library_name.removeprefix("local-dir:"))
+        trust: dict[str, Any] = {}
+        if folder.is_dir():
+            check_tokenizer(f"teacher '{self.source}'", folder)
+            text = read_json(folder / CONFIG_FILE).get("model_cfg", {}).get("text_cfg", {})
+            trust = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}  # others have no such argument
         with quiet():
             try:
-                return open_clip.get_tokenizer(self.library_name)
+                return open_clip.get_tokenizer(self.library_name, **trust)
             except Exception as error:  # the library raises whatever its readers do
                 raise UserError(f"teacher '{self.source}': its tokenizer cannot be read: {first_line(error)}") from None
 
@@ -158,11 +176,12 @@ def _resolve(source: Source, pretrained: str | None) -> tuple[str, dict[str, Any
     """(name, options) for `create_model`, such that nothing is left to download."""
     import open_clip
 
-    name = source.model.removeprefix("hf-hub:").removeprefix("local-dir:")
-    if name != source.model or local_path(name) or "/" in name:
-        if pretrained is not None:
+    found = recognise(source.model)
+    name = found.text
+    if found.kind != "word":
+        if pretrained is not None and found.kind in ("folder", "hub"):
             raise UserError(f"{source.where}: a folder or hub name has its own weights, found pretrained '{pretrained}'; leave it out")
-        folder = fetch(source, name)
+        folder = fetch(source)
         _check_folder(source, folder)
         return f"local-dir:{folder}", {}
     if name not in open_clip.list_models():
@@ -172,9 +191,13 @@ def _resolve(source: Source, pretrained: str | None) -> tuple[str, dict[str, Any
         raise UserError(
             f"{source.where}: 'pretrained' is missing, a tag or the path of a checkpoint; there is: {', '.join(tags) or 'no tag'}"
         )
-    found = local_path(pretrained)
-    if found is not None and found.is_file():
-        return name, {"pretrained": str(found)}
+    checkpoint = recognise(pretrained)
+    if checkpoint.kind == "file":
+        try:
+            held_in([checkpoint.path])
+        except UserError as error:
+            raise UserError(*(f"{source.where}: {problem}" for problem in error.problems)) from None
+        return name, {"pretrained": str(checkpoint.path)}
     return name, _tagged(source, name, pretrained)
 
 
@@ -214,9 +237,22 @@ def _weights(source: Source, config: dict[str, Any]) -> str:
 
 
 def _check_folder(source: Source, folder: Path) -> None:
-    file = folder / "open_clip_config.json"
+    file = folder / CONFIG_FILE
     if not file.is_file():
         other = folder / "config.json"
-        kind = json.loads(other.read_text(encoding="utf-8")).get("model_type") if other.is_file() else None
+        kind = read_json(other).get("model_type") if other.exists() else None
         found = f"its config.json says '{kind}'; use that type" if kind else "it is not a folder of OpenCLIP"
         raise UserError(f"{source.where}: {folder} has no open_clip_config.json; {found}")
+    config = read_json(file)
+    parts = {"model_cfg": config.get("model_cfg"), "preprocess_cfg": config.get("preprocess_cfg", {})}
+    if isinstance(config.get("model_cfg"), dict):
+        parts |= {f"model_cfg.{key}": config["model_cfg"].get(key) for key in ("vision_cfg", "text_cfg")}
+    wrong = [
+        f"{key}: it is an object in a folder of OpenCLIP; download the folder again" for key in parts if not isinstance(parts[key], dict)
+    ]
+    vision = parts.get("model_cfg.vision_cfg")
+    tower = vision.get("timm_model_name") if isinstance(vision, dict) else None
+    if tower is not None and not re.fullmatch(r"\w[\w.-]*", str(tower)):
+        wrong.append(f"model_cfg.vision_cfg.timm_model_name: found {brief(tower)}, it is the name of an architecture of timm, and no place")
+    if wrong:
+        raise UserError(*(f"{source.where}: {file}: {problem}" for problem in wrong))

@@ -1,6 +1,7 @@
 """What can stand under `teachers.NAME` in a recipe. Reading it needs no torch: models are imported when they are built."""
 
-from typing import TYPE_CHECKING, Literal, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pydantic
 
@@ -28,6 +29,14 @@ class TeacherSettings(Settings):
         raise NotImplementedError
 
 
+def _read(build: Callable[[Any], "Teacher"], settings: Any) -> "Teacher":
+    """What `build` returns; whatever a library raises about the files that the settings name becomes one UserError."""
+    from .loading import Source, reading
+
+    with reading(Source(settings.type, settings.model, settings.revision), settings.model):
+        return build(settings)
+
+
 class ClipSettings(TeacherSettings):
     """CLIP. Summary: the image embedding of text space; map: the last patch tokens, without the final norm."""
 
@@ -43,7 +52,7 @@ class ClipSettings(TeacherSettings):
         """Loads the model; see `TeacherSettings.build`."""
         from .clip import build
 
-        return build(self)
+        return _read(build, self)
 
 
 class OpenClipSettings(TeacherSettings):
@@ -81,7 +90,7 @@ class SiglipSettings(TeacherSettings):
         """Loads the model; see `TeacherSettings.build`."""
         from .siglip import build
 
-        return build(self)
+        return _read(build, self)
 
 
 class Dinov2Settings(TeacherSettings):
@@ -99,7 +108,7 @@ class Dinov2Settings(TeacherSettings):
         """Loads the model; see `TeacherSettings.build`."""
         from .dinov2 import build
 
-        return build(self)
+        return _read(build, self)
 
 
 class Dinov3Settings(TeacherSettings):
@@ -117,7 +126,7 @@ class Dinov3Settings(TeacherSettings):
         """Loads the model; see `TeacherSettings.build`."""
         from .dinov3 import build
 
-        return build(self)
+        return _read(build, self)
 
 
 class SamSettings(TeacherSettings):
@@ -133,7 +142,7 @@ class SamSettings(TeacherSettings):
         """Loads the model; see `TeacherSettings.build`."""
         from .sam import build
 
-        return build(self)
+        return _read(build, self)
 
 
 class RadioSettings(TeacherSettings):
@@ -151,7 +160,7 @@ class RadioSettings(TeacherSettings):
         """Loads the model; see `TeacherSettings.build`."""
         from .radio import build
 
-        return build(self)
+        return _read(build, self)
 
 
 class TimmSettings(TeacherSettings):

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..libraries import first_line
 from .base import Teacher
-from .loading import first_line, quiet
+from .folder_checks import check_tokenizer
+from .loading import quiet
 
 BATCH = 256
 """Texts that are encoded at once."""
@@ -22,6 +24,7 @@ def load_tokenizer(folder: Path, source: str) -> Any:
     """The tokenizer of transformers that lies beside a model's weights; raises UserError where there is none."""
     import transformers
 
+    check_tokenizer(f"teacher '{source}'", folder)
     with quiet():
         try:
             return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -40,7 +43,12 @@ def canonical(text: str) -> str:
 @torch.inference_mode()
 def in_batches(texts: Sequence[str], encode: Callable[[list[str]], Tensor]) -> Tensor:
     """Embeddings [N, D] in float32 of N texts, `BATCH` at a time."""
-    parts = [encode(list(texts[start : start + BATCH])).float() for start in range(0, len(texts), BATCH)]
+    try:
+        parts = [encode(list(texts[start : start + BATCH])).float() for start in range(0, len(texts), BATCH)]
+    except IndexError:
+        raise UserError(
+            "texts: the tokenizer has words that the text encoder does not; its files are those of another model: download them again"
+        ) from None
     return torch.cat(parts)
 
 

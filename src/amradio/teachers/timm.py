@@ -1,6 +1,5 @@
 """Any backbone of timm."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +7,13 @@ from torch import Tensor
 
 from ..errors import UserError, nearest
 from ..features import Features
-from ..files import local_path
+from ..files import read_json
+from ..names import recognise
 from .adapter import Adapter, Origin
 from .base import Precision
 from .catalogue import licence_of
-from .loading import Source, check_override, fetch, first_line, quiet
+from .folder_checks import check_size
+from .loading import Source, check_override, fetch, quiet, reading
 from .preprocess import Preprocess, Rule, three
 from .settings import TimmSettings as TimmSettings
 
@@ -26,17 +27,16 @@ def build(settings: TimmSettings) -> "TimmTeacher":
     config = _config_in(source, folder)
     fixed = config["pretrained_cfg"].get("fixed_input_size", False)
     options: dict[str, Any] = {"img_size": settings.input_size} if fixed and settings.input_size else {}
-    with quiet():
-        try:
-            model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, **options)
-        except Exception as error:  # the library raises whatever its readers do
-            raise UserError(f"{source.where}: {folder} cannot be read: {first_line(error)}") from None
-    preprocess, native = preprocess_of(model, settings.input_size)
-    input_size = native if fixed else settings.input_size
-    stride = model.feature_info[-1]["reduction"]
-    check_override(source, settings.input_size, stride)
-    licence = licence_of(settings.model, folder, config["pretrained_cfg"].get("license"))
-    return TimmTeacher(model, preprocess, input_size, Origin(settings.model, licence), settings.precision)
+    with quiet(), reading(source, folder):
+        check_size(source, folder, lambda: timm.create_model(f"local-dir:{folder}", pretrained=False))
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, **options)
+        preprocess, native = preprocess_of(model, settings.input_size)
+        input_size = native if fixed else settings.input_size
+        stride = model.feature_info[-1]["reduction"]
+        check_override(source, settings.input_size, stride)
+        stated = config["pretrained_cfg"].get("license")
+        licence = licence_of(settings.model, folder, stated if isinstance(stated, str) else None)
+        return TimmTeacher(model, preprocess, input_size, Origin(settings.model, licence), settings.precision)
 
 
 class TimmTeacher(Adapter):
@@ -80,9 +80,10 @@ def _on_hub(source: Source) -> str:
     """The hub name of a model's weights; a folder or a hub name as it is."""
     import timm
 
-    name = source.model.removeprefix("hf-hub:").removeprefix("local-dir:")
-    if local_path(name) or "/" in name:
-        return name
+    found = recognise(source.model)
+    if found.kind != "word":
+        return source.model
+    name = found.text
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         raise UserError(f"{source.where}: timm has no such architecture; {nearest(architecture, timm.list_models())}")
@@ -98,9 +99,14 @@ def _on_hub(source: Source) -> str:
 
 def _config_in(source: Source, folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if "architecture" not in config:
+    config = read_json(file) if file.exists() else {}
+    if not isinstance(config.get("architecture"), str):
         raise UserError(f"{source.where}: {folder} has no config.json of timm (a key 'architecture'); use the type of its own library")
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"{source.where}: {folder} has no model.safetensors; pickled weights are not read")
+    wrong = [key for key in ("pretrained_cfg", "model_args") if not isinstance(config.get(key, {}), dict)]
+    if wrong:
+        raise UserError(
+            *(f"{source.where}: {file}: {key}: it is an object in a folder of timm; download the folder again" for key in wrong)
+        )
     return {"pretrained_cfg": {}, **config}

@@ -5,10 +5,11 @@ from typing import Any, Literal
 
 from ...config import validate
 from ...features import KINDS
-from ...network import HeadConfig, NetworkConfig, TrainingFacts, load_exactly
+from ...network import HeadConfig, NetworkConfig, TrainingFacts
 from ...students.base import StudentSettings
 from ...students.vit import VitSettings
 from ..base import Found
+from ..building import filled
 from .eradio import STEM, read_eradio
 from .heads import OWN_KEY, head_config, own_part
 from .layout import Published, check_settings
@@ -49,9 +50,7 @@ def network_of(published: Published, where: str, align_corners: bool | None, sum
         training=validate(TrainingFacts, own["training"], f"{where}: args.{OWN_KEY}.training.") if own.get("training") else None,
         origin=str(own["origin"]) if own.get("origin") else None,
     )
-    network = config.build()
-    load_exactly(network, published.weights, where, published.spell)
-    return Found(config, network, published.dead)
+    return Found(config, filled(config, published.weights, where, published.spell), published.dead)
 
 
 def _normalizes_blocks(published: Published) -> Literal["shared", "each"] | None:

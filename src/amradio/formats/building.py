@@ -1,0 +1,50 @@
+"""From a configuration and weights to a network: compared first, without allocating anything, then built and filled."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..libraries import first_line
+from ..network import Network, NetworkConfig, load_exactly, misfits
+from ..students.base import Student
+from ..tensors import TooManyError, at_most
+
+SURVEYS = 8
+"""How often a student may be built before its weights are: timm's are tried out first."""
+ROOM = 1000
+"""Parameters that may be built beyond those."""
+
+
+def check_fits(
+    config: NetworkConfig, shapes: Mapping[str, Sequence[int]], where: str, name: Callable[[str], str] = str, own: Student | None = None
+) -> None:
+    """Raises UserError where `config` does not describe the network of these weights; nothing is allocated.
+
+    shapes: of the tensors of the file, under our names. where, name: as of `load_exactly`. own: the student of type `own`.
+    """
+    try:
+        with torch.device("meta"), at_most(SURVEYS * len(shapes) + ROOM):
+            blank = config.without_start().build(own)
+    except UserError as error:
+        raise UserError(*(f"{where}: {problem}" for problem in error.problems)) from None
+    except TooManyError:
+        found = f"the configuration describes many more layers than the {len(shapes):,} tensors of the file"
+        raise UserError(f"{where}: {found}; they do not belong together: copy or download both again") from None
+    except Exception as error:  # sizes that no tensor can have; torch and timm raise whatever their constructors do
+        reason = f"a network of the configuration cannot be built ({first_line(error)})"
+        raise UserError(f"{where}: {reason}; copy or download the model again") from None
+    found = misfits(blank.state_dict(), shapes, where, name)
+    if found:
+        raise UserError(*found)
+
+
+def filled(
+    config: NetworkConfig, weights: dict[str, Tensor], where: str, name: Callable[[str], str] = str, own: Student | None = None
+) -> Network:
+    """The network of `config` with these weights, under our names; errors as of `check_fits`."""
+    check_fits(config, {key: tensor.shape for key, tensor in weights.items()}, where, name, own)
+    network = config.without_start().build(own)
+    load_exactly(network, weights, where, name)
+    return network

@@ -1,0 +1,90 @@
+"""What other libraries may do with the files of a model, and what of their errors is passed on."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from .errors import UserError
+
+NO_CODE = "it asks to run code from its folder or from the hub, and no code of a model is ever run here; take a model that needs none"
+NO_PICKLE = "which a file of weights never needs; nothing was run; take the model's safetensors file if there is one"
+LONGEST = 400
+"""Characters of a library's message that are passed on."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error, for a message of one line; advice to run a stranger's code is not passed on."""
+    text = str(error).strip()
+    if "trust_remote_code" in text or "custom code" in text:
+        return NO_CODE
+    if "weights_only" in text.lower() or "weights only" in text.lower():
+        wanted = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:global|function|class) ([\w.]+\.\w+)", text)
+        what = f"'{wanted[1]}'" if wanted else "more than tensors and plain values"
+        return f"it asks for {what} on being read, {NO_PICKLE}"
+    line = next(iter(text.splitlines()), "") or type(error).__name__
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
+
+
+@contextmanager
+def no_remote_code() -> Iterator[None]:
+    """Within it transformers, and every library that reads through it, executes no module of a folder or of the hub, and asks nobody.
+
+    Each call passes `trust_remote_code=False` where the library has such an argument; this closes the ways that do not pass it on
+    (OpenCLIP's text towers and tokenizers). Such a request ends in an error of the library.
+    """
+    import transformers.dynamic_module_utils as modules
+
+    before: dict[str, Any] = {name: getattr(modules, name) for name in ("get_class_in_module", "TIME_OUT_REMOTE_CODE")}
+    modules.get_class_in_module = _refuse
+    modules.TIME_OUT_REMOTE_CODE = 0  # seconds for which the library would wait for an answer on the terminal
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(modules, name, value)
+
+
+def _refuse(class_name: str, *_: object, force_reload: bool = False) -> NoReturn:
+    """In the place, and with the arguments, of the library's `get_class_in_module`."""
+    del class_name, force_reload
+    raise ValueError(NO_CODE)
+
+
+def wants_code(config: Any) -> list[str]:
+    """Keys of a model's configuration, dotted, that ask for a stranger's code or kernels or for a reader of quantised weights."""
+    found: list[str] = []
+    _search(config, "", found, 0)
+    return found
+
+
+def _search(config: Any, start: str, found: list[str], depth: int) -> None:
+    if depth > 20:  # no configuration is deeper
+        return
+    if isinstance(config, list):
+        for number, item in enumerate(config[:1000]):
+            _search(item, f"{start}{number}.", found, depth + 1)
+    if not isinstance(config, dict):
+        return
+    for key, value in config.items():
+        kernel = str(key).endswith(("attn_implementation", "experts_implementation")) and _names_a_repository(value)
+        if kernel or (key == "trust_remote_code" and value) or (key in ("quantization_config", "compression_config") and value):
+            found.append(f"{start}{key}")
+        else:
+            _search(value, f"{start}{key}.", found, depth + 1)
+
+
+def _names_a_repository(value: Any) -> bool:
+    values = value.values() if isinstance(value, dict) else [value]
+    return any(isinstance(each, str) and ("/" in each or ":" in each) for each in values)
+
+
+def refuse_code(config: Any, where: str) -> None:
+    """Raises UserError, a sentence for each key of `wants_code`, after `where` (the file)."""
+    reasons = {"quantization_config": "its weights are quantised, which are not read here; give the original weights"}
+    wrong = [f"{where}: {key}: {reasons.get(key.rpartition('.')[2], NO_CODE)}" for key in wants_code(config)]
+    if wrong:
+        raise UserError(*wrong)
+
+
+__all__ = ["NO_CODE", "NO_PICKLE", "first_line", "no_remote_code", "refuse_code", "wants_code"]
