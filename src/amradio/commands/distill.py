@@ -86,7 +86,8 @@ def dry_run(recipe: Recipe) -> None:
     if problems:
         raise UserError(*problems)
     stored = RunFolder(recipe.out).beginning()
-    with torch.device("meta" if stored is None and recipe.student_is_random else "cpu"):  # its size costs nothing where nothing is read
+    needs_no_weights = stored is None and recipe.student_is_random and recipe.evaluate.suite is None
+    with torch.device("meta" if needs_no_weights else "cpu"):  # a network of any size costs no memory where nothing is read or run
         begun = recipe.begin(loaded, stored)
     network = begun.network
     problems = check_sizes(recipe, network, 1)
