@@ -58,6 +58,9 @@ def test_a_floor_of_each_model() -> None:
     assert below_floor(found, found.metrics[0]) == ["teacher/dino"]
     assert floor_warning(found).endswith("k=20: teacher/dino")
     assert floor_warning(found, "student") == ""
+    everything = result(floors={"k=20": 99.0})
+    assert floor_warning(everything).endswith("such images: k=20: all rows")
+    assert floor_warning(everything, "teacher/clip").endswith("k=20: teacher/clip")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

@@ -21,14 +21,15 @@ from amradio.evaluation.predictors import predictors
 from amradio.evaluation.suite import plain
 from amradio.evaluation.tiling import Tiled, only_side
 from amradio.features import Features
+from amradio.formats.folder import write_folder
 from amradio.model import Model
 from amradio.network import NetworkConfig
 from amradio.recipe import Recipe
 from amradio.students.base import Student
-from amradio.students.own import OwnSettings
-from amradio.teachers import ClipSettings, Dinov2Settings, SamSettings, Teacher
-from amradio.teachers.open_clip import OpenClipSettings
-from amradio.teachers.siglip import SiglipSettings
+from amradio.students.settings import OwnSettings
+from amradio.students.vit_settings import VitSettings
+from amradio.teachers import ClipSettings, Dinov2Settings, ModelSettings, OpenClipSettings, SamSettings, SiglipSettings
+from amradio.teachers.base import Teacher
 
 KINDS = {settings.model_fields["type"].default: settings for settings in EVALUATIONS}
 Seen = dict[str, set[tuple[int, int]]]
@@ -381,6 +382,20 @@ def test_recognition_shows_the_centre_to_clips_and_squares_are_not_squashed(tmp_
     original = processor(images=(images[0].permute(1, 2, 0) * 255).to(torch.uint8).numpy(), return_tensors="pt")["pixel_values"]
     prepared = predictors(None, {"x": clip}, None, "crop")["teacher/x"].joint.prepare(images)
     torch.testing.assert_close((prepared - clip.mean) / clip.std, original, rtol=0, atol=0.05)
+
+
+def test_own_teachers_and_models_of_ours_are_not_squashed_in_recognition(tmp_path) -> None:
+    images = torch.zeros(1, 3, 40, 120)
+    images[..., 40:80] = 1.0
+    own = predictors(None, {"x": Colours()}, None, "crop")["teacher/x"].joint.prepare(images)
+    assert own.shape[-2:] == (32, 32)
+    assert own.mean() > 0.95
+    config = NetworkConfig(student=VitSettings(dim=32, depth=1, num_heads=2, patch_size=16), num_summaries=1, image_size=48)
+    write_folder(tmp_path / "model", config, config.build(), {"step": 1, "num_steps": 1, "data": "none", "agreement": {}})
+    for words, side in (({}, 48), ({"input_size": 32}, 32)):
+        prepared = ModelSettings(path=str(tmp_path / "model"), **words).build().prepare(images)
+        assert prepared.shape[-2:] == (side, side)
+        assert prepared.mean() > 0.95
 
 
 # --- what is shown

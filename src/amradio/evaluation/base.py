@@ -84,13 +84,14 @@ def floor_warning(result: Result, among: str = "") -> str:
 
     among: how the names of the rows that count begin.
     """
-    found = {
-        metric.name: named
-        for metric in result.metrics
-        if metric.headline and (named := sorted(row for row in below_floor(result, metric) if row.startswith(among)))
-    }
-    listed = "; ".join(f"{metric}: {', '.join(rows)}" for metric, rows in found.items())
-    return f"not better than {result.floor or 'the floor'}, so these models have not learnt such images: {listed}" if found else ""
+    found: list[str] = []
+    for metric in result.metrics:
+        measured = [row for row, values in result.rows.items() if metric.name in values and row.startswith(among)]
+        below = sorted(row for row in below_floor(result, metric) if row.startswith(among))
+        if metric.headline and below:
+            found.append(f"{metric.name}: {'all rows' if len(below) == len(measured) > 1 else ', '.join(below)}")
+    floor = result.floor or "the floor"
+    return f"not better than {floor}, so these models have not learnt such images: {'; '.join(found)}" if found else ""
 
 
 class Bench:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..features import Features
 from ..model import Model
-from ..teachers.base import Teacher, resize
+from ..teachers.base import Teacher, central_square, resize
 from .inputs import Counts, Recorded
 from .tiling import Tiled, only_side
 
@@ -152,13 +152,6 @@ def _bounded(images: Tensor, image_size: int | None) -> tuple[int, int]:
     longest = LONGEST * (image_size or max(height, width))
     scale = min(1.0, longest / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def central_square(images: Tensor) -> Tensor:
-    """[B, 3, H, W] -> the central square [B, 3, S, S] of its short side."""
-    side = min(images.shape[-2:])
-    top, left = (images.shape[-2] - side) // 2, (images.shape[-1] - side) // 2
-    return images[..., top : top + side, left : left + side]
 
 
 def _student_view(model: Model, image_size: int | None, view: View) -> Callable[[Tensor], Tensor]:

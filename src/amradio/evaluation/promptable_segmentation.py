@@ -238,7 +238,7 @@ class _Seen:
             self.digest.hexdigest()[:16],
             floors,
             notes=notes,
-            floor="a disc around the click, the filled box",
+            floor="a disc around the click or the filled box",
         )
 
 

@@ -66,9 +66,10 @@ class Teacher(nn.Module):
     def prepare(self, images: Tensor) -> Tensor:
         """The original library's own preprocessing, less the normalisation: [B, 3, H, W] in [0, 1] of any size to a legal size.
 
-        Here: the whole image is resized to the nearest legal size, bicubic.
+        Here, bicubic: the whole image at the nearest legal size, or its central square where there is one square size only (`input_size`).
         """
-        return resize(images, self.size_for(*images.shape[-2:]))
+        shown = images if self.input_size is None else central_square(images)
+        return resize(shown, self.size_for(*shown.shape[-2:]))
 
     def encode(self, images: Tensor) -> Features:
         """Features of normalised images [B, 3, H, W] of a legal size, in `compute_dtype`."""
@@ -128,6 +129,13 @@ def _ordinary(features: Tensor | None) -> Tensor | None:
 def to_grid(tokens: Tensor, images: Tensor, patch_size: int) -> Tensor:
     """Patch tokens [B, N, D], row-major, of images [B, 3, H, W] -> [B, H // patch_size, W // patch_size, D]."""
     return tokens.unflatten(1, (images.shape[-2] // patch_size, images.shape[-1] // patch_size))
+
+
+def central_square(images: Tensor) -> Tensor:
+    """[B, 3, H, W] -> the central square [B, 3, S, S] of its short side."""
+    side = min(images.shape[-2:])
+    top, left = (images.shape[-2] - side) // 2, (images.shape[-1] - side) // 2
+    return images[..., top : top + side, left : left + side]
 
 
 def resize(images: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:

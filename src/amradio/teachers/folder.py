@@ -6,7 +6,7 @@ from .. import formats
 from ..errors import UserError, nearest
 from ..features import Features
 from ..network import Network
-from .base import Teacher
+from .base import Teacher, central_square, resize
 from .precision import cast
 from .settings import ModelSettings as ModelSettings
 
@@ -23,11 +23,15 @@ def build(settings: ModelSettings) -> "Teacher":
         raise UserError(f"{settings.path}: there is no head '{settings.head}'; {nearest(settings.head, config.heads)}")
     teacher = ModelTeacher(network, settings.head, dims, settings.input_size, settings.path)
     teacher.compute_dtype = cast(network, settings.precision)
+    teacher.preferred_size = (config.heads[settings.head].image_size if settings.head else None) or config.image_size
     return teacher
 
 
 class ModelTeacher(Teacher):
     """A frozen network of ours; its student normalises the images itself."""
+
+    preferred_size: int | None = None
+    """px at which it was trained; None where that is not known."""
 
     def __init__(self, network: Network, head: str | None, dims: tuple[int | None, int | None], input_size: int | None, source: str):
         """dims: channels of (summary, spatial)."""
@@ -47,6 +51,12 @@ class ModelTeacher(Teacher):
         """The legal size nearest to the view, or to `input_size`."""
         side = self.input_size
         return self.network.student.nearest_size(*((side, side) if side else (height, width)))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """As a student is measured in recognition: the central square, at `input_size`, else at the size at which it was trained."""
+        shown = central_square(images)
+        side = self.input_size or self.preferred_size or shown.shape[-1]
+        return resize(shown, self.size_for(side, side))
 
     def encode(self, images: Tensor) -> Features:
         """See the base; images are in [0, 1]."""
