@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import amradio
-from amradio.__main__ import main, parser
+from amradio.__main__ import main
+from amradio.commands.parser import parser
 from amradio.config import parse_yaml
 from amradio.data import SourceSettings
 from amradio.data.decode import decode
@@ -98,7 +99,7 @@ def test_commands_name_verbs_targets_and_recipes_that_exist(where: str, command:
     found = arguments(command)
     if found is None:
         return
-    options = parser().parse_args(found)
+    options = parser()[0].parse_args(found)
     if options.verb == "evaluate" and options.words:
         assert Suite.load(*options.words), where
     if options.verb == "distill":

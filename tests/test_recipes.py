@@ -62,7 +62,7 @@ def shrunk(recipe: dict, pictures: Path, stand_ins) -> dict:
     for kind in ("summary", "spatial"):
         if "hidden_dim" in recipe["heads"][kind]:
             recipe["heads"][kind]["hidden_dim"] = 16
-    recipe["data"]["num_workers"] = 0
+    recipe["data"] |= {"num_workers": 0} | ({"hold_out": 0.25} if recipe["data"]["hold_out"] else {})
     recipe["normalize"]["batches"] = 1
     recipe["evaluate"] |= {"every": 1, "batches": 1}
     recipe["engine"] |= {"device": "cpu", "log_every": 1, "compile": False}

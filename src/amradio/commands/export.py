@@ -23,6 +23,21 @@ from .tables import print_table
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SEED = 0
+READERS = {
+    "tensorrt": ("TensorRT", "onnx"),
+    "trt": ("TensorRT", "onnx"),
+    "onnxruntime": ("ONNX Runtime", "onnx"),
+    "openvino": ("OpenVINO", "onnx"),
+    "directml": ("DirectML", "onnx"),
+    "huggingface": ("transformers", "transformers"),
+    "vllm": ("vLLM", "hf"),
+    "tensorrt-llm": ("TensorRT-LLM", "hf"),
+    "radio": ("NVlabs/RADIO", "torchhub"),
+    "pytorch": ("torch.hub", "torchhub"),
+    "torch": ("torch.hub", "torchhub"),
+    "safetensors": ("amradio.load", "amradio"),
+}
+"""What users ask for by name -> (as it is spelt, the format that it reads)."""
 MANY = 6
 """Names that are printed before the rest is counted."""
 
@@ -90,7 +105,10 @@ def export(
 def _format(name: str) -> Format:
     found = next((form for form in formats.FORMATS if form.name == name), None)
     if found is None:
-        raise UserError(f"format: there is no '{name}'; {nearest(name, (form.name for form in formats.FORMATS))}")
+        there = [form.name for form in formats.FORMATS]
+        reader, format_of_it = READERS.get(name.lower(), ("", ""))
+        hint = f"{reader} reads '{format_of_it}'" if reader else nearest(name, there).removesuffix(f"there is: {', '.join(sorted(there))}")
+        raise UserError(f"format: there is no '{name}'; {hint + '; ' if hint else ''}there is: {', '.join(there)}")
     return found
 
 

@@ -1,31 +1,158 @@
-"""`amradio teachers` and `amradio students`: what there is."""
+"""`amradio teachers`, `amradio students` and `amradio recipes`: what there is. None of them imports torch."""
+
+import json
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .. import students, teachers
-from .tables import print_table
+from ..config import Settings
+from ..errors import UserError, nearest
+from ..recipes import shipped
+
+PAGE = 120
+"""Characters a line where there is no terminal."""
+GAP = "  "
 
 
-def list_teachers() -> None:
-    """Prints the well-known teachers of every kind: dims, licence, and whether the weights are on this machine."""
+def list_teachers(as_json: bool = False) -> None:
+    """Prints the well-known teachers of every type: dims, licence, and whether the weights are on this machine."""
     rows = [
-        (k.kind, k.model, f"{k.million_parameters:,.1f}", k.summary_dim or "-", k.spatial_dim, k.input_size or f"any x{k.patch_size}",
-         k.patch_size, k.licence, "yes" if k.is_here else "no")
-        for k in teachers.catalogue()
-    ]  # fmt: skip
-    columns = ("type", "model", "M", "summary", "spatial", "input px", "patch", "licence of the weights", "here")
-    print_table("Teachers", columns, rows)
-    print(
-        "Any other model of these types works too, from the hub by name or from a local folder: teachers: {NAME: {type: TYPE, model: ...}}."
-    )
-    print(f"Types: {', '.join(s.model_fields['type'].default for s in teachers.TEACHERS)}. Fetch one: hf download MODEL.")
-
-
-def list_students() -> None:
-    """Prints every size of every student."""
-    rows = [
-        (r.type, r.size, r.dim, r.depth or "-", r.num_heads or "-", r.patch_size, f"{r.parameters / 1e6:,.1f}")
-        for r in students.catalogue()
+        {
+            "type": known.kind,
+            "model": known.model,
+            "million parameters": known.million_parameters,
+            "summary": known.summary_dim,
+            "spatial": known.spatial_dim,
+            "input px": known.input_size or f"any x{known.patch_size}",
+            "patch px": known.patch_size,
+            "licence": known.licence,
+            "here": known.is_here,
+        }
+        for known in teachers.catalogue()
     ]
-    print_table("Students", ("type", "size", "dim", "depth", "heads", "patch", "M parameters"), rows)
-    print("ViT: parameters with the position table of 2048 px and 4 summary tokens. student: {type: vit, size: SIZE, patch_size: 16}.")
-    print("timm: these and any other backbone of timm, by name. student: {type: timm, model: NAME}.")
-    print("own: any torch module, passed in Python: amradio.distill(recipe, student=amradio.students.OwnStudent(module, patch_size=16)).")
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    print("Teachers (* the weights are on this machine)")
+    print("M: million parameters of the vision tower; summary, spatial: channels; licence: of the weights.\n")
+    _print_groups([row | {"model": f"{'*' if row['here'] else ' '} {row['model']}"} for row in rows], "model", _about(teachers.TEACHERS))
+    types = ", ".join(_type(settings) for settings in teachers.TEACHERS)
+    _print_text(
+        f"Any other model of these types works too, by its name on the hub or from a local folder, e.g. teachers.NAME='{{type: TYPE, "
+        f"model: ...}}'. Types: {types}. Download one: hf download MODEL."
+    )
+
+
+def list_students(as_json: bool = False) -> None:
+    """Prints every size of every type of student."""
+    rows = [
+        {
+            "type": row.type,
+            "size": row.size,
+            "channels": row.dim,
+            "depth": row.depth or None,
+            "attention heads": row.num_heads or None,
+            "patch px": row.patch_size,
+            "million parameters": round(row.parameters / 1e6, 1),
+        }
+        for row in students.catalogue()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    print("Students. M parameters: millions.\n")
+    _print_groups(rows, "size", _about(students.STUDENTS))
+    for line in (
+        "vit: student='{type: vit, size: SIZE, patch_size: 16}'. Counted with the position table of 2048 px and 4 summary tokens.",
+        "timm: student='{type: timm, model: NAME}', with these and any other backbone of timm.",
+        "own: any torch module, in Python: amradio.distill(recipe, student=amradio.students.OwnStudent(module, patch_size=16)).",
+    ):
+        _print_text(line)
+
+
+def list_recipes(name: str | None = None, as_json: bool = False) -> None:
+    """Prints the files that come with the package, with their command, cost and result; or the file `name` as it is.
+
+    Raises UserError where there is none of this name.
+    """
+    found = shipped()
+    if name is not None:
+        one = next((entry for entry in found if entry.name == name.removesuffix(".yaml")), None)
+        if one is None:
+            raise UserError(f"there is no recipe '{name}'; {nearest(name, [entry.name for entry in found])}")
+        print(one.path.read_text(encoding="utf-8"), end="")
+    elif as_json:
+        print(json.dumps([entry._asdict() | {"path": str(entry.path)} for entry in found], indent=1))
+    else:
+        for kind, title in (
+            ("recipe", "Recipes, for `amradio distill NAME`"),
+            ("evaluation", "Evaluation files, for `amradio evaluate PATH NAME`"),
+        ):
+            print(f"{title}\n")
+            for entry in found:
+                if entry.kind == kind:
+                    print(entry.name)
+                    _print_text(entry.about, "    ", "    ")
+                    print(*(f"    $ {command}" for command in entry.command.splitlines()), sep="\n")
+                    _print_text(entry.cost, "    cost:   ", " " * 12)
+                    _print_text(entry.result, "    result: ", " " * 12)
+                    print()
+        _print_text(
+            "Show one, to start your own from: amradio recipes NAME > mine.yaml. A file of the same name in the working folder comes first."
+        )
+
+
+def _width() -> int:
+    return shutil.get_terminal_size((PAGE, 24)).columns
+
+
+def _print_text(text: str, first: str = "", others: str = "") -> None:
+    if text:
+        print(
+            textwrap.fill(
+                text, max(_width(), 40), initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
+            )
+        )
+
+
+def _type(settings: type[Settings]) -> str:
+    return settings.model_fields["type"].default
+
+
+def _about(choices: Sequence[type[Settings]]) -> dict[str, str]:
+    """{type: what the class says of itself before the first full stop}."""
+    return {_type(settings): (settings.__doc__ or "").strip().split("\n")[0].split(". ")[0].rstrip(".") for settings in choices}
+
+
+def _print_groups(rows: Sequence[Mapping[str, Any]], name: str, about: Mapping[str, str]) -> None:
+    """Rows below a heading for each type; a name is never folded: where a line is too short for a row, the row takes two."""
+    shown = [key for key in rows[0] if key not in ("type", "here")]
+    titles = {key: {"million parameters": "M"}.get(key, key) for key in shown}
+    cells = [{key: _cell(row[key]) for key in shown} for row in rows]
+    widths = {key: max(len(titles[key]), *(len(cell[key]) for cell in cells)) for key in shown}
+    fits = sum(widths.values()) + len(GAP) * len(shown) <= _width()
+    previous = None
+    for row, cell in zip(rows, cells, strict=True):
+        if row["type"] != previous:
+            print(("" if previous is None else "\n") + f"{row['type']}: {about[row['type']]}")
+            if fits:
+                print(_line(titles, widths, rows[0]))
+            previous = row["type"]
+        if fits:
+            print(_line(cell, widths, rows[0]))
+        else:
+            print(f"{GAP}{cell[name]}")
+            _print_text(", ".join(f"{titles[key]} {cell[key]}" for key in shown if key != name and cell[key] != "-"), GAP * 3, GAP * 3)
+    print()
+
+
+def _line(cell: Mapping[str, str], widths: Mapping[str, int], sample: Mapping[str, Any]) -> str:
+    """One row; numbers are flush right."""
+    parts = [f"{text:>{widths[key]}}" if isinstance(sample[key], int | float) else f"{text:<{widths[key]}}" for key, text in cell.items()]
+    return (GAP + GAP.join(parts)).rstrip()
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

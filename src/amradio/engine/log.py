@@ -1,7 +1,6 @@
 """Logs: one fixed line an interval on the console and in train.log, every number in metrics.jsonl, and a clock for shares of time."""
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -215,5 +214,9 @@ def memory_in_use(device: torch.device) -> float:
     """Peak memory in GiB: of the GPU where there is one, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return float("nan")
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

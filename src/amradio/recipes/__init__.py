@@ -71,6 +71,8 @@ def _described(path: Path) -> Shipped:
     parts: dict[str, list[str]] = {"about": []}
     key = "about"
     for line in head:
+        if not line:
+            key = "more"
         title = re.match(r"([A-Z][a-z]+):\s*(.*)", line)
         if title:
             key, line = title[1].lower(), title[2]

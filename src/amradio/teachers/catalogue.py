@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,8 @@ class Known:
         """Whether this machine has the weights (shipped, or complete in the hub cache). No network."""
         if self.kind == "embedded":
             return True
+        if not (_hub_cache() / f"models--{self.repository.replace('/', '--')}").is_dir():
+            return False
         from .loading import cached_folder
 
         return cached_folder(self.repository, kind=self.kind) is not None
@@ -53,6 +56,13 @@ def catalogue() -> list[Known]:
 def repositories() -> list[str]:
     """Names on the hub of the well-known teachers."""
     return sorted({known.repository for known in (Known(*row, "") for row in _ROWS) if "/" in known.repository})
+
+
+def _hub_cache() -> Path:
+    """The folder of the Hugging Face cache, from the environment as huggingface_hub reads it, which takes longer to import."""
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache"), "huggingface")
+    found = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
+    return Path(os.path.expandvars(os.path.expanduser(found)))
 
 
 def licence_of(model: str, folder: Path, stated: str | None = None) -> str:
@@ -157,7 +167,7 @@ def _read(name: str, tower: str) -> Known:
 
     config = json.loads((EMBEDDED / name / "config.json").read_text(encoding="utf-8"))
     vision = config.get("vision_config", config)
-    with safe_open(EMBEDDED / name / "model.safetensors", "pt") as weights:
+    with safe_open(EMBEDDED / name / "model.safetensors", "np") as weights:
         sizes = [math.prod(weights.get_slice(key).get_shape()) for key in weights.keys() if key.startswith(tower)]  # noqa: SIM118
     summary = {"clip": config.get("projection_dim"), "dino": vision["hidden_size"], "sam": None}[name]
     input_size = None if name == "dino" else vision["image_size"]

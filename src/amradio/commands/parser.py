@@ -1,0 +1,189 @@
+"""The grammar of the command line, and an answer with a way to fix it for what does not fit."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from ..errors import nearest
+
+EMBED_OPTIONS = ("heads", "spatial", "image_size", "batch_size", "dtype", "precision", "device", "num_workers")
+WORDS_HELP = "recipe files, names of shipped recipes (`amradio recipes`) and key=value words, merged left to right"
+FAMILIAR = {
+    "train": "distill",
+    "fit": "distill",
+    "run": "distill",
+    "resume": "distill",
+    "test": "evaluate",
+    "eval": "evaluate",
+    "validate": "evaluate",
+    "convert": "export",
+    "predict": "embed",
+    "infer": "embed",
+    "extract": "embed",
+    "features": "embed",
+    "demo": "quickstart",
+    "list": "recipes",
+    "models": "students",
+    "info": "doctor",
+    "check": "doctor",
+}
+"""Verbs of other programs."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends with 2 after one line that says what is wrong and how to write it, below the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """See the class."""
+        message = message.replace("the following arguments are required", "missing")
+        example = f"\nexample: {self.epilog.split('example: ')[-1]}" if self.epilog and "missing" in message else ""
+        self.print_usage(sys.stderr)
+        print(f"error: {message}{example}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30)
+
+
+def parser(version: str = "") -> tuple[Parser, dict[str, Parser]]:
+    """The command line's parser, and those of its verbs by name."""
+    top = Parser(
+        prog="amradio",
+        description="Distil any set of vision foundation models into one student.",
+        epilog="`amradio VERB --help` shows the options of a verb and an example. example: amradio quickstart",
+        formatter_class=_formatter,
+    )
+    top.add_argument("--version", action="version", version=f"amradio {version}")
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error; may be written anywhere")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, text: str, example: str) -> Parser:
+        return verbs.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=f"example: {example}", formatter_class=_formatter
+        )
+
+    quickstart = verb(
+        "quickstart",
+        "three small teachers into one student on generated scenes: offline, on a CPU, in minutes",
+        "amradio quickstart out=runs/mine",
+    )
+    quickstart.add_argument("words", nargs="*", metavar="key=value", help="changes to the built-in recipe, e.g. out=DIR")
+    distill = verb("distill", "run or resume a recipe", "amradio distill starter data.train.path=photos out=runs/first --dry-run")
+    distill.add_argument("words", nargs="+", metavar="RECIPE|key=value", help=f"{WORDS_HELP}; a run folder stands for its config.yaml")
+    distill.add_argument("--dry-run", action="store_true", help="check everything, print recipe, teachers and data, and train nothing")
+    evaluate = verb(
+        "evaluate",
+        "student, heads and teachers side by side on every task",
+        "amradio evaluate runs/first real_evaluation --json results.json",
+    )
+    evaluate.add_argument("path", metavar="PATH", help="a run folder or a model folder")
+    evaluate.add_argument(
+        "words", nargs="*", metavar="EVALUATION|key=value", help="evaluation files and key=value words; without one: on generated scenes"
+    )
+    evaluate.add_argument("--json", metavar="FILE", help="write all results with their settings, counts and seconds")
+    _add_embed(
+        verb(
+            "embed",
+            "features of a folder, a list or tar shards of images, into one file",
+            "amradio embed runs/first photos --out photos.safetensors",
+        )
+    )
+    _add_export(
+        verb(
+            "export",
+            "write a model in another format; it is reloaded there and compared",
+            "amradio export runs/first --format onnx --out student.onnx",
+        )
+    )
+    for name, text in (
+        ("teachers", "well-known teachers: dims, licences, what is on this machine"),
+        ("students", "students and their sizes"),
+        ("recipes", "recipes and evaluation files that come with amradio: command, cost, result"),
+    ):
+        listing = verb(name, text, f"amradio {name} --json")
+        listing.add_argument("--json", action="store_true", help="print the same as JSON")
+        if name == "recipes":
+            listing.add_argument("name", nargs="?", metavar="NAME", help="print this one as a file, to start your own from")
+    verb("doctor", "what this machine can do, and what is missing", "amradio doctor")
+    return top, dict(verbs.choices)
+
+
+def _add_embed(embed: Parser) -> None:
+    embed.add_argument("path", metavar="PATH", help="a run folder, or a model in any format that is read")
+    embed.add_argument("images", metavar="IMAGES", help="a folder of images, a text file with a path on each line, or tar shards")
+    embed.add_argument("--out", required=True, metavar="FILE", help="a new file that ends with .safetensors or .parquet")
+    embed.add_argument("--heads", metavar="A,B", help="heads whose features are written beside those of the backbone")
+    embed.add_argument("--spatial", choices=("none", "pooled", "full"), help="maps: left out (default), their mean, every cell")
+    embed.add_argument("--image-size", metavar="N", help="px of the short side, or `own` for that of each image; default: that of training")
+    embed.add_argument("--batch-size", type=int, metavar="N", help="images in a batch (default 64)")
+    embed.add_argument("--dtype", choices=("float16", "float32"), help="of the numbers in the file (default float16)")
+    embed.add_argument("--precision", choices=("auto", "float32", "bfloat16"), help="of the computation (default float32)")
+    embed.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda or cuda:N")
+    embed.add_argument("--num-workers", type=int, metavar="N", help="processes that read images; default: the cores, less one")
+
+
+def _add_export(export: Parser) -> None:
+    export.add_argument("path", metavar="PATH", help="a run folder, or a model in any format that is read")
+    export.add_argument("--format", required=True, metavar="FORMAT", help="amradio, torchhub, hf, transformers, timm or onnx")
+    export.add_argument("--out", required=True, metavar="PATH", help="a new file or folder; nothing is overwritten")
+    export.add_argument("--heads", metavar="A,B", help="heads to include; default: all that the format can hold")
+    export.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights; default: as they are")
+    export.add_argument("--image-size", type=int, metavar="N", help="px, for a format of one fixed size")
+
+
+def parse(words: Sequence[str], version: str) -> argparse.Namespace:
+    """The options of a command line. Prints what is wrong and raises SystemExit(2) where it does not fit.
+
+    `--debug` may stand anywhere, and key=value words behind options.
+    """
+    top, verbs = parser(version)
+    is_debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first is not None and first not in verbs:
+        top.error(f"there is no command '{first}'; {_other_verb(first, verbs)}")
+    options, rest = top.parse_known_args(words)
+    options.debug = is_debug
+    late = [word for word in rest if not word.startswith("-")]
+    if late and late == rest and hasattr(options, "words"):
+        options.words += late
+    elif rest:
+        verb = verbs[options.verb]
+        verb.error("; ".join(_stray(word, _after(word, words), verb) for n, word in enumerate(rest) if _is_reported(rest, n)))
+    return options
+
+
+def _other_verb(name: str, verbs: Sequence[str] | dict[str, Any]) -> str:
+    return f"did you mean '{FAMILIAR[name.lower()]}'?" if name.lower() in FAMILIAR else nearest(name, verbs)
+
+
+def _after(word: str, words: Sequence[str]) -> list[str]:
+    """The word behind an option, as a list; empty where there is none."""
+    start = words.index(word) + 1 if word in words else len(words)
+    return list(words[start : start + 1])
+
+
+def _is_reported(rest: Sequence[str], number: int) -> bool:
+    """Whether a stray word is no value of the option before it."""
+    return not (number and rest[number - 1].startswith("--") and "=" not in rest[number - 1] and not rest[number].startswith("-"))
+
+
+def _stray(word: str, following: Sequence[str], verb: Parser) -> str:
+    """What to write in place of a word that does not fit."""
+    known = [option for action in verb._actions for option in action.option_strings if option.startswith("--")]
+    name, equals, value = word.partition("=")
+    if word.startswith("-"):
+        takes_words = any(action.dest == "words" for action in verb._actions)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        hint = f"did you mean '{near[0]}'?" if near else nearest(name, known)
+        if takes_words and not near:
+            value = value if equals else next((each for each in following if not each.startswith("-")), "...")
+            hint = f"settings are written without dashes: {name.lstrip('-').replace('-', '_')}={value}"
+        return f"there is no option '{name}'; {hint}"
+    option = f"--{name.replace('_', '-')}"
+    return f"'{word}' does not belong here; " + (
+        f"write it as {option} {value}" if equals and option in known else f"see {verb.prog} --help"
+    )

@@ -1,0 +1,164 @@
+"""The grammar of the command line: what does not fit is answered with how to write it; listings fit a narrow terminal."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import amradio
+from amradio.__main__ import main
+from amradio.commands.parser import FAMILIAR, parse, parser
+from amradio.errors import UserError
+from amradio.recipes import shipped
+from amradio.students import STUDENTS
+from amradio.students import catalogue as students
+from amradio.teachers import TEACHERS
+from amradio.teachers import catalogue as teachers
+
+VERBS = parser()[1]
+
+
+def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What is printed on stderr; the command line has to end with 2."""
+    with pytest.raises(SystemExit, match="2"):
+        main(words.split())
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train x.yaml", "error: there is no command 'train'; did you mean 'distill'?"),
+        ("distil x.yaml", "error: there is no command 'distil'; did you mean 'distill'?"),
+        ("--debug teacher", "error: there is no command 'teacher'; did you mean 'teachers'?"),
+        ("xyzzy", "error: there is no command 'xyzzy'; there is: distill, doctor, embed, evaluate, export, quickstart, recipes, "),
+        ("distill a.yaml --dryrun", "error: there is no option '--dryrun'; did you mean '--dry-run'?"),
+        ("distill a.yaml --steps 5", "error: there is no option '--steps'; settings are written without dashes: steps=5"),
+        ("distill a.yaml --out=x", "error: there is no option '--out'; settings are written without dashes: out=x"),
+        ("quickstart --out x", "error: there is no option '--out'; settings are written without dashes: out=x"),
+        ("evaluate runs/x --image-size 64", "error: there is no option '--image-size'; settings are written without dashes: image_size=64"),
+        ("embed m images --out f.parquet --sptial full", "error: there is no option '--sptial'; did you mean '--spatial'?"),
+        ("embed m images --out f.parquet heads=clip", "error: 'heads=clip' does not belong here; write it as --heads clip"),
+        ("export m --format onnx --out f.onnx image_size=64", "error: 'image_size=64' does not belong here; write it as --image-size 64"),
+        ("distill", "error: missing: RECIPE|key=value\nexample: amradio distill starter data.train.path=photos"),
+        ("export m", "error: missing: --format, --out\nexample: amradio export runs/first --format onnx --out student.onnx"),
+        ("distill a.yaml --steps 5 --dryrun", "steps=5; there is no option '--dryrun'; did you mean '--dry-run'?"),
+        ("students foo", "error: 'foo' does not belong here; see amradio students --help"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_answered_with_how_to_write_it(words, message, capsys):
+    printed = refused(words, capsys)
+    assert message in printed
+    verb = next((word for word in words.split() if word in VERBS), "")
+    assert f"usage: amradio {verb}".rstrip() in printed  # the usage of the verb, where there is one
+    assert "Traceback" not in printed
+
+
+def test_familiar_verbs_lead_to_verbs_that_are_there():
+    assert set(FAMILIAR.values()) <= set(VERBS)
+    assert not set(FAMILIAR) & set(VERBS)
+
+
+@pytest.mark.parametrize("words", [["--debug", "distill", "no.yaml"], ["distill", "--debug", "no.yaml"], ["distill", "no.yaml", "--debug"]])
+def test_debug_may_stand_anywhere(words):
+    with pytest.raises(UserError, match=r"no\.yaml"):
+        main(words)
+
+
+def test_words_may_stand_behind_options():
+    options = parse(["distill", "a.yaml", "--dry-run", "out=x"], "")
+    assert options.words == ["a.yaml", "out=x"]
+    assert options.dry_run
+    assert parse(["evaluate", "runs/x", "--json", "f.json", "image_size=64"], "").words == ["image_size=64"]
+
+
+def test_the_version_is_in_one_place(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"amradio {amradio.__version__}\n"
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert 'dynamic = ["version"]' in text
+    assert '\nversion = "' not in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_every_verb_has_an_example_that_parses(verb, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([verb, "--help"])
+    printed = capsys.readouterr().out
+    example = printed.split("example: amradio ")[1].split()
+    assert example[0] == verb
+    parse(example, "")
+
+
+# listings
+
+
+@pytest.mark.parametrize("columns", [80, 60, 200])
+def test_listings_never_fold_a_name(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for verb, names in (("teachers", [known.model for known in teachers()]), ("students", [row.size for row in students()])):
+        assert main([verb]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        words = {word for line in lines for word in line.split()}
+        assert {part for name in names for part in name.split()} <= words
+        if verb == "teachers" and columns < 100:
+            assert not [line for line in lines if len(line) > columns and ":" not in line]
+    assert main(["recipes"]) == 0
+    printed = capsys.readouterr().out
+    for entry in shipped():
+        assert f"\n{entry.name}\n" in printed
+        assert all(f"    $ {command}\n" in printed for command in entry.command.splitlines())
+
+
+def test_listings_as_json(capsys):
+    for verb, count in (("teachers", len(teachers())), ("students", len(students())), ("recipes", len(shipped()))):
+        assert main([verb, "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert len(rows) == count
+        assert all(isinstance(row, dict) for row in rows)
+
+
+def test_listings_name_every_type(capsys):
+    for verb, choices in (("teachers", TEACHERS), ("students", STUDENTS)):
+        main([verb])
+        printed = capsys.readouterr().out
+        assert all(settings.model_fields["type"].default in printed for settings in choices)
+
+
+def test_a_recipe_is_printed_as_it_is(capsys):
+    assert main(["recipes", "starter"]) == 0
+    assert capsys.readouterr().out == next(entry.path for entry in shipped() if entry.name == "starter").read_text()
+    assert main(["recipes", "strater"]) == 2
+    assert capsys.readouterr().err == "error: there is no recipe 'strater'; did you mean 'starter'?\n"
+
+
+def test_export_names_what_a_reader_reads(capsys, tmp_path):
+    assert main(["export", "runs/x", "--format", "tensorrt", "--out", str(tmp_path / "y")]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: format: there is no 'tensorrt'; TensorRT reads 'onnx'; there is: amradio, ")
+    assert main(["export", "runs/x", "--format", "onx", "--out", str(tmp_path / "y")]) == 2
+    assert "did you mean 'onnx'?; there is: amradio" in capsys.readouterr().err
+
+
+def test_a_machine_without_the_module_resource(monkeypatch):
+    """Windows."""
+    import torch
+
+    from amradio.engine.log import memory_in_use
+
+    assert memory_in_use(torch.device("cpu")) > 0
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert memory_in_use(torch.device("cpu")) != memory_in_use(torch.device("cpu"))  # not a number
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["teachers"], ["students"], ["recipes"], ["trian"], ["distill", "--help"]])
+def test_no_torch_for_help_listings_and_mistakes(words, tmp_path):
+    program = (
+        "import sys\nfrom amradio.__main__ import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "print('HEAVY', *(name for name in ('torch', 'transformers', 'timm', 'torchvision', 'open_clip') if name in sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert ended.stdout.rpartition("HEAVY")[2].split() == []
