@@ -487,9 +487,8 @@ def test_eradio_files(name: str, bare: bool, saved, tmp_path: Path):
             torch.testing.assert_close(answer["clip"].summary, head(case["summary"]).detach(), rtol=0, atol=1e-4)
     assert found.config.image_size == 512
     start = "" if bare else "base_model."
-    assert all(
-        key.startswith(start) and key.endswith(("relative_bias", "coords_table", "position_index", "batches_tracked")) for key in found.dead
-    )
+    derived = ("relative_bias", "coords_table", "position_index")
+    assert all(key.startswith(f"{start}norm.") or (key.startswith(start) and key.endswith(derived)) for key in found.dead)
     assert "its shape is none of the published E-RADIOs" in lacks(found.config)[0]
 
 
@@ -503,6 +502,7 @@ def test_a_published_eradio_goes_out_with_every_key_and_its_windows(tmp_path: Pa
     assert content["args"].model_kwargs == {"return_full_features": True}
     biases = [key for key in content["state_dict"] if key.endswith("relative_bias")]
     assert len(biases) == 4 * 2 + 5
+    assert not [key for key in content["state_dict"] if key.startswith("base_model.norm.")]
     assert again.config == config.model_copy(update={"image_size": 512, "origin": "written.pth.tar (torchhub)"})
     images = torch.rand(1, 3, 64, 96)
     same(outputs(found, images), outputs(again, images))

@@ -61,6 +61,8 @@ class Exported(NamedTuple):
     """Heads that the format has no place for."""
     snippet: str
     """The Python lines with which a user loads it."""
+    rules: str | None = None
+    """What a reader that is not run here makes of the file by its published rules, where that was compared, too."""
 
 
 def export(
@@ -93,11 +95,12 @@ def export(
     with _aside(form, target) as place:
         form.write(place, model, settings)
         differences = compare(form, place, model, settings)
+        rules = form.rules(place, model, settings)
         lines = form.snippet(place, settings)
         if not form.suffix:
             text = card(model.config, model.network, {form.name: lines.replace(str(place), PLACEHOLDER)})
             (place / CARD_FILE).write_text(text, encoding="utf-8")
-    exported = Exported(target, differences, left_out, lines.replace(str(place), str(target)))
+    exported = Exported(target, differences, left_out, lines.replace(str(place), str(target)), rules)
     _report(exported, form, found, settings)
     return exported
 
@@ -248,6 +251,8 @@ def _report(exported: Exported, form: Format, found: Found, settings: ExportSett
         )
     else:
         print(f"Not compared: {form.reader} is not installed here.")
+    if exported.rules:
+        print(f"The official reader's published rules, computed from the written file, give the same model: {exported.rules}")
     if exported.left_out:
         print(f"Left out, because the format has no place for them: {', '.join(exported.left_out)}")
     if found.dead:

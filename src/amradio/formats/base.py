@@ -92,6 +92,13 @@ class Format:
         """
         raise NotImplementedError
 
+    def rules(self, target: Path, model: Found, settings: ExportSettings) -> str | None:
+        """What a reader that is not run here makes of the written file by its published rules, in words; None where none is needed.
+
+        Raises UserError where that is not the model.
+        """
+        del target, model, settings
+
     def snippet(self, target: Path, settings: ExportSettings) -> str:
         """The Python lines with which a user loads `target`."""
         raise NotImplementedError

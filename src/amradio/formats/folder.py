@@ -15,6 +15,7 @@ from ..features import Features
 from ..files import read_json
 from ..network import Network, NetworkConfig, TrainingFacts
 from ..students.base import Student
+from ..students.eradio import DEAD_NORM, EradioSettings
 from ..tensors import read_tensors, tensor_shapes, write_tensors
 from .base import ExportSettings, Format, Found, peek
 from .building import check_fits, filled
@@ -49,8 +50,8 @@ class ModelFolder(Format):
             config = config.model_copy(update={"student": config.student.model_copy(update={"align_corners": align_corners})})
         file = folder / WEIGHTS_FILE
         if own is None:
-            check_fits(config, tensor_shapes(file), str(file))
-        return Found(config, filled(config, read_tensors(file), str(file), own=own))
+            check_fits(config, _alive(config, tensor_shapes(file)), str(file))
+        return Found(config, filled(config, _alive(config, read_tensors(file)), str(file), own=own))
 
     def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
         """See the base; nothing is lacking."""
@@ -76,6 +77,12 @@ class ModelFolder(Format):
         """See the base."""
         names = f", heads={list(settings.heads)}" if settings.heads else ""
         return f'import amradio\nmodel = amradio.load("{target}")\nfeatures = model(images{names})  # images: RGB in [0, 1], [B, 3, H, W]'
+
+
+def _alive(config: NetworkConfig, named: dict[str, Any]) -> dict[str, Any]:
+    """Less the norm behind E-RADIO's neck, which older folders have and nothing reads."""
+    dead = isinstance(config.student, EradioSettings) and config.student.neck
+    return {name: value for name, value in named.items() if not (dead and name.startswith(f"student.{DEAD_NORM}"))}
 
 
 def folder_of(path: Path) -> Path:

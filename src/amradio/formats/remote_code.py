@@ -16,11 +16,11 @@ from ..files import read_json
 from ..heads import AttentionHeadSettings, MlpHeadSettings
 from ..network import HeadPart, Network, NetworkConfig
 from ..students.eradio import EradioSettings
-from ..tensors import write_tensors
+from ..tensors import tensor_shapes, write_tensors
 from .base import ExportSettings, Format, Found, peek
 from .folder import CONFIG_FILE, WEIGHTS_FILE, read_sharded
-from .radio import Published, carries, lacks, network_of, publish, spelt, split
-from .radio.heads import silent_part
+from .radio import Published, carries, compare_rules, lacks, network_of, publish, spelt, split
+from .radio.heads import own_part, silent_part
 
 MODEL = "radio_model."
 BACKBONE, ROTATION, BETWEEN = f"{MODEL}model.", f"{MODEL}feature_normalizer.", f"{MODEL}inter_feature_normalizer."
@@ -84,14 +84,22 @@ class RemoteCode(Format):
         with torch.inference_mode():
             return network(images, None, settings.heads)
 
+    def rules(self, target: Path, model: Found, settings: ExportSettings) -> str:
+        """See the base."""
+        found = tensor_shapes(target / WEIGHTS_FILE)
+        shapes = {key.removeprefix(BACKBONE): shape for key, shape in found.items() if key.startswith(BACKBONE)}
+        return compare_rules(read_json(target / CONFIG_FILE)["args"], shapes, model, self.sizes(model, settings))
+
     def snippet(self, target: Path, settings: ExportSettings) -> str:
         """See the base."""
         names = f", heads={list(settings.heads)}" if settings.heads else ""
         official = f"adaptor_names={list(settings.heads)}, " if settings.heads else ""
+        optimal = own_part(read_json(target / CONFIG_FILE)["args"]).get("window") == "optimal"
+        windows = "\n# model.radio_model.model.set_optimal_window_size(images.shape[2:])  # E-RADIO: at each new size of the images"
         return (
             f'import amradio\nmodel = amradio.load("{target}")\nfeatures = model(images{names})  # images: RGB in [0, 1], [B, 3, H, W]\n'
             "# or the official class, with the .py files of a published RADIO model copied into the folder:\n"
-            f'# transformers.AutoModel.from_pretrained("{target}", {official}trust_remote_code=True)'
+            f'# model = transformers.AutoModel.from_pretrained("{target}", {official}trust_remote_code=True){windows if optimal else ""}'
         )
 
 

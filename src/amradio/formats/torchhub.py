@@ -13,7 +13,7 @@ from ..features import Features
 from ..network import Network, NetworkConfig
 from .base import ExportSettings, Format, Found
 from .checkpoint import looks_like_checkpoint, read_checkpoint
-from .radio import Published, carries, lacks, network_of, publish, spelt, split
+from .radio import Published, carries, compare_rules, lacks, network_of, publish, spelt, split
 from .radio.eradio import STEM
 from .radio.heads import own_part
 from .radio.layout import OWN_MEAN, OWN_STD
@@ -64,6 +64,12 @@ class TorchHub(Format):
         network = self.read(target).network.float().eval()
         with torch.inference_mode():
             return network(images, None, settings.heads)
+
+    def rules(self, target: Path, model: Found, settings: ExportSettings) -> str:
+        """See the base."""
+        content = read_checkpoint(target)
+        shapes = {key.removeprefix(BACKBONE): tensor.shape for key, tensor in content["state_dict"].items() if key.startswith(BACKBONE)}
+        return compare_rules(vars(content["args"]), shapes, model, self.sizes(model, settings))
 
     def snippet(self, target: Path, settings: ExportSettings) -> str:
         """See the base."""

@@ -10,7 +10,6 @@ from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from ..errors import UserError
 from ..features import Features
@@ -26,6 +25,8 @@ MAX_WINDOW = 16
 MIN_WINDOW = 7
 """Smallest window that was published (224 px); see `optimal_window`."""
 STRIDE = 32
+DEAD_NORM = "norm."
+"""Start of the names of the norm behind a neck, which nothing reads: official files have it or not."""
 
 
 def build(settings: EradioSettings, num_summaries: int) -> "Eradio":
@@ -76,8 +77,9 @@ class Eradio(Student):
         self.patch_embed = stem
         self.levels = nn.ModuleList(Level(blocks, dim * 2**i, has_next=i + 1 < len(stages)) for i, blocks in enumerate(stages))
         self.high_res_neck = neck
-        # Behind a neck nothing reads the last stage's norm but `trunk`: constants, which official files fill.
-        self.norm = nn.BatchNorm2d(8 * dim) if neck is None else FrozenBatchNorm2d(8 * dim)
+        # Behind a neck nothing reads the last stage's norm: official files have it or not, and older folders of ours have it.
+        self.norm = nn.BatchNorm2d(8 * dim) if neck is None else None
+        self.register_load_state_dict_pre_hook(_without_dead_norm)
         self.windows = windows
         self.patch_size = STRIDE if neck is None else STRIDE // 2 ** (len(neck.neck_features_proj) - 1)
         self.summary_dim = self.spatial_dim = 8 * dim if neck is None else neck.out_dim
@@ -98,7 +100,9 @@ class Eradio(Student):
 
     def blocks_in_order(self) -> Sequence[nn.Module]:
         """The stem, the four stages, and the neck (the last norm where there is none)."""
-        return (self.patch_embed, *self.levels, self.norm if self.high_res_neck is None else self.high_res_neck)
+        last = self.norm if self.high_res_neck is None else self.high_res_neck
+        assert last is not None
+        return (self.patch_embed, *self.levels, last)
 
     def fuse_attention(self, fused: bool) -> None:
         """See the base."""
@@ -118,7 +122,8 @@ class Eradio(Student):
         """
         del draws
         maps = self.stages(images)
-        x = self.norm(maps[-1]) if self.high_res_neck is None else self.high_res_neck(maps[-len(self.high_res_neck.neck_features_proj) :])
+        neck = self.high_res_neck
+        x = self._normed(maps[-1]) if neck is None else neck(maps[-len(neck.neck_features_proj) :])
         spatial = x.permute(0, 2, 3, 1)
         return Features(self._summary(spatial), spatial)
 
@@ -136,8 +141,11 @@ class Eradio(Student):
         return maps
 
     def trunk(self, images: Tensor) -> Tensor:
-        """The last stage's map and its norm, [B, 8 * width, H/32, W/32]. With a neck the norm is an official file's, or does nothing."""
-        return self.norm(self.stages(images)[-1])
+        """The last stage's map, [B, 8 * width, H/32, W/32], after the norm where there is one: without a neck."""
+        return self._normed(self.stages(images)[-1])
+
+    def _normed(self, cells: Tensor) -> Tensor:
+        return cells if self.norm is None else self.norm(cells)
 
     def deploy(self) -> Self:
         """Folds every BatchNorm that follows a convolution into it; see the base.
@@ -164,6 +172,13 @@ class Eradio(Student):
             return cells.mean(1)
         logits = torch.einsum("nd,bld->bnl", self.summary_queries, cells) * self.summary_dim**-0.5
         return torch.einsum("bnl,bld->bnd", logits.float().softmax(-1).to(cells.dtype), cells).flatten(1)
+
+
+def _without_dead_norm(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Passes over the norm behind a neck in checkpoints that have it."""
+    if isinstance(module, Eradio) and module.high_res_neck is not None:
+        for key in [key for key in state if key.startswith(prefix + DEAD_NORM)]:
+            del state[key]
 
 
 def optimal_window(side: int) -> int:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .eradio import SIZES, Eradio, EradioSettings, EradioShape, WindowRule
+from .eradio import DEAD_NORM, SIZES, Eradio, EradioSettings, EradioShape, WindowRule
 from .eradio_attention import WindowAttention, make_window
 
 _DERIVED = ("relative_coords_table", "relative_position_index", "relative_bias")
@@ -79,10 +79,10 @@ def _told(settings: EradioSettings) -> EradioShape:
 def own_weights(weights: Mapping[str, Tensor], student: Eradio) -> dict[str, Tensor]:
     """What `student` has a place for, of official weights (published names without prefix): all but what it computes itself.
 
-    Left out are the position bias's buffers, which are stale in files, and behind a neck the count of batches of the unused norm.
+    Left out are the position bias's buffers, which are stale in files, and behind a neck the norm, which nothing reads.
     """
-    unused = () if student.high_res_neck is None else ("norm.num_batches_tracked",)
-    return {key: value for key, value in weights.items() if not key.endswith(_DERIVED) and key not in unused}
+    dead = () if student.high_res_neck is None else (DEAD_NORM,)
+    return {key: value for key, value in weights.items() if not key.endswith(_DERIVED) and not key.startswith(dead)}
 
 
 def published_weights(student: Eradio) -> dict[str, Tensor]:
@@ -92,8 +92,6 @@ def published_weights(student: Eradio) -> dict[str, Tensor]:
     """
     assert student.summary_queries is None
     found = student.state_dict()
-    if student.high_res_neck is not None:
-        found["norm.num_batches_tracked"] = torch.tensor(0)
     size = student.windows.size
     with torch.no_grad():
         for name, module in student.named_modules():

@@ -10,7 +10,9 @@ import torch
 from ...errors import UserError
 from ...network import NetworkConfig
 from ...students.vit import SIZES, VitSettings, VitShape
+from .heads import own_part
 from .layout import OWN_MEAN, OWN_STD, Published, same_conditioner, square_root
+from .rules import crops_positions
 
 EMBEDDER = "student.patch_generator.embedder.weight"
 TABLE = "student.patch_generator.pos_embed"
@@ -38,6 +40,11 @@ def read_vit(published: Published, where: str, align_corners: bool, num_summarie
     patch_size = square_root(weights[EMBEDDER].shape[1] // 3, published.spell(EMBEDDER))
     side = square_root(weights[TABLE].shape[1], published.spell(TABLE))
     stated = settings.get("cpe_max_size")
+    if not own_part(settings) and not crops_positions(settings, patch_size):
+        raise UserError(
+            f"{where}: args.cpe_max_size {stated} is the size that args.model is made for, so the official reader crops the position table "
+            "and never stretches it (no CPE); such a model is not read here"
+        )
     shape = _shape(published, where)
     size = next((name for name, own in SIZES.items() if own == shape), None)
     given: dict[str, Any] = {"size": size} if size else {"size": "base", **shape._asdict()}
@@ -137,9 +144,13 @@ def vit_architecture(config: NetworkConfig, num_named: int) -> dict[str, Any]:
         changes["init_values"] = student.layer_scale
     if student.patch_size != 16:
         changes["patch_size"] = student.patch_size
+    model = f"vit_{size or 'base'}_{middle}_224"
+    if not crops_positions({"model": model, "model_kwargs": changes, "cpe_max_size": student.max_image_size}, student.patch_size):
+        # Of the same size as its table, the published code would crop the table and no longer stretch it.
+        changes["img_size"] = (student.table_side() + 1) * student.patch_size
     num_prefix = config.num_summaries + student.num_registers
     return {
-        "model": f"vit_{size or 'base'}_{middle}_224",
+        "model": model,
         "model_kwargs": changes,
         "cpe_max_size": student.max_image_size,
         # Registers fill up to the next multiple, so the number of all tokens gives as many as there are.
