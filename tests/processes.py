@@ -14,6 +14,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
+_WARM = ("amradio.commands.distill", "amradio.commands.doctor", "amradio.model", "amradio.teachers.shipped", "amradio.teachers.clip")
+"""What commands import late."""
 
 
 @dataclass
@@ -34,9 +36,7 @@ class Running:
         self._files = folder / "output.txt", folder / "errors.txt"
         for file in self._files:
             file.write_text("")
-        _CONTEXT.set_forkserver_preload(
-            ["processes", "torch._dynamo", "amradio.commands.distill", "amradio.commands.doctor", "amradio.model"]
-        )
+        _CONTEXT.set_forkserver_preload(["processes", "torch._dynamo", *_WARM])
         arguments = ([str(word) for word in words], [str(file) for file in self._files], dict(environment), prelude)
         self.process: BaseProcess = _CONTEXT.Process(target=_run, args=arguments, daemon=True)
         self.process.start()
@@ -137,6 +137,14 @@ def fill_disk(limit: int = 20_000) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+
+def limit_memory() -> None:
+    """2 GiB beyond what the process has already."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (2 << 30),) * 2)
 
 
 def poison(teacher: str, call: int) -> None:

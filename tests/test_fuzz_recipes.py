@@ -3,7 +3,6 @@ accepted run for two steps. Here as many as `AMRADIO_FUZZ_SECONDS` (60) allow; 0
 
 import os
 import re
-import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,12 +24,6 @@ SHORT = ("stages.0.steps=2", "normalize.batches=1", "evaluate.batches=1")
 """Two steps of what was accepted."""
 
 
-def limit_memory() -> None:
-    """2 GiB beyond what the process has already."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (2 << 30),) * 2)
-
-
 def numbers(count: int, seconds: float) -> Iterator[int]:
     """The numbers of the mutations, until the time is over."""
     end = time.monotonic() + seconds
@@ -45,7 +38,7 @@ def run(case: Mutated, folder: Path, *words: str) -> processes.Ended:
     file = folder / "recipe.yaml"
     file.write_bytes(case.content)
     started = processes.start(
-        "distill", file, *case.words, *words, f"out={folder / 'run'}", folder=folder / "printed", prelude=limit_memory
+        "distill", file, *case.words, *words, f"out={folder / 'run'}", folder=folder / "printed", prelude=processes.limit_memory
     )
     return started.wait(LIMIT)
 
