@@ -29,8 +29,8 @@ def _machine() -> Iterator[tuple[str, str, str]]:
     cpu = computes_bfloat16(torch.device("cpu"))
     yield (
         "bfloat16 on the CPU",
-        "in hardware" if cpu else "no",
-        "engine.precision=auto uses it" if cpu else "runs are in float32 on the CPU",
+        "in hardware" if cpu else "emulated, several times slower than float32",
+        "precision auto uses it, for student and teachers" if cpu else "precision auto takes float32, for student and teachers",
     )
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

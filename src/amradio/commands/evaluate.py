@@ -41,7 +41,7 @@ def evaluate(
     suite = Suite.load(*(words or (SCENES,)))
     file = None if json_file is None else user_path(json_file, "--json")
     model = load(path, student=student)
-    found = {**teachers_of(user_path(path), teachers or {}), **suite.load_teachers()}
+    found = {**teachers_of(user_path(path), teachers or {}, suite), **suite.load_teachers()}
     results = evaluate_models(model, found, suite)
     if file is not None:
         write_json(results, file, {"path": str(path), "teachers": {name: teacher.source for name, teacher in found.items()}})
@@ -55,8 +55,11 @@ def evaluate_models(model: Model | None, teachers: Mapping[str, Teacher], suite:
     return results
 
 
-def teachers_of(path: Path, own: Mapping[str, Teacher]) -> dict[str, Teacher]:
-    """The teachers of a run folder, and `own`; of a model folder `own` alone. Raises UserError where one cannot be loaded."""
+def teachers_of(path: Path, own: Mapping[str, Teacher], suite: Suite) -> dict[str, Teacher]:
+    """The teachers of a run folder, in the precision of the suite unless the recipe fixes it, and `own`; of a model folder `own` alone.
+
+    Raises UserError where one cannot be loaded.
+    """
     config = path / "config.yaml"
     if not config.is_file():
         return dict(own)
@@ -67,7 +70,12 @@ def teachers_of(path: Path, own: Mapping[str, Teacher]) -> dict[str, Teacher]:
         raise UserError(
             *(f"teachers: '{name}' is an object of one's own; pass it: amradio.evaluate(..., teachers=...)" for name in missing)
         )
-    return {**load_teachers(recipe, {name: own[name] for name in own if name in recipe.teachers}), **own}
+    return {**load_teachers(for_suite(recipe, suite), {name: own[name] for name in own if name in recipe.teachers}), **own}
+
+
+def for_suite(recipe: Recipe, suite: Suite) -> Recipe:
+    """The recipe with the device and precision of the suite, so that teachers whose precision is `auto` are measured as the student is."""
+    return recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"device": suite.device, "precision": suite.precision})})
 
 
 def write_json(results: Mapping[str, Result], file: Path, about: Mapping[str, Any]) -> None:

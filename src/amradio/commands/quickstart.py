@@ -9,7 +9,7 @@ from ..recipe import Recipe
 from ..run import RunFolder
 from ..training import load_teachers
 from .distill import distill
-from .evaluate import SCENES, evaluate_models, write_json
+from .evaluate import SCENES, evaluate_models, for_suite, write_json
 
 RECIPE = "quickstart"
 
@@ -24,7 +24,7 @@ def quickstart(*words: str, evaluations: str | Path = SCENES) -> Path:
     folder = RunFolder(distill(recipe))
     if folder.checkpoints.steps()[-1:] != [recipe.num_steps]:
         return folder.path  # stopped; the same command goes on
-    teachers = load_teachers(_in_float32(recipe), {})
+    teachers = load_teachers(for_suite(recipe, suite), {})
     print()
     results = evaluate_models(load(folder.model), teachers, suite)
     file = folder.path / "evaluations" / f"step_{recipe.num_steps:09d}" / "scenes.json"
@@ -33,12 +33,6 @@ def quickstart(*words: str, evaluations: str | Path = SCENES) -> Path:
     print(f'    import amradio, torch\n    model = amradio.load("{folder.model}")\n')
     print(f'and `model(torch.rand(1, 3, 64, 64), heads=["{next(iter(recipe.teachers))}"])` gives its features.')
     return folder.path
-
-
-def _in_float32(recipe: Recipe) -> Recipe:
-    """The recipe with its teachers in float32, as the student is: speeds are compared at one precision."""
-    teachers = {name: settings.model_copy(update={"precision": "float32"}) for name, settings in recipe.teachers.items()}
-    return recipe.model_copy(update={"teachers": teachers})
 
 
 def _verdict(results: dict[str, Result]) -> list[str]:

@@ -164,6 +164,13 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16
 
 
+def in_hardware(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the device multiplies matrices of `dtype` in hardware; what it emulates is several times slower than float32."""
+    if dtype is torch.bfloat16:
+        return computes_bfloat16(device)
+    return dtype is not torch.float16 or device.type != "cpu"
+
+
 def computes_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware: GPUs since Ampere, CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":

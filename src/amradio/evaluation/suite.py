@@ -48,10 +48,15 @@ class Suite(Settings):
             model.to(device) if model is not None else None,
             moved,
             image_size=self.image_size,
-            autocast=autocast_dtype(self.precision, device),
+            autocast=self.autocast,
             num_workers=self.num_workers,
             progress=progress,
         )
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The autocast dtype of all models, None for float32."""
+        return autocast_dtype(self.precision, find_device(self.device))
 
     def load_teachers(self) -> dict[str, Teacher]:
         """The suite's own teachers on the CPU; raises UserError with what all of them lack."""
@@ -59,7 +64,7 @@ class Suite(Settings):
         problems: list[str] = []
         for name, settings in self.teachers.items():
             try:
-                found[name] = settings.build().freeze()
+                found[name] = settings.at(self.autocast).build().freeze()
             except UserError as error:
                 problems += [f"teachers.{name}: {problem}" for problem in error.problems]
         if problems:

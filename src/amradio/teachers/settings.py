@@ -9,9 +9,11 @@ from ..config import Pixels, Settings, UserPath, Weight
 from ..errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from .base import Teacher
 
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class TeacherSettings(Settings):
@@ -21,8 +23,14 @@ class TeacherSettings(Settings):
     """Weight of the summary loss; 0 where the summary is not to be learnt."""
     spatial_weight: Weight = 1.0
     """Weight of the spatial loss; 0 where the map is not to be learnt."""
-    precision: Precision = "float32"
-    """Weights of the frozen model; norms always stay in float32."""
+    precision: Precision = "auto"
+    """Weights of the frozen model; norms always stay in float32. auto: the precision of the run (`engine.precision`) or of the evaluation."""
+
+    def at(self, autocast: "torch.dtype | None") -> Self:
+        """These settings with the precision `auto` replaced by that of the models beside the teacher: `autocast`, or float32 for None."""
+        if self.precision != "auto":
+            return self
+        return self.model_copy(update={"precision": str(autocast or "float32").removeprefix("torch.")})
 
     def build(self) -> "Teacher":
         """Loads the frozen teacher on the CPU; raises UserError where it is not on this machine and cannot be fetched."""
@@ -220,7 +228,7 @@ class OwnSettings(TeacherSettings):
 
     @pydantic.model_validator(mode="after")
     def _has_its_own_precision(self) -> Self:
-        if self.precision != "float32":
+        if self.precision != "auto":
             raise ValueError("precision: a teacher that is passed as an object has the precision that it was given; leave this key out")
         return self
 

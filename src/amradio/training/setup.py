@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..engine.distributed import Processes
+from ..engine.distributed import Processes, autocast_dtype, find_device
 from ..engine.ema import Ema
 from ..engine.log import Clock, Log
 from ..engine.loop import Stage
@@ -25,14 +25,14 @@ Teachers = Mapping[str, Teacher]
 def load_teachers(recipe: Recipe, own: Teachers, say: Callable[[str], None] = lambda _: None) -> dict[str, Teacher]:
     """The frozen teachers on the CPU.
 
-    own: objects of the user's, by name, in the places of teachers of type `own`. say: is told of each teacher before it is loaded.
+    Those whose precision is `auto` get that of the run. own: objects of the user's, by name, in the places of teachers of type `own`. say: is told of each teacher before it is loaded.
     Raises UserError with what all of them lack.
     """
-    teachers, problems = {}, []
+    teachers, problems, autocast = {}, [], autocast_dtype(recipe.engine.precision, find_device(recipe.engine.device))
     for number, (name, settings) in enumerate(recipe.teachers.items()):
         say(f"loading teacher {number + 1} of {len(recipe.teachers)}: {name}")
         try:
-            teachers[name] = own[name] if name in own else settings.build()
+            teachers[name] = own[name] if name in own else settings.at(autocast).build()
         except UserError as error:
             problems += [f"teachers.{name}: {problem}" for problem in error.problems]
             continue

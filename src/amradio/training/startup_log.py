@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from ..data import Feed, train_batches
+from ..engine.distributed import in_hardware
 from .setup import Context
 
 LOADING_TRIAL = 32
@@ -15,7 +16,7 @@ LOADING_TRIAL = 32
 def introduce(context: Context, student_type: str, notes: Iterable[str]) -> None:
     """Student, teachers, data and how fast they are read. notes: where the student's weights come from."""
     network, device, log = context.task.network, context.processes.device, context.log
-    precision = str(context.autocast or torch.float32).removeprefix("torch.")
+    precision = _word(context.autocast or torch.float32)
     heads = sum(p.numel() for p in network.heads.parameters()) / 1e6
     log.say(
         f"student {student_type}: {sum(p.numel() for p in network.student.parameters()) / 1e6:.2f} M parameters, "
@@ -23,7 +24,8 @@ def introduce(context: Context, student_type: str, notes: Iterable[str]) -> None
     )
     for name, teacher in context.task.teachers.items():
         million = sum(p.numel() for p in teacher.parameters()) / 1e6
-        log.say(f"teacher {name}: {teacher.source}, {million:.2f} M parameters, licence {teacher.licence}")
+        log.say(f"teacher {name}: {teacher.source}, {million:.2f} M parameters, {_word(teacher.compute_dtype)}, licence {teacher.licence}")
+    _warn_of_emulation(context)
     unread = network.student.num_summaries - len({head.slot for head in network.heads.values() if head.summary is not None})
     if unread:
         log.warn(f"{unread} of the student's {network.student.num_summaries} summaries is read by no head")
@@ -33,6 +35,20 @@ def introduce(context: Context, student_type: str, notes: Iterable[str]) -> None
         with log.phase("opening the data and measuring how fast they are read"):
             found = f"data: {context.feeds.description}, {_loading_speed(context):.0f} images/s a core"
         log.say(found)
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _warn_of_emulation(context: Context) -> None:
+    """Names every precision that the device has no instructions for: such a run is several times slower than in float32."""
+    device = context.processes.device
+    chosen = {"engine.precision": context.autocast or torch.float32}
+    chosen |= {f"teachers.{name}.precision": teacher.compute_dtype for name, teacher in context.task.teachers.items()}
+    for key, dtype in chosen.items():
+        if not in_hardware(dtype, device):
+            context.log.warn(f"{key}: {device} emulates {_word(dtype)}, several times slower than float32; set {key}=auto")
 
 
 def _loading_speed(context: Context) -> float:
