@@ -2,7 +2,8 @@
 """Which target space and loss of summaries keep an exported head right, however long it trains.
 
     python benchmarks/summary_targets.py --out benchmarks/results/summary_targets
-    python benchmarks/summary_targets.py --photographs caltech101 --hidden 256 --steps 300 1000 3000 --out benchmarks/results/summary_targets_photographs
+    python benchmarks/summary_targets.py --photographs caltech101 --hidden 256 --steps 300 1000 3000 --decays 0.02 --seeds 0 1 \\
+        --out benchmarks/results/summary_targets_photographs
 
 The project's MLP head learns a frozen teacher's summary from a fixed description of the image; what varies is the target space and the
 loss, over learning rates, weight decays, lengths of training and seeds. Each head is exported as a run exports it (the inverse of the

@@ -24,7 +24,7 @@ class TeacherSettings(Settings):
     spatial_weight: Weight = 1.0
     """Weight of the spatial loss; 0 where the map is not to be learnt."""
     precision: Precision = "auto"
-    """Weights of the frozen model; norms always stay in float32. auto: the precision of the run (`engine.precision`) or of the evaluation."""
+    """Weights of the frozen model; norms always stay in float32. auto: as the models beside it, `engine.precision` in a run."""
 
     def at(self, autocast: "torch.dtype | None") -> Self:
         """These settings with the precision `auto` replaced by that of the models beside the teacher: `autocast`, or float32 for None."""
