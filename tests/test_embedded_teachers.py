@@ -138,3 +138,23 @@ def test_each_is_weaker_elsewhere(models, neighbours):
     assert neighbours["sam"] <= neighbours["clip"] - 0.15
     assert not hasattr(models["dino"], "text_model")
     assert not hasattr(models["clip"], "mask_decoder")
+
+
+@pytest.mark.parametrize("name", ["clip", "sam"])
+def test_the_tool_repeats_bit_for_bit(name, tmp_path, monkeypatch):
+    """One thread, a number of steps: the same command makes the same file (the cards' commands give --steps)."""
+    tools = Path(__file__).parents[1] / "tools"
+    monkeypatch.syspath_prepend(str(tools))
+    import make_embedded_teachers as tool
+
+    monkeypatch.setattr(tool.TEACHERS[name], "BATCH", 16)
+    made = []
+    for attempt in "ab":
+        words = ["tool", "--only", name, "--steps", "2", "--pictures", "64", "--out", str(tmp_path / attempt)]
+        monkeypatch.setattr("sys.argv", words)
+        monkeypatch.setattr(tool, "KNOWN", 64)
+        monkeypatch.setattr(tool, "TEST", 32)
+        tool.main()
+        made.append((tmp_path / attempt / name / "model.safetensors").read_bytes())
+    assert made[0] == made[1]
+    assert " --steps " in json.loads((FOLDER / name / "scores.json").read_text())["made"]["command"]

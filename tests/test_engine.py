@@ -483,3 +483,25 @@ def test_a_nan_stops_the_run_with_teacher_step_and_images_named(recipe, tmp_path
 def test_a_nan_in_the_statistics_stops_at_the_first_step(recipe):
     with pytest.raises(UserError, match=r"step 1: not a finite number: .*mine/spatial"):
         run_distill(recipe("teachers.mine={type: own}", "evaluate.every=null"), teachers={"mine": Failing(fails_at=1)})
+
+
+# precision
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_teachers_take_the_precision_of_the_run_and_emulation_is_named(recipe, monkeypatch, hardware, tmp_path):
+    monkeypatch.setattr("amradio.engine.distributed.computes_bfloat16", lambda device: hardware)
+    words = ("stages.0.steps=1", "evaluate.every=null")
+    automatic = training(recipe(*words, "engine.precision=auto"))
+    expected = torch.bfloat16 if hardware else torch.float32
+    assert {teacher.compute_dtype for teacher in automatic.task.teachers.values()} == {expected}
+    exact = training(recipe(*words))  # engine.precision: float32
+    assert {teacher.compute_dtype for teacher in exact.task.teachers.values()} == {torch.float32}
+
+    words = (*words, "engine.precision=bfloat16", "teachers.clip.precision=bfloat16")
+    r = recipe(*words)
+    Training(r, load_teachers(r, {}), Processes(torch.device("cpu")), Log(tmp_path)).introduce()
+    shown = (tmp_path / "train.log").read_text()
+    assert "bfloat16, licence" in shown
+    for key in ("engine.precision", "teachers.clip.precision"):
+        assert (f"{key}: cpu emulates bfloat16" in shown) is not hardware

@@ -257,3 +257,19 @@ def test_embedded(name: str) -> None:
     features = teacher(teacher.prepare(tiny.photo() / 255))
     assert (features.summary is None) == (name == "sam")
     assert all(each.isfinite().all() for each in present(features))
+
+
+# --- precision auto
+
+
+def test_auto_precision_is_that_of_the_models_beside_the_teacher() -> None:
+    from amradio.teachers.shipped import EmbeddedSettings
+
+    settings = EmbeddedSettings(name="clip")
+    assert settings.precision == "auto"
+    assert settings.at(None).precision == "float32"
+    assert settings.at(torch.bfloat16).precision == "bfloat16"
+    assert settings.at(torch.bfloat16).build().compute_dtype == torch.bfloat16
+    assert settings.build().compute_dtype == torch.float32
+    fixed = EmbeddedSettings(name="clip", precision="float16")
+    assert fixed.at(None) is fixed

@@ -17,8 +17,8 @@ import pydantic
 from pydantic.fields import FieldInfo
 
 from amradio.config import Settings
-from amradio.later import annotation_of
 from amradio.evaluation.suite import Suite
+from amradio.later import annotation_of
 from amradio.recipe import Recipe
 from amradio.teachers.base import TeacherSettings
 

@@ -1,9 +1,12 @@
 """The contrastive teacher: `CLIPModel` over pictures and their captions (arXiv 2103.00020), with its own tokenizer."""
 
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
@@ -21,10 +24,48 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def tokenizer(captions: list[tuple[str, ...]], length: int, vocabulary: int) -> CLIPTokenizer:
-    """CLIP's own byte-pair tokenizer with merges learnt from `captions`."""
-    learnt = CLIPTokenizer().train_new_from_iterator((text for texts in captions for text in texts), vocabulary)
+    """CLIP's own byte-pair tokenizer with merges learnt from `captions`; the same captions give the same tokenizer.
+
+    (The trainer of `tokenizers` breaks ties in the order of a hash table: two runs gave two vocabularies, seen with 0.23.)
+    """
+    plain = CLIPTokenizer().backend_tokenizer
+    counts = Counter(text for texts in captions for text in texts)
+    words: Counter[str] = Counter()
+    for text, number in counts.items():
+        for word, _ in plain.pre_tokenizer.pre_tokenize_str(plain.normalizer.normalize_str(text)):
+            words[word] += number
+    letters = [*sorted(ByteLevel.alphabet()), *sorted(f"{letter}</w>" for letter in ByteLevel.alphabet())]
+    merges = _merges({(*word[:-1], f"{word[-1]}</w>"): number for word, number in words.items()}, vocabulary)
+    tokens = [START, END, *letters, *("".join(pair) for pair in merges)]
+    learnt = CLIPTokenizer(vocab={token: index for index, token in enumerate(dict.fromkeys(tokens))}, merges=merges)
     learnt.model_max_length = length
     return learnt
+
+
+def _merges(words: dict[tuple[str, ...], int], limit: int) -> list[tuple[str, str]]:
+    """Byte-pair encoding (arXiv 1508.07909): the most frequent neighbours become one token, ties in alphabetical order, `limit` times."""
+    merges: list[tuple[str, str]] = []
+    while len(merges) < limit:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for parts, number in words.items():
+            for pair in pairwise(parts):
+                pairs[pair] += number
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        words = {_joined(parts, best): number for parts, number in words.items()}
+    return merges
+
+
+def _joined(parts: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    found: list[str] = []
+    for part in parts:
+        if found and (found[-1], part) == pair:
+            found[-1] += part
+        else:
+            found.append(part)
+    return tuple(found)
 
 
 def build(image_size: int, words: CLIPTokenizer, width: int = 128, depth: int = 4) -> CLIPModel:
@@ -85,7 +126,7 @@ def train(pool: Pictures, held_out: tuple[Pictures, Pictures] | None, budget: Bu
     """Trains on `pool`, says the accuracies on `held_out` (train, test) now and then, and saves each time."""
     side = pool.images.shape[-1]
     scenes_only = held_out is not None
-    words = tokenizer(pool.captions, length=24 if scenes_only else 32, vocabulary=700 if scenes_only else 4000)
+    words = tokenizer(pool.captions, length=24 if scenes_only else 32, vocabulary=400 if scenes_only else 3500)
     model = build(side, words).to(device)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
