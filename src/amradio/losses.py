@@ -105,7 +105,7 @@ LOSSES = (CosineSettings, MseSettings, SmoothL1Settings, MatchSettings)
 class LossSettings(Settings):
     """Which loss for which kind of feature."""
 
-    summary: one_of(LOSSES) = CosineSettings()  # type: ignore[valid-type]
+    summary: one_of(LOSSES) = MseSettings()  # type: ignore[valid-type]
     """Loss of the summaries; AM-RADIO found cosine better than L1, MSE and smooth L1."""
     spatial: one_of(LOSSES) = MatchSettings()  # type: ignore[valid-type]
     """Loss of the maps."""
