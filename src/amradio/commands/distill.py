@@ -23,22 +23,25 @@ from .tables import print_table
 Say = Callable[[str], None]
 
 
-def distill(recipe: Recipe, teachers: Mapping[str, Teacher] | None = None, student: Student | None = None) -> Path:
+def distill(
+    recipe: Recipe, teachers: Mapping[str, Teacher] | None = None, student: Student | None = None, within: float | None = None
+) -> Path:
     """Distils the teachers of a recipe into its student and returns the run folder.
 
     The same call resumes a run that was stopped, exactly. teachers: objects of one's own, by the names that the recipe gives the type
     `own`. student: an object of one's own, trained in place, where the recipe's student is of type `own`. Under `torchrun` the processes
-    share out each step's images. Raises UserError with all problems at once, before anything is written, where the recipe cannot be run
+    share out each step's images. within: seconds that the training should take at most; where the first steps show that it will take longer,
+    a warning says so. Raises UserError with all problems at once, before anything is written, where the recipe cannot be run
     here; and during the run where numbers stop being finite or the disk refuses.
     """
     own = dict(teachers or {})
     if recipe.engine.threads:
         torch.set_num_threads(recipe.engine.threads)
     with outlive_console(), failures_of_peers(), closing(Processes(find_device(recipe.engine.device))) as processes:
-        return _distill(recipe, own, processes, student)
+        return _distill(recipe, own, processes, student, within)
 
 
-def _distill(recipe: Recipe, own: Mapping[str, Teacher], processes: Processes, student: Student | None) -> Path:
+def _distill(recipe: Recipe, own: Mapping[str, Teacher], processes: Processes, student: Student | None, within: float | None) -> Path:
     folder = RunFolder(recipe.out, recipe.engine.keep)
     log = Log(aloud=processes.is_first)
     with folder.lock() as lock:
@@ -48,6 +51,7 @@ def _distill(recipe: Recipe, own: Mapping[str, Teacher], processes: Processes, s
         if met:
             raise UserError(*met, on_all_processes=True)
         training = Training(recipe, loaded, processes, log, student)
+        training.monitor.within = within
         processes.first_does(lambda: folder.begin(recipe, training.begun.beginning, lock))
         if processes.is_first:
             log.open(folder.path, recipe.engine.track)

@@ -1,5 +1,6 @@
 """Watches a run: gathers the numbers of each step on the device, and every interval checks, averages and reports them."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ from .distributed import Processes
 from .log import Clock, Log, memory_in_use
 
 HEADLINE = "/standardised_cosine"
+ESTIMATE = (5, 25)
+"""Steps of a stage between which the speed is measured for the line that says how long the run will take."""
 NAMED_SKIPS = 5
 """Broken images that a log line names; the rest are counted."""
 
@@ -31,16 +34,21 @@ class Monitor:
         self.clock = clock
         self.num_skipped = 0
         self.num_steps = 0
+        self.within: float | None = None
+        """Seconds in which the run should end, by a promise of the caller; where they cannot hold, the estimate is a warning."""
         self._steps: list[_Step] = []
         self._skipped: list[str] = []
         self._remarks: list[str] = []
         self._remarked: set[str] = set()
         self._num_images = 0
+        self._taken: int | None = None
+        self._begun = 0.0
 
     def begin(self, num_steps: int) -> None:
         """Starts the clock; called when a stage begins or goes on. num_steps: of the whole run."""
         self.num_steps = num_steps
         self.clock.take()
+        self._taken = 0
         self._steps = []
         self._num_images = 0
 
@@ -51,11 +59,15 @@ class Monitor:
         self._skipped += [reason for batch in batches for reason in batch.skipped]
         self._remarks += [remark for batch in batches for remark in batch.remarks if remark not in self._remarked]
         self.log.progress(step, self.num_steps)
+        if self._taken is not None:
+            self._taken += 1
+            self._estimate(step)
 
     def flush(self, step: int, rate: float) -> None:
         """Checks and reports what was taken in; raises UserError on every process where any number of any process is not finite."""
         if not self._steps:
             return
+        self._taken = None  # the line of the interval says what is left
         always = [name for name in self._steps[-1].metrics if all(name in each.metrics for each in self._steps)]
         table = torch.stack([torch.stack([each.metrics[name].float() for name in always]) for each in self._steps])
         average = self.processes.average(table.clone()).cpu()
@@ -84,6 +96,29 @@ class Monitor:
             f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}  loss {numbers['loss']:.4f}  {_headline(numbers)}  "
             f"{speed:.0f} img/s  {share_text}  {memory:.1f} GiB  left {duration(eta)}"
         )
+
+    def _estimate(self, step: int) -> None:
+        """After the first steps of a stage, one line on how long the rest will take; once, and only where no log line came before."""
+        first, last = ESTIMATE
+        if self._taken not in ESTIMATE:
+            return
+        if self.processes.device.type == "cuda":
+            torch.cuda.synchronize()
+        if self._taken == first:
+            self._begun = time.perf_counter()
+            return
+        self._taken = None
+        left = self.num_steps - step
+        seconds = (time.perf_counter() - self._begun) / (last - first) * left
+        line = f"estimate after {last} steps: {duration(seconds)} for the other {left}"
+        if self.within is None or seconds <= self.within:
+            self.log.say(line)
+        else:
+            fits = max(1, int(left * self.within / seconds) // 100 * 100)
+            self.log.warn(
+                f"{line}, more than the {duration(self.within)} planned: this machine is slower or busy. Ctrl-C stops; "
+                f"stages.0.steps={fits} would fit, with lower scores"
+            )
 
     def _report_remarks(self) -> None:
         """Each remark once, whichever process met it."""

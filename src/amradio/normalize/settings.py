@@ -49,7 +49,7 @@ class NormalizeSettings(Settings):
     """The target space of each kind of feature, and how its statistics are found."""
 
     summary: one_of(NORMALIZERS) = PerChannelSettings()  # type: ignore[valid-type]
-    """Target space of the summaries. Per channel, so that the cosine loss sees what tells images apart and not their common mean."""
+    """Target space of the summaries. Per channel, so that the loss sees what tells images apart and not their common mean."""
     spatial: one_of(NORMALIZERS) = PerChannelSettings()  # type: ignore[valid-type]
     """Target space of the maps. PHI-S, Table 13: standardising ranks 3.8 to 4.2 on average, raw targets 5.3 to 7.8."""
     batches: Positive = 32
