@@ -17,6 +17,10 @@ from .schedule import Group
 from .setup import Context
 
 
+FEW = 100
+"""Images from which a channel's deviation is known to within 7 % (1 / sqrt(2 N)); targets are divided by it."""
+
+
 class Calibration:
     """Measures, and keeps in `calibration/stage_0/clip_summary.safetensors` (mean, std, shift, scale) with a manifest."""
 
@@ -34,7 +38,19 @@ class Calibration:
         with context.log.phase(f"{what} over {settings.batches} batches"):
             images = context.log.watch(self._images(stage), what, total)
             calibrate(context.task, images, settings, add_up, context.autocast, followers)
+        self._warn_of_few(stage)
         context.processes.first_does(lambda: self._write(stage))
+
+    def _warn_of_few(self, stage: Stage) -> None:
+        recipe = self.context.recipe
+        counts = {name: 0 for name in _teachers(stage)}
+        for group in stage.groups:
+            for name in group.partition.teachers:
+                counts[name] += recipe.normalize.batches * group.settings.batch_size
+        few = {name: count for name, count in counts.items() if count < FEW}
+        if few:
+            images = ", ".join(f"{name} {count}" for name, count in few.items())
+            self.context.log.warn(f"statistics from few images ({images}): channels may be scaled wrongly; raise normalize.batches")
 
     def complete(self, step: int) -> None:
         """Writes again what a kill or a user removed of the stages that have begun by `step`.
