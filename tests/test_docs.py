@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import amradio
 from amradio.__main__ import main
@@ -111,11 +112,11 @@ def test_python_blocks_compile(where: str, text: str) -> None:
     compile(text, where, "exec")
 
 
-def test_own_teacher_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_teacher_of_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {process}, raising=False)  # one core: no loading processes to wait for
     snippet = next(text for _, text in blocks("python") if OWN_TEACHER in text)
-    found: dict = {"__name__": "readme"}
+    found: dict = {"__name__": "extending"}
     exec(snippet, found)
     assert found["model"].heads == ("mine",)
     features = found["model"](torch.rand(1, 3, 64, 64), heads=["mine"])["mine"]
@@ -147,46 +148,69 @@ def test_own_student_of_extending_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert features["sam"].spatial.shape[:3] == (1, 4, 6)
 
 
-def test_loading_lines_of_the_readme_run(tmp_path: Path) -> None:
-    write_quickstart(tmp_path)
-    snippet = next(text for _, text in blocks("python") if "model.nearest_size" in text)
-    found: dict = {"model": amradio.load(tmp_path), "images": torch.rand(1, 3, 32, 48)}
-    exec(snippet, found)
-    assert found["found"]["sam"].spatial.shape == (1, 2, 3, 128)
+def is_tested_elsewhere(text: str) -> bool:
+    """Files of the package in extending.md (`run_example`), the objects there, and the call that `amradio export` prints for timm."""
+    return text.startswith("# src/") or OWN_TEACHER in text or OWN_STUDENT in text or "timm.create_model" in text
+
+
+def lines_of(document: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """The names that are left when all Python blocks of a document were run in turn, in a folder with a model, a picture and a folder
+    of pictures."""
+    monkeypatch.chdir(folder)
+    write_quickstart(folder / "runs" / "quickstart")
+    pixels = torch.randint(0, 256, (60, 90, 3), dtype=torch.uint8).numpy()
+    (folder / "photos").mkdir()
+    for path in (folder / "photo.jpg", folder / "photos" / "a.jpg", folder / "photos" / "b.jpg"):
+        Image.fromarray(pixels).save(path)
+    make_shards(folder / "shards", (1,) * 100)
+    for where, command in commands():
+        if command.startswith("amradio embed") and where.startswith(document):
+            assert main([*shlex.split(command)[1:], "--num-workers", "0"]) == 0
+    found: dict = {}
+    for where, text in blocks("python"):
+        if where.startswith(document) and not is_tested_elsewhere(text):
+            exec(compile(text, where, "exec"), found)
+    return found
+
+
+def test_every_document_with_python_is_run() -> None:
+    left = {where.partition(":")[0] for where, text in blocks("python") if not is_tested_elsewhere(text)}
+    assert left == {"README.md", "models.md", "embedding.md"}
+
+
+def test_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = lines_of("README.md", tmp_path, monkeypatch)
+    assert found["found"].keys() == {"backbone", "clip", "sam"}
+    assert found["found"]["backbone"].summary.shape[0] == 1
+    assert found["heat"].shape[:2] == (1, 2)
+    assert found["masks"].shape == (1, 1, 60, 90)
 
 
 def test_lines_of_the_page_on_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_quickstart(tmp_path / "runs" / "quickstart")
-    monkeypatch.chdir(tmp_path)
-    found: dict = {}
-    for _, text in blocks("python", [ROOT / "docs" / "models.md"]):
-        exec(text, found)
+    found = lines_of("models.md", tmp_path, monkeypatch)
     assert len(found["every"]) == 6
     assert found["pairs"][0][1].shape == (2, 6, 32)
     assert found["similarity"].shape == (2, 2)
+    assert found["large"].shape == (1, 2, 480, 640)
+    assert found["shares"].sum(1).allclose(torch.ones(()))
     assert found["found"].masks.shape == (2, 1, 90, 120)
 
 
-def test_embedding_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
-    """The commands with the small model and pictures of the tests, then the lines that read what they wrote."""
-    monkeypatch.chdir(tmp_path)
-    recipe = Recipe.load("teachers.clip=own", "data.train=scenes", "student={type: vit, dim: 32, depth: 1, num_heads: 2}", "out=unused")
-    teacher = run_example("colour")["ColourSettings"]().build()
-    config = recipe.network({"clip": teacher})
-    write_folder(tmp_path / "runs/quickstart", config, config.build(), {"step": 1, "num_steps": 1, "data": "scenes", "agreement": {}})
-    (tmp_path / "photos").symlink_to(pictures)
-    make_shards(tmp_path / "shards", (1,) * 100)
-    for _, command in commands():
-        if command.startswith("amradio embed"):
-            assert main([*shlex.split(command)[1:], "--num-workers", "0"]) == 0
-    found: dict = {"model": amradio.load("runs/quickstart"), "amradio": amradio}
-    for _, text in blocks("python"):
-        if "photos" in text:
-            exec(text, found)
-    assert found["summary"].shape == (len(found["keys"]), 32)
-    assert found["spatial"].shape == (24, 32)
+def test_lines_of_the_page_on_embedding_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = lines_of("embedding.md", tmp_path, monkeypatch)
+    assert found["summary"].shape == (len(found["keys"]), found["model"].summary_dim)
+    assert found["spatial"].shape == (2, found["model"].spatial_dim)
     assert found["about"]["heads"] == '["clip"]'
-    assert len(found["batch"].keys) == 24
+    assert len(found["batch"].keys) == 2
+
+
+def test_the_error_in_the_readme_is_what_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- error -->\n```text\n\$ amradio (.*?)\n(.*?)```", text, re.S)
+    assert block is not None
+    assert main(shlex.split(block[1])) == 2
+    assert capsys.readouterr().err == block[2]
 
 
 @pytest.mark.parametrize(("where", "text"), blocks("yaml"), ids=lambda word: word if len(word) < 40 else "")
@@ -222,8 +246,8 @@ def test_the_page_on_design_shows_the_order_of_rooms_as_it_is_checked() -> None:
     assert [re.findall(r"\w+", line.split("  ")[0]) for line in design.splitlines()] == rooms
 
 
-def test_the_readme_names_the_licence_of_every_kind_of_teacher() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Licences")[1]
+def test_the_page_on_licences_names_every_kind_of_teacher() -> None:
+    text = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
     kinds = {settings.model_fields["type"].default for settings in TEACHERS} - {"own"}
     assert kinds <= set(re.findall(r"`(\w+)`", text))
 
