@@ -106,8 +106,8 @@ class LossSettings(Settings):
     """Which loss for which kind of feature."""
 
     summary: one_of(LOSSES) = MseSettings()  # type: ignore[valid-type]
-    """Loss of the summaries. With targets per channel the squared error also teaches how large a deviation is; the cosine leaves that free, and
-    exported heads got worse the longer they trained (docs/LOG.md, 2026-11-26). AM-RADIO: cosine on raw targets."""
+    """Loss of the summaries. With targets per channel the squared error also teaches how large a deviation is; the cosine leaves it free,
+    and exported heads got worse the longer they trained (docs/LOG.md, 2026-11-26). AM-RADIO: cosine on raw targets."""
     spatial: one_of(LOSSES) = MatchSettings()  # type: ignore[valid-type]
     """Loss of the maps."""
     grid: Literal["larger", "smaller"] = "larger"
