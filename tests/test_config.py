@@ -162,6 +162,7 @@ def test_a_value_is_plain_text(text):
         ("''", ""),
         ("'it''s'", "it's"),
         ("{path: 'a}b'}", {"path": "a}b"}),
+        ("{path: caf\udce9, 'b\udcff': [\udc80]}", {"path": "caf\udce9", "b\udcff": ["\udc80"]}),
     ],
 )
 def test_a_value_is_a_number_a_truth_value_null_brackets_or_quoted(text, value):
@@ -276,6 +277,11 @@ def test_all_problems_at_once_each_with_its_key_and_the_nearest_name(minimal):
     assert "'fast'" in by_key["optimizer.learning_rate"]
     assert "found -1" in by_key["stages.0.steps"]
     assert "'heads'" in by_key["hedas"]
+
+
+def test_who_gives_no_recipe_is_shown_to_one(minimal):
+    assert "amradio recipes" in problems("seed=1")[0]
+    assert "amradio recipes" not in problems(minimal, "out=null")[0]
 
 
 def test_missing_keys_are_all_named():

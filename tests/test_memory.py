@@ -38,10 +38,10 @@ def test_this_machine_has_some():
 def test_what_does_not_fit_is_refused_before_it_is_built(capsys, monkeypatch, tmp_path, word, what):
     for module in (amradio.network, amradio.recipe):
         monkeypatch.setattr(module, "machine_memory", lambda: 16 << 30)
-    start = time.perf_counter()
+    start = time.process_time()
     code = main(["distill", *BASE, *SMALL, word, f"out={tmp_path / 'run'}", "--dry-run"])
     assert code == 2
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 60
     (problem,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert what in problem
     assert "this machine has 16.0 GiB" in problem

@@ -32,10 +32,10 @@ SCALARS = {
 
 
 def problem(text: str, where: str = "file.yaml") -> str:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(UserError) as caught:
         parse_yaml(text, where)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 5
     (found,) = caught.value.problems
     assert found.startswith(f"{where}: ")
     assert len(found) < 300
@@ -131,9 +131,9 @@ def test_anchors_and_merge_keys_are_taken():
 
 def test_long_honest_files_are_read_quickly():
     text = "".join(f"name{n}: {{type: folder, path: /data/{n}}}\n" for n in range(200))
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(parse_yaml(text, "here")) == 200
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 5
 
 
 # there and back

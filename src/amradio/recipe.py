@@ -123,7 +123,14 @@ class Recipe(Settings):
 
         Raises UserError with every problem at once, each with its key and the nearest name.
         """
-        recipe = validate(cls, read_words(words, defaults(cls)))
+        try:
+            recipe = validate(cls, read_words(words, defaults(cls)))
+        except UserError as error:
+            if any("=" not in word for word in words):
+                raise
+            hint = "; a recipe has it: amradio distill RECIPE ... (`amradio recipes` lists those that come with amradio)"
+            hinted = [problem + hint * problem.endswith("is required and missing") for problem in error.problems]
+            raise UserError(*hinted) from None
         problems = recipe.contradictions()
         if problems:
             raise UserError(*problems)

@@ -24,6 +24,11 @@ MOST_NODES = 100_000
 MOST_DIGITS = 400
 """Digits of a number: the largest float has 309."""
 
+_BYTES = [chr(0xDC00 + byte) for byte in range(0x80, 0x100)]
+"""Bytes of file names that are not UTF-8, as the command line gives them; YAML takes no surrogates, so others stand in for them."""
+_STAND_INS = {ord(byte): 0xF700 + ord(byte) - 0xDC00 for byte in _BYTES}
+_BYTES_AGAIN = {stand_in: byte for byte, stand_in in _STAND_INS.items()}
+
 _WORDS = {"null": None, "Null": None, "NULL": None, "~": None, "": None}
 _WORDS |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _INTEGERS = ((re.compile(r"[-+]?[0-9]+"), 10), (re.compile(r"0o[0-7]+"), 8), (re.compile(r"0x[0-9a-fA-F]+"), 16))
@@ -51,13 +56,23 @@ def parse_yaml(text: str, where: str) -> Any:
     in a mapping, a tag is used, an anchor is unknown or contains itself, or the bounds of this module are exceeded. Nothing is expanded
     before it was counted.
     """
-    reader = _Reader(text, where)
+    has_bytes = any(character in text for character in _BYTES) if not text.isprintable() else False
+    reader = _Reader(text.translate(_STAND_INS) if has_bytes else text, where)
     try:
-        return reader.document()
+        return _with_bytes(reader.document()) if has_bytes else reader.document()
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
         reader.refuse(f"not valid YAML ({_in_short(str(problem))})", mark.line if mark else None)
+
+
+def _with_bytes(value: Any) -> Any:
+    """The value with its bytes that are not UTF-8 in the place of their stand-ins."""
+    if isinstance(value, str):
+        return value.translate(_BYTES_AGAIN)
+    if isinstance(value, list):
+        return [_with_bytes(item) for item in value]
+    return {_with_bytes(key): _with_bytes(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 class _Node(NamedTuple):
