@@ -510,9 +510,17 @@ def test_teachers_take_the_precision_of_the_run_and_emulation_is_named(recipe, m
 # how long it will take
 
 
-@pytest.mark.parametrize(("within", "expected"), [(None, "estimate after 25 steps"), (1e-3, "warning: estimate after 25 steps"), (1e6, "other 15")])
+@pytest.mark.parametrize(
+    ("within", "expected"), [(None, "estimate after 25 steps"), (1e-3, "warning: estimate after 25 steps"), (1e6, "other 15")]
+)
 def test_the_first_steps_say_how_long_the_run_will_take(recipe, tmp_path, within, expected):
-    r = recipe("stages.0.steps=40", "stages.0.partitions.0.batch_size=2", "evaluate.every=null", "engine.log_every=40", "engine.checkpoint_every=40")
+    r = recipe(
+        "stages.0.steps=40",
+        "stages.0.partitions.0.batch_size=2",
+        "evaluate.every=null",
+        "engine.log_every=40",
+        "engine.checkpoint_every=40",
+    )
     folder = run_distill(r, within=within)
     lines = [line for line in (folder / "train.log").read_text().splitlines() if "estimate after" in line]
     assert len(lines) == 1

@@ -16,7 +16,6 @@ from ..tensors import write_tensors
 from .schedule import Group
 from .setup import Context
 
-
 FEW = 100
 """Images from which a channel's deviation is known to within 7 % (1 / sqrt(2 N)); targets are divided by it."""
 
@@ -43,7 +42,7 @@ class Calibration:
 
     def _warn_of_few(self, stage: Stage) -> None:
         recipe = self.context.recipe
-        counts = {name: 0 for name in _teachers(stage)}
+        counts = dict.fromkeys(_teachers(stage), 0)
         for group in stage.groups:
             for name in group.partition.teachers:
                 counts[name] += recipe.normalize.batches * group.settings.batch_size
