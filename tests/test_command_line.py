@@ -162,3 +162,33 @@ def test_no_torch_for_help_listings_and_mistakes(words, tmp_path):
     )
     ended = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert ended.stdout.rpartition("HEAVY")[2].split() == []
+
+
+def test_words_without_a_recipe_lead_to_the_shipped_ones(capsys):
+    assert main(["distill", "seed=3"]) == 2
+    printed = capsys.readouterr().err
+    assert "error: data: this key is required and missing" in printed
+    assert "begin with one that comes with amradio, e.g. starter (`amradio recipes` lists them)" in printed
+    assert main(["evaluate", "runs/x", "evaluations.k-NN.k=3"]) == 2
+    assert "to change the built-in evaluations, begin with their name: scenes evaluations.k-NN.k=3" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run(tmp_path, capsys):
+    assert main(["distill", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: this folder has no config.yaml, so it is no run; give a run folder, ")
+
+
+def test_a_table_that_is_too_wide_folds_no_name(monkeypatch, capsys):
+    from rich.console import Console
+
+    from amradio.commands import tables
+
+    name = "facebook/dinov2-with-registers-large"
+    row = ("dino", name, "304.0", "any x14", "Apache-2.0, of the weights", "1,024")
+    for columns in (60, 200):
+        monkeypatch.setattr(tables, "Console", lambda columns=columns: Console(force_terminal=True, width=columns, color_system=None))
+        tables.print_table("Teachers", ("name", "source", "M", "input px", "licence", "spatial"), [row, ("clip", "x", "-", "-", "y", "1")])
+        printed = capsys.readouterr().out
+        assert all(cell in " ".join(printed.split()) for cell in row)
+        assert name in printed
+        assert max(len(line.rstrip()) for line in printed.splitlines()) <= columns

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import amradio
 from amradio.errors import UserError
@@ -178,6 +179,27 @@ def test_a_text_is_one_head(model):
     for wrong in ("clp", ["clp"]):
         with pytest.raises(UserError, match=r"^heads: there is no head 'clp'; did you mean 'clip'"):
             model(images, heads=wrong)
+
+
+def test_a_text_is_one_head_wherever_heads_are_taken(model, pixels, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "photos" / "a.png")
+    write_folder(tmp_path / "model", model.config, model.network, {"step": 1, "num_steps": 1, "data": "scenes", "agreement": {}})
+    (batch,) = amradio.embeddings(model, tmp_path / "photos", heads="clip")
+    assert batch.features.keys() == {"backbone", "clip"}
+    amradio.embed(tmp_path / "model", tmp_path / "photos", tmp_path / "a.safetensors", heads="clip", num_workers=0)
+    assert "clip.summary" in load_file(tmp_path / "a.safetensors")
+    amradio.export(tmp_path / "model", "amradio", tmp_path / "exported", heads="clip")
+    assert amradio.load(tmp_path / "exported").heads == ("clip",)
+    for call in (
+        lambda: amradio.embed(tmp_path / "model", tmp_path / "photos", tmp_path / "b.safetensors", heads="clp", num_workers=0),
+        lambda: amradio.export(tmp_path / "model", "amradio", tmp_path / "other", heads="clp"),
+        lambda: list(amradio.embeddings(model, tmp_path / "photos", heads="clp")),
+        lambda: model.text("clp"),
+        lambda: model.masks("clp"),
+    ):
+        with pytest.raises(UserError, match=r"^heads: there is no head 'clp'; did you mean 'clip'"):
+            call()
 
 
 @pytest.mark.parametrize(

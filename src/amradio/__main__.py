@@ -5,13 +5,16 @@ import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .commands.parser import EMBED_OPTIONS, parse
 from .console import open_standard_streams, outlive_console
 from .errors import UserError
 from .interruption import Interruptible
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 WHEN_STOPPED = {
     "distill": "Run the same command to resume.",
@@ -26,9 +29,7 @@ WHEN_STOPPED = {
 def call(options: argparse.Namespace) -> None:
     """Calls the verb's function; imports it only now, so that help is quick."""
     if options.verb == "distill":
-        from .recipe import Recipe
-
-        recipe = Recipe.load(*options.words)
+        recipe = _recipe(options.words)
         from .commands import distill
 
         distill.dry_run(recipe) if options.dry_run else distill.distill(recipe)
@@ -64,6 +65,20 @@ def call(options: argparse.Namespace) -> None:
             listings.list_recipes(options.name, options.json)
         else:
             {"teachers": listings.list_teachers, "students": listings.list_students}[options.verb](options.json)
+
+
+def _recipe(words: Sequence[str]) -> "Recipe":
+    """The recipe that the words make; where none of them is a file, the answer to missing keys leads to the shipped ones."""
+    from .recipe import Recipe
+    from .words import names_file
+
+    try:
+        return Recipe.load(*words)
+    except UserError as error:
+        if any(names_file(word) for word in words) or not any("required and missing" in problem for problem in error.problems):
+            raise
+        hint = "no recipe is among the words; begin with one that comes with amradio, e.g. starter (`amradio recipes` lists them)"
+        raise UserError(*error.problems, hint) from None
 
 
 def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:

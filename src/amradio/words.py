@@ -75,10 +75,16 @@ def _in_short(word: str) -> str:
     return f"'{shown(word if len(word) <= 100 else word[:100] + '...')}'"
 
 
+def names_file(word: str) -> bool:
+    """Whether a word is the name of a file and not `key=value`."""
+    key, equals, _ = word.partition("=")
+    return not equals or "/" in key or key.endswith((".yaml", ".yml"))
+
+
 def _read_word(word: str) -> dict[str, Any]:
-    key, equals, value = word.partition("=")
-    if not equals or "/" in key or key.endswith((".yaml", ".yml")):
+    if names_file(word):
         return _read_file(word)
+    key, _, value = word.partition("=")
     if not _KEY.fullmatch(key):
         raise UserError(f"{_in_short(word)}: {_in_short(key)} is not a key; write words as key.part=value")
     if key.count(".") >= DEEPEST_KEY:

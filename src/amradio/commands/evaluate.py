@@ -1,7 +1,7 @@
 """`amradio evaluate`: student, heads and teachers side by side."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..run import environment
 from ..students.base import Student
 from ..teachers.base import Teacher
 from ..training import load_teachers
+from ..words import names_file
 from .results import print_results
 
 SCENES = "scenes"
@@ -38,7 +39,7 @@ def evaluate(
     teachers: objects of one's own, by the name of their head. student: of type `own`, an object that takes the weights. Raises UserError
     with what is missing, before anything is measured.
     """
-    suite = Suite.load(*(words or (SCENES,)))
+    suite = _suite(words)
     file = None if json_file is None else user_path(json_file, "--json")
     model = load(path, student=student)
     found = {**teachers_of(user_path(path), teachers or {}, suite), **suite.load_teachers()}
@@ -46,6 +47,19 @@ def evaluate(
     if file is not None:
         write_json(results, file, {"path": str(path), "teachers": {name: teacher.source for name, teacher in found.items()}})
     return results
+
+
+def _suite(words: Sequence[str]) -> Suite:
+    """The suite that the words make; where none of them is a file, the answer to a mistake says how to change the built-in one."""
+    try:
+        return Suite.load(*(words or (SCENES,)))
+    except UserError as error:
+        if not words or any(names_file(word) for word in words):
+            raise
+        hint = (
+            f"no evaluation file is among the words; to change the built-in evaluations, begin with their name: {SCENES} {' '.join(words)}"
+        )
+        raise UserError(*error.problems, hint) from None
 
 
 def evaluate_models(model: Model | None, teachers: Mapping[str, Teacher], suite: Suite) -> dict[str, Result]:

@@ -17,6 +17,7 @@ from ..files import user_path
 from ..formats import ExportSettings, Format, Found
 from ..formats.card import card
 from ..formats.folder import CARD_FILE, PLACEHOLDER
+from ..model import head_names
 from ..network import Network, Normalizers, cast_weights
 from ..teachers.catalogue import NOT_STATED, licence_by_name
 from .tables import print_table
@@ -70,15 +71,15 @@ def export(
     format: str,
     out: str | Path,
     *,
-    heads: Sequence[str] | None = None,
+    heads: str | Sequence[str] | None = None,
     dtype: str | None = None,
     image_size: int | None = None,
 ) -> Exported:
     """Writes the model in `path` to `out` in another format, reloads it there, compares, and prints what a user needs to know.
 
     path: a model in any format that amradio reads, or a run folder. format: a name of `formats.FORMATS`. out: a new file or folder;
-    nothing is overwritten. heads: names of those that go along; by default all that the format has a place for. dtype: of the weights,
-    `float32`, `float16` or `bfloat16`; by default the model's own. image_size: px, for a format of one fixed size.
+    nothing is overwritten. heads: names of those to include (a text is one); by default all that the format can hold. dtype: of weights,
+    float32, float16 or bfloat16; by default the model's own. image_size: px, for a format of one fixed size.
     Raises UserError, and leaves nothing behind, where the format cannot hold the model or where it says something else when reloaded.
     """
     form, target = _format(format), user_path(out, "--out")
@@ -123,13 +124,12 @@ def _check_out(form: Format, out: Path) -> None:
         raise UserError(f"out: {out} exists; nothing was touched; give another name")
 
 
-def _choose_heads(found: Found, form: Format, wanted: Sequence[str] | None) -> tuple[Found, tuple[str, ...]]:
+def _choose_heads(found: Found, form: Format, wanted: str | Sequence[str] | None) -> tuple[Found, tuple[str, ...]]:
     """The model with the wanted heads alone, and the heads that the format has no place for."""
     there, places = found.config.heads, form.carries(found.config)
-    names = tuple(name for name in there if name in places) if wanted is None else tuple(wanted)
-    problems = [f"heads: there is no head '{name}'; {nearest(name, there)}" for name in names if name not in there]
-    lost = [name for name in names if name in there and name not in places]
-    problems += [f"heads: format '{form.name}' has no place for head '{name}'; leave it out" for name in lost]
+    names = tuple(name for name in there if name in places) if wanted is None else tuple(head_names(wanted, there))
+    lost = [name for name in names if name not in places]
+    problems = [f"heads: format '{form.name}' has no place for head '{name}'; leave it out" for name in lost]
     if problems:
         raise UserError(*problems)
     network = found.network

@@ -5,12 +5,10 @@ from typing import NamedTuple
 
 from ..evaluation.base import Metric, Result, below_floor, floor_warning
 from ..evaluation.inputs import describe
-from .tables import print_table, width
+from .tables import natural_width, print_table, width
 
 BEST, BELOW, NOTHING = "*", "!", "-"
 """Marks of cells; plain ASCII, so that every console shows them."""
-SPACING = 3
-"""Characters between two columns."""
 
 
 class Column(NamedTuple):
@@ -46,7 +44,7 @@ def print_results(results: Mapping[str, Result]) -> None:
     title, legend = "Evaluation", _legend(columns, inputs)
     while columns:
         count = next(
-            count for count in range(len(columns), 0, -1) if count == 1 or _width(*_table(columns[:count], names, inputs)) <= width()
+            count for count in range(len(columns), 0, -1) if count == 1 or natural_width(*_table(columns[:count], names, inputs)) <= width()
         )
         print_table(title, *_table(columns[:count], names, inputs))
         title, columns = "", columns[count:]
@@ -68,12 +66,6 @@ def _legend(columns: Sequence[Column], inputs: Mapping[str, Mapping[str, str]]) 
         parts.append(f"{BELOW} not better than the floor")
     varied = any(sizes.endswith("+") for rows in inputs.values() for sizes in rows.values())
     return "; ".join([*parts, "px: of the input" + (", + where that is the short side" if varied else "")])
-
-
-def _width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-    """Characters that a table takes."""
-    columns = zip(headings, *rows, strict=True)
-    return sum(max(len(line) for cell in column for line in cell.split("\n")) + SPACING for column in columns)
 
 
 def _table(columns: Sequence[Column], names: Sequence[str], inputs: Mapping[str, Mapping[str, str]]) -> tuple[list[str], list[list[str]]]:

@@ -12,10 +12,10 @@ from ..data import SourceSettings
 from ..data.source import Source
 from ..data.whole import CHUNK, WholeImage, open_images, whole_images
 from ..engine.distributed import autocast_dtype
-from ..errors import UserError, nearest
+from ..errors import UserError
 from ..evaluation.predictors import scaled
 from ..features import Features
-from ..model import Model
+from ..model import Model, head_names
 from ..teachers.base import resize
 from .settings import ImageSize
 
@@ -57,7 +57,7 @@ class View(NamedTuple):
 def embeddings(
     model: Model,
     images: str | Path | SourceSettings,
-    heads: Iterable[str] = (),
+    heads: str | Iterable[str] = (),
     image_size: ImageSize = "trained",
     batch_size: int = 64,
     precision: str = "float32",
@@ -88,15 +88,9 @@ def find_view(model: Model, image_size: ImageSize, batch_size: int, precision: s
     return View(size, batch_size, autocast_dtype(precision, next(model.parameters()).device))
 
 
-def check_heads(model: Model, heads: Iterable[str]) -> tuple[str, ...]:
-    """The names once each; raises UserError for those that the model has not."""
-    names = tuple(dict.fromkeys(heads))
-    unknown = [name for name in names if name not in model.heads]
-    if unknown:
-        raise UserError(
-            *(f"heads: there is no head '{name}'; {nearest(name, model.heads) if model.heads else 'there is none'}" for name in unknown)
-        )
-    return names
+def check_heads(model: Model, heads: str | Iterable[str]) -> tuple[str, ...]:
+    """The names once each, a text being one; raises UserError for those that the model has not."""
+    return tuple(head_names(heads, model.heads))
 
 
 def refuse_nothing(source: Source, found: int, broken: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+import pydantic
 import torch
 
 from ..config import AsTuple, Pixels, Positive, Settings, Workers
@@ -13,8 +14,8 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 class EmbedSettings(Settings):
     """Of `amradio.embed`."""
 
-    heads: Annotated[tuple[str, ...], AsTuple] = ()
-    """Heads whose features are written beside those of the backbone."""
+    heads: Annotated[tuple[str, ...], AsTuple, pydantic.BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)] = ()
+    """Heads whose features are written beside those of the backbone; a text is one head."""
     spatial: Literal["none", "pooled", "full"] = "none"
     """What becomes of maps: left out, their mean over the image, or every cell."""
     image_size: ImageSize = "trained"

@@ -46,8 +46,13 @@ def locate(word: str) -> Path:
     if path.is_dir() and (path / CONFIG_FILE).is_file():
         return path / CONFIG_FILE
     names = {found.stem: found for found in FOLDER.glob("*.yaml")}
-    if path.is_file() or (path.is_dir() and word not in names):
+    if path.is_file():
         return path
+    if path.is_dir() and word not in names:
+        raise UserError(
+            f"{word}: this folder has no {CONFIG_FILE}, so it is no run; give a run folder, a .yaml file, or the name of a shipped recipe "
+            "(amradio recipes)"
+        )
     if word in names:
         return names[word]
     if path.suffix in (".yaml", ".yml") and path.stem in names:
