@@ -1,5 +1,6 @@
 """Annotation files: every value is checked before it is used, and what is wrong is named with its file and its annotation."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -271,3 +272,79 @@ def test_names_of_classes_of_maps(tmp_path: Path, content: str) -> None:
     (tmp_path / "classes.json").write_text(content)
     with pytest.raises(UserError, match=r"classes\.json: "):
         ImagesLabelsSettings(path=str(tmp_path)).build()
+
+
+HOSTILE = (
+    None,
+    NAN,
+    INF,
+    -1,
+    0,
+    2**31,
+    2**63,
+    10**400,
+    1e308,
+    -1e9,
+    0.5,
+    "",
+    "x",
+    "1",
+    True,
+    False,
+    [],
+    {},
+    [[]],
+    [[1, 2]],
+    {"size": [30, 40]},
+    "\ud800",
+    "a\0",
+)
+
+
+def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value below a tree of JSON."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [place for key, value in items for place in ((*path, key), *places(value, (*path, key)))]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_value_in_any_place_is_refused_or_read(folder: Path, seed: int) -> None:
+    """Values of every kind in the place of others, keys left out, lists doubled: one message or masks, never anything else."""
+    generator = np.random.default_rng(seed)
+    counts = {"size": [30, 40], "counts": [100, 300, 800]}
+    problems: list[str] = []
+    for _ in range(40):
+        content: Any = {
+            "images": [image(), image(id=2, file_name="b.png")],
+            "annotations": [
+                annotation(caption="a"),
+                annotation(id=2, segmentation=counts, caption="b"),
+                annotation(id=3, image_id=2, caption="c"),
+            ],
+            "categories": [{"id": 3, "name": "cat"}],
+        }
+        content = copy.deepcopy(content)  # the polygon is one list in all annotations
+        for _ in range(int(generator.integers(1, 3))):
+            every = places(content)
+            *path, last = every[generator.integers(len(every))]
+            at = content
+            for key in path:
+                at = at[key]
+            act = generator.integers(4)
+            if act == 0:
+                del at[last]
+            elif act == 1 and isinstance(at, list):
+                at.extend(at[:])
+            else:
+                at[last] = copy.deepcopy(HOSTILE[generator.integers(len(HOSTILE))])
+        (folder / "a.json").write_text(json.dumps(content))
+        Image.new("RGB", (40, 30)).save(folder / "images" / "b.png")
+        for settings in (CocoInstancesSettings, CocoCaptionsSettings):
+            try:
+                found = settings(annotations=str(folder / "a.json"), images=str(folder / "images")).build()
+                for number in range(len(found)):
+                    found.read(number)
+            except UserError as error:
+                problems += error.problems
+    assert len(problems) > 40
+    assert [problem for problem in problems if "a.json" not in problem and "png" not in problem] == []

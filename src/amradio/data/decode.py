@@ -1,6 +1,7 @@
 """Encoded pictures to RGB or ids: every mode and orientation, no more pixels decoded than the crop needs, memory bounded by area."""
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def picture_size(path: str | Path, upright: bool = True) -> tuple[int, int]:
         return (image.height, image.width) if upright and _orientation(image) >= 5 else (image.width, image.height)
 
     try:
-        with open_file(path) as file, Image.open(file, formats=FORMATS) as image:
+        with warnings.catch_warnings(action="ignore"), open_file(path) as file, Image.open(file, formats=FORMATS) as image:
             return size(image)
     except (UnreadableError, FileNotFoundError, PermissionError):
         raise

@@ -29,23 +29,22 @@ def walk(root: Path, passed: PassedOver, wanted: Callable[[str], bool] = is_pict
                 continue
             entered.add((status.st_dev, status.st_ino))
             with os.scandir(root / below) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
+                folders: list[tuple[bool, str]] = []
+                for entry in listing:  # never held as a list: a folder may have ten million
+                    kind = _kind(entry)
+                    if kind == "folder" and not is_hidden(entry.name):
+                        folders.append((entry.is_symlink(), below + entry.name + "/"))
+                    elif reason := _refused(entry.name, kind, wanted):
+                        passed.add(reason, below + entry.name)
+                    elif kind == "file" and wanted(entry.name):
+                        yield below + entry.name
         except OSError as error:
             if not below:
                 raise UserError(f"{to_key(str(root))}: {error.strerror}; make it readable, or give another folder") from None
             passed.add(f"a folder that cannot be read ({error.strerror})", below.rstrip("/"))
             continue
-        for entry in entries:
-            kind = _kind(entry)
-            if kind == "folder":
-                if is_hidden(entry.name):
-                    passed.add("a hidden folder", below + entry.name)
-                else:
-                    (linked if entry.is_symlink() else real).append(below + entry.name + "/")
-            elif reason := _refused(entry.name, kind, wanted):
-                passed.add(reason, below + entry.name)
-            elif kind == "file" and wanted(entry.name):
-                yield below + entry.name
+        for is_link, folder in sorted(folders):
+            (linked if is_link else real).append(folder)
 
 
 def _above(root: Path) -> set[tuple[int, int]]:
@@ -89,7 +88,9 @@ def special(mode: int) -> str:
 
 
 def _refused(name: str, kind: str, wanted: Callable[[str], bool]) -> str:
-    """Why an entry that is no folder is passed over and counted; empty where it is taken, or is nothing that anybody misses."""
+    """Why an entry is passed over and counted; empty where it is taken, or is nothing that anybody misses."""
+    if kind == "folder":
+        return "a hidden folder"
     if kind != "file":
         # A link in a circle may stand for a folder, whatever its name.
         return kind if wanted(name) or kind.startswith(("a link", "an entry")) else ""

@@ -18,6 +18,7 @@ import bisect
 import glob
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -221,6 +222,16 @@ class WebDataset(Source):
         return place
 
 
+def _files(place: str, passed: PassedOver) -> Iterable[str]:
+    """`` for a file, the shards below it for a folder."""
+    if os.path.isdir(place):
+        return walk(Path(place), passed, is_shard)
+    if os.path.isfile(place):
+        return ("",)
+    passed.add("no regular file", place)
+    return ()
+
+
 def _find_shards(path: str, passed: PassedOver) -> list[str]:
     """The files that `path` stands for, sorted; UserError where one is missing. passed: takes what a folder of shards has besides."""
     found: list[str] = []
@@ -229,15 +240,15 @@ def _find_shards(path: str, passed: PassedOver) -> list[str]:
         if pattern.startswith("pipe:"):
             raise UserError(f"{shown(pattern)}: shards are read from a local or mounted disk; download or mount them and give the path")
         place = os.path.abspath(user_path(pattern))
-        if os.path.isdir(place):
-            files = [os.path.join(place, name) for name in walk(Path(place), passed, is_shard)]
-        elif os.path.isfile(place):
-            files = [place]
-        else:
-            files = [file for file in glob.glob(place, recursive=True) if os.path.isfile(file)]
+        files = [
+            os.path.normpath(os.path.join(there, file))
+            for there in ([place] if os.path.lexists(place) else glob.glob(place, recursive=True))
+            for file in _files(there, passed)
+        ]
         if not files:
+            lacks = "no tar shard in this folder or below it" if os.path.isdir(place) else "no such tar shard"
             raise UserError(
-                f"{shown(place)}: there is no such tar shard; give a folder, '/data/{{00000..00099}}.tar' or '/data/*.tar'",
+                f"{shown(place)}: there is {lacks}; give a folder, '/data/{{00000..00099}}.tar' or '/data/*.tar'",
                 *passed.note(place),
             )
         found.extend(files)

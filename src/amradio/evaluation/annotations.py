@@ -161,8 +161,9 @@ def within(value: Any, folder: Path) -> str:
     name = plain_text(value)
     path = os.path.normpath(name)
     if os.path.isabs(path):
-        path = os.path.relpath(path, os.path.abspath(folder))
-    if "\0" in path or path in (".", "..") or path.startswith("../"):
+        inside = [os.path.relpath(path, resolve(folder)) for resolve in (os.path.abspath, os.path.realpath)]
+        path = next((found for found in inside if not found.startswith("..")), path)
+    if "\0" in path or path in (".", "..") or path.startswith(("../", "/")):
         raise WrongError(f"found {brief(name)}; expected the path of a file below {shown(folder)}")
     return path
 

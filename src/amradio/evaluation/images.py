@@ -19,8 +19,8 @@ WINDOW = 64
 """Images that are held at a time, to be put together by size; more would be faster where sizes vary, and take more memory."""
 WINDOW_PIXELS = 2**28
 """Pixels (800 MB) that are held at a time, whatever their number of images."""
-MOST_PIXELS = 2**26
-"""Pixels (8192 x 8192) to which a larger picture is averaged when it is read: no model sees so many, and each costs 15 bytes on the way."""
+MOST_PIXELS = 2**25
+"""Pixels (5793 x 5793) to which a larger picture is averaged when it is read: no model sees so many, and each costs 15 bytes on the way."""
 NAMED = 5
 """Broken images that a note names."""
 
@@ -195,7 +195,7 @@ def batched(images: Sequence[Tensor], device: torch.device) -> Batches:
     groups: dict[torch.Size, list[int]] = {}
     for index, image in enumerate(images):
         groups.setdefault(image.shape, []).append(index)
-    return [(indices, torch.stack([images[index] for index in indices]).to(device).float() / 255) for indices in groups.values()]
+    return [(indices, torch.stack([images[index] for index in indices]).to(device).float().div_(255)) for indices in groups.values()]
 
 
 def _prepared(joint: Joint, batches: Batches) -> Batches:
