@@ -81,7 +81,7 @@ def start_several(count: int, *words: object, folder: Path, preludes: Mapping[in
 
 
 def _run(words: list[str], files: list[str], environment: dict[str, str], prelude: Callable[[], None] | None) -> None:
-    # The server may have been started by a loader within the tests' own process, with these signals blocked (data/loader.py).
+    # The server may have been started by a loader within the tests' own process, with these signals blocked (data/loading_processes.py).
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     for descriptor, file in zip((1, 2), files, strict=True):
         handle = os.open(file, os.O_WRONLY | os.O_APPEND)

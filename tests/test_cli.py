@@ -108,7 +108,7 @@ def refused(recipe_file: Path, tmp_path: Path, capsys) -> Callable[..., list[str
         capsys.readouterr()
         assert main(["distill", str(own_file or recipe_file), *words]) == 2
         printed = capsys.readouterr()
-        assert all(line.startswith(("looking at", "loading teacher")) for line in printed.out.splitlines())
+        assert all(line.startswith(("amradio distill", "looking at", "loading teacher")) for line in printed.out.splitlines())
         assert "Traceback" not in printed.err
         assert files(tmp_path) == before
         lines = printed.err.splitlines()

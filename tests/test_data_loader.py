@@ -16,7 +16,7 @@ from PIL import Image
 from amradio.config import validate
 from amradio.data import SOURCES, Batch, DataSettings, Feed, chance, check, describe, train_batches, val_batches
 from amradio.data.folder import FolderSettings
-from amradio.data.loader import default_workers
+from amradio.data.loading_processes import default_workers
 from amradio.data.scene_source import ScenesSettings
 from amradio.errors import UserError
 from data_folders import make, make_folder

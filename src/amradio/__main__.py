@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .commands.parser import EMBED_OPTIONS, parse
-from .console import open_standard_streams, outlive_console
+from .console import note, open_standard_streams, outlive_console
 from .errors import UserError
 from .interruption import Interruptible
 
@@ -23,7 +23,7 @@ WHEN_STOPPED = {
     "evaluate": "No results were written.",
     "export": "Nothing was written.",
 }
-"""What a command that a signal stops tells its user."""
+"""What a command that a signal stops tells its user; these also say that they start, before anything heavy is imported."""
 
 
 def call(options: argparse.Namespace) -> None:
@@ -100,6 +100,9 @@ def main(words: Sequence[str] | None = None) -> int:
     open_standard_streams()
     with outlive_console(), Interruptible(WHEN_STOPPED.get(options.verb, "")) as interruptible:
         try:
+            if options.verb in WHEN_STOPPED:  # a run's log is on stdout, and so are the results of all others
+                has_log = options.verb == "quickstart" or (options.verb == "distill" and not options.dry_run)
+                note(f"amradio {options.verb}: starting", sys.stdout if has_log else sys.stderr)
             return _ended(options)
         except KeyboardInterrupt:
             return interruptible.code

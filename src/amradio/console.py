@@ -7,17 +7,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 Item = TypeVar("Item")
 PERIOD = 30.0
 """Seconds between two lines of a long phase where the console is no terminal."""
 
 
-def note(line: str) -> None:
-    """One line on stderr, beside the results on stdout; of several processes only the first one prints."""
-    if os.environ.get("RANK", "0") == "0" and sys.stderr is not None:
-        print(line, file=sys.stderr, flush=True)
+def note(line: str, stream: TextIO | None = None) -> None:
+    """One line on stderr, beside the results on stdout; of several processes only the first one prints. stream: another one."""
+    stream = stream or sys.stderr
+    if os.environ.get("RANK", "0") == "0" and stream is not None:
+        print(line, file=stream, flush=True)
 
 
 class Phases:

@@ -14,6 +14,8 @@ from ..run import LIBRARIES, processor
 from ..teachers import catalogue
 from .tables import print_table
 
+LITTLE_SHARED_MEMORY = 2 << 30
+"""Bytes: about two batches, of 256 images of 432 px, of each of seven loading processes."""
 EXTRAS = {"datasets": "data", "tensorboard": "track"}
 
 
@@ -41,11 +43,24 @@ def _machine() -> Iterator[tuple[str, str, str]]:
     else:
         yield "GPU", "none that torch can use", "everything runs on the CPU; real teachers will be slow"
     free = shutil.disk_usage(Path.cwd()).free / 2**30
+    yield _shared_memory()
     yield "disk", f"{free:.0f} GiB free here", "a checkpoint takes about 12 bytes a parameter of student and heads"
     cache = Path(constants.HF_HUB_CACHE)
     offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
     yield "hub cache", f"{cache}{'' if cache.is_dir() else ' (empty)'}{offline}", "teachers are kept here; HF_HOME moves it"
     yield "processes", os.environ.get("WORLD_SIZE", "1"), "torchrun --nproc-per-node N -m amradio distill ... uses N"
+
+
+def _shared_memory() -> tuple[str, str, str]:
+    """/dev/shm, through which loading processes hand over their batches."""
+    try:
+        found = shutil.disk_usage("/dev/shm")
+    except OSError:
+        return "shared memory", "no /dev/shm", "batches of loading processes pass through it: data.num_workers=0 does without"
+    size = f"/dev/shm: {found.total / 2**30:.2f} GiB, {found.free / 2**30:.2f} free"
+    if found.free >= LITTLE_SHARED_MEMORY:
+        return "shared memory", size, "batches of loading processes pass through it"
+    return "shared memory", size, "little for loading processes: start the container with --shm-size=8g, or take data.num_workers=0"
 
 
 def _libraries() -> Iterator[tuple[str, str, str]]:

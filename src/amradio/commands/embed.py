@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import validate
-from ..console import PHASES
+from ..console import PHASES, outlive_console
 from ..data import SourceSettings
 from ..data.whole import open_images
 from ..embedding import Embedded, EmbedSettings, embed_images
@@ -25,10 +25,14 @@ def embed(path: str | Path, images: str | Path | SourceSettings, out: str | Path
     resized to a legal size never cropped. Stopped at any time, the same call goes on. Raises UserError with what is wrong.
     """
     settings, file = validate(EmbedSettings, options), user_path(out, "--out")
-    model = load(path, find_device(settings.device))
-    source = open_images(images)
+    with PHASES.phase(f"reading {path}"):
+        model = load(path, find_device(settings.device))
+    with PHASES.phase(f"looking at {images}"):
+        source = open_images(images)
+        description = source.describe()
     begun = time.perf_counter()
-    done = embed_images(model, source, file, settings, PHASES.progress)
+    with PHASES.phase(f"features of {description}"), outlive_console():
+        done = embed_images(model, source, file, settings, PHASES.progress)
     seconds = time.perf_counter() - begun
     computed = done.num_images + len(done.broken) - done.num_resumed
     print(f"{done.num_images:,} of {source.describe()} -> {done.path}: {computed / seconds:.0f} images/s, {seconds:.1f} s")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config import parse_yaml, validate
 from ..console import PHASES
-from ..engine.checkpoint import disk_errors
+from ..engine.checkpoint import disk_errors, write_aside
 from ..errors import UserError
 from ..evaluation.base import Result
 from ..evaluation.suite import Suite, plain, run_suite
@@ -41,8 +41,10 @@ def evaluate(
     """
     suite = _suite(words)
     file = None if json_file is None else user_path(json_file, "--json")
-    model = load(path, student=student)
-    found = {**teachers_of(user_path(path), teachers or {}, suite), **suite.load_teachers()}
+    with PHASES.phase(f"reading {path}"):
+        model = load(path, student=student)
+    with PHASES.phase("loading teachers"):
+        found = {**teachers_of(user_path(path), teachers or {}, suite), **suite.load_teachers()}
     results = evaluate_models(model, found, suite)
     if file is not None:
         write_json(results, file, {"path": str(path), "teachers": {name: teacher.source for name, teacher in found.items()}})
@@ -64,7 +66,7 @@ def _suite(words: Sequence[str]) -> Suite:
 
 def evaluate_models(model: Model | None, teachers: Mapping[str, Teacher], suite: Suite) -> dict[str, Result]:
     """The same for models that are loaded: measures, prints the table, returns the results by evaluation."""
-    results = run_suite(suite, suite.bench(model, teachers, PHASES.progress))
+    results = run_suite(suite, suite.bench(model, teachers, PHASES.progress), PHASES.phase)
     print_results(results)
     return results
 
@@ -97,4 +99,8 @@ def write_json(results: Mapping[str, Result], file: Path, about: Mapping[str, An
     content = {**about, "environment": environment(), "results": {name: plain(result) for name, result in results.items()}}
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=1) + "\n"
+        if file.exists() and not file.is_file():  # /dev/stdout
+            file.write_text(text, encoding="utf-8")
+        else:
+            write_aside(file.resolve(), text.encode())

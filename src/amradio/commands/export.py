@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 
 from .. import formats
+from ..console import PHASES
 from ..engine.checkpoint import disk_errors
+from ..engine.lock import Lock
 from ..errors import UserError, nearest
 from ..features import KINDS, Features
 from ..files import user_path
@@ -86,7 +88,8 @@ def export(
     _check_out(form, target)
     if image_size is not None and not form.takes_image_size:
         raise UserError(f"image_size: what is written as '{form.name}' takes images of every legal size; leave it out")
-    found = formats.read(path)
+    with PHASES.phase(f"reading {path}"):
+        found = formats.read(path)
     chosen, left_out = _choose_heads(found, form, heads)
     model = _cast(_with_licences(chosen), dtype)
     settings = ExportSettings(tuple(model.config.heads), _dtype_of(model.network), image_size)
@@ -94,9 +97,11 @@ def export(
     if reasons:
         raise UserError(*(f"{path}: cannot be written as '{form.name}': {reason}" for reason in reasons))
     with _aside(form, target) as place:
-        form.write(place, model, settings)
-        differences = compare(form, place, model, settings)
-        rules = form.rules(place, model, settings)
+        with PHASES.phase(f"writing format {form.name}"):
+            form.write(place, model, settings)
+        with PHASES.phase(f"reloading it with {form.reader} and comparing"):
+            differences = compare(form, place, model, settings)
+            rules = form.rules(place, model, settings)
         lines = form.snippet(place, settings)
         if not form.suffix:
             text = card(model.config, model.network, {form.name: lines.replace(str(place), PLACEHOLDER)})
@@ -174,8 +179,16 @@ def _aside(form: Format, out: Path) -> Iterator[Path]:
     aside = out.with_name(f".part-{out.name}")
     place = aside / out.name if form.suffix else aside
     with disk_errors(out.parent):
-        _remove(aside)
-        aside.mkdir(parents=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with Lock(out.with_name(f".{out.name}.lock"), f"out: {out}") as lock:
+        lock.take()
+        yield from _written_aside(form, out, aside, place)
+
+
+def _written_aside(form: Format, out: Path, aside: Path, place: Path) -> Iterator[Path]:
+    with disk_errors(out.parent):
+        _remove(aside)  # of an export that was killed
+        aside.mkdir()
     try:
         with disk_errors(out.parent):
             yield place

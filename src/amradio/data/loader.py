@@ -1,34 +1,24 @@
 """Batches: what a step sees is a function of (recipe, seed, step), whoever loads it and wherever the run was resumed."""
 
-import atexit
 import itertools
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import types
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..errors import UserError
 from . import chance
 from .batch import Batch
 from .decode import Box, centre_box, crop_and_resize, random_box
 from .guard import UnreadableError
+from .loading_processes import load_items
 from .source import Order, Place, Source
 
 MAX_ATTEMPTS = 1000
 """UnreadableError pictures in a row, for one position, after which a run stops."""
-GRACE_SECONDS = 120
-"""How long a worker outlives a SIGTERM."""
 NUM_DRAWS = 8
 _DRAWS, _CROPS = 0, 1  # streams of random numbers
 
@@ -72,12 +62,6 @@ class Crop:
     flip: float
 
 
-class _Failure(NamedTuple):
-    """A problem that a worker met: DataLoader would wrap an exception into a page of tracebacks."""
-
-    problem: str
-
-
 class TrainSteps(Dataset):
     """Step number -> Batch: random crops of the source's endless shuffled order."""
 
@@ -85,16 +69,13 @@ class TrainSteps(Dataset):
         self.source, self.feed, self.crop = source, feed, crop
         self.order = Order(feed.seed, feed.batch_size)
 
-    def __getitem__(self, step: int) -> Batch | _Failure:
+    def __getitem__(self, step: int) -> Batch:
         share = self.feed.share(self.feed.batch_size)
         numbers = chance.uniform(self.feed.seed, _CROPS, step, share.start, len(share), 24)
         images = np.empty((len(share), 3, self.feed.image_size, self.feed.image_size), dtype=np.uint8)
         keys, skipped, remarks = [], [], []
         for row, index in enumerate(share):
-            try:
-                key, pixels = self._fill(step * self.feed.batch_size + index, numbers[row], skipped, remarks)
-            except UserError as error:
-                return _Failure(str(error))
+            key, pixels = self._fill(step * self.feed.batch_size + index, numbers[row], skipped, remarks)
             images[row] = pixels.transpose(2, 0, 1)
             keys.append(key)
         return Batch(torch.from_numpy(images), tuple(keys), _draws(self.feed.seed, step, share), tuple(skipped), tuple(remarks))
@@ -189,91 +170,5 @@ def val_loader(source: Source, feed: Feed, limit: int | None, num_workers: int |
 def _batches(steps: Dataset, numbers: Iterable[int], num_workers: int | None) -> Iterator[Batch]:
     with closing(load_items(steps, numbers, num_workers)) as items:
         for found in items:
-            if isinstance(found, _Failure):
-                raise UserError(found.problem)
             images, keys, draws, skipped, remarks = found
             yield Batch(images, tuple(keys), draws, tuple(skipped), tuple(remarks))  # pinning turns tuples into lists
-
-
-def load_items(steps: Dataset, numbers: Iterable[int], num_workers: int | None) -> Generator[Any]:
-    """`steps[number]` of all `numbers`, in order, made by workers (None: the cores that are there, less one; 0: none).
-
-    Closing the iterator ends the workers. With a GPU, tensors come in pinned memory, and tuples as lists.
-    """
-    workers = default_workers() if num_workers is None else num_workers
-    loader = DataLoader(
-        steps,
-        batch_size=None,
-        sampler=numbers,
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        worker_init_fn=_begin_worker,
-        pin_memory=torch.cuda.is_available(),
-        # Without one of its own, a loader draws from the global generator, and a resumed run would differ.
-        generator=torch.Generator(),
-        # A process that runs threads (CUDA, gloo, OpenMP) cannot be forked safely.
-        multiprocessing_context="forkserver" if workers else None,
-    )
-    with _apart_from_main() if workers else nullcontext():
-        batches = iter(loader)
-    # Left to the interpreter's end, workers are sent a SIGTERM and waited for, which they survive for a while.
-    stop = batches._shutdown_workers if workers else _nothing  # pyright: ignore[reportAttributeAccessIssue]
-    atexit.register(stop)
-    forget = atexit.unregister  # an iterator that lives to the interpreter's end finds this module's names gone
-    try:
-        yield from batches
-    finally:
-        forget(stop)
-        stop()
-
-
-def _nothing() -> None:
-    """Without workers there is nothing to stop."""
-
-
-def default_workers() -> int:
-    """The cores that each process of this machine may take, less the one that it computes with; at least 1, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
-
-
-@contextmanager
-def _apart_from_main() -> Iterator[None]:
-    """Starts workers that take from the main process neither its script nor its signals.
-
-    They need nothing of the user's script, which may lack a `__main__` guard. The server that forks them must outlive a signal to
-    the group as they do; it inherits the mask, and a signal that comes meanwhile is delivered afterwards.
-    """
-    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
-    resource_tracker.ensure_running()  # first, since it clears the mask
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        forkserver.ensure_running()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        sys.modules["__main__"] = main
-
-
-def _begin_worker(_: int) -> None:
-    # Ctrl-C and a cluster's SIGTERM go to the whole group: the main process decides, saves, and then lets the workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    torch.set_num_threads(1)
-    # The server that forked this worker lives as long as its workers, so torch's own watch over the parent sees nothing.
-    threading.Thread(target=_end_with_main, daemon=True).start()
-
-
-def _end_with_main() -> None:
-    main = multiprocessing.parent_process()
-    assert main is not None
-    main.join()
-    os._exit(1)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

@@ -16,7 +16,7 @@ from .decode import decode
 from .file_list import FileList
 from .folder import Folder
 from .guard import UnreadableError
-from .loader import load_items
+from .loading_processes import load_items
 from .names import ARCHIVES, PassedOver, extension, is_hidden, is_picture, is_shard, to_key
 from .source import Source, SourceSettings
 from .walk import walk

@@ -12,13 +12,14 @@ import torch
 
 from ..data.source import Source
 from ..data.whole import CHUNK, WholeImage, whole_images
-from ..engine.checkpoint import disk_errors
+from ..engine.checkpoint import disk_errors, write_aside
+from ..engine.lock import Lock
 from ..errors import UserError
 from ..evaluation.progress import Progress, silent
 from ..model import Model
 from .batches import View, check_heads, embed_batches, find_view, refuse_nothing
 from .files import find_writer, join
-from .parts import Columns, Part, Parts, columns, write_aside
+from .parts import Columns, Part, Parts, columns
 from .settings import DTYPES, EmbedSettings
 
 PART = 512
@@ -52,18 +53,24 @@ def embed_images(model: Model, source: Source, out: Path, settings: EmbedSetting
     size = PART_OF_MAPS if settings.spatial == "full" else PART
     parts = Parts(out.with_name(f"{out.name}.parts"))
     about = {"model": fingerprint(model), "images": str(source.count()), "images_a_part": str(size), **_written(settings, view)}
-    if out.exists():
-        return _joined_before(parts, out, about)
-    parts.begin(about)
-    places = [range(first, min(first + size, source.count())) for first in range(0, source.count(), size)]
-    missing = [number for number, place in enumerate(places) if not _is_done(parts, number, source, place)]
-    chunks = [chunk for number in missing for chunk in range(places[number].start // CHUNK, -(-places[number].stop // CHUNK))]
-    total = sum(len(places[number]) for number in missing)
-    with closing(whole_images(source, chunks, view.least, settings.num_workers)) as reading:
-        shown = progress(reading, f"features of {source.describe()}", total)
-        for number, images in itertools.groupby(shown, lambda image: image.number // size):
-            _write_part(parts, number, (model, heads, view), images, settings)
-    return _finish(parts, range(len(places)), source, out, about)._replace(num_resumed=source.count() - total)
+    if out.exists() and not parts.folder.exists():
+        raise UserError(f"out: {out} exists and is not overwritten; delete it, or give another name")
+    with disk_errors(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with Lock(out.with_name(f".{out.name}.lock"), f"out: {out}") as lock:
+        lock.take()
+        if out.exists():
+            return _joined_before(parts, out, about)
+        parts.begin(about)
+        places = [range(first, min(first + size, source.count())) for first in range(0, source.count(), size)]
+        missing = [number for number, place in enumerate(places) if not _is_done(parts, number, source, place)]
+        chunks = [chunk for number in missing for chunk in range(places[number].start // CHUNK, -(-places[number].stop // CHUNK))]
+        total = sum(len(places[number]) for number in missing)
+        with closing(whole_images(source, chunks, view.least, settings.num_workers)) as reading:
+            shown = progress(reading, f"features of {source.describe()}", total)
+            for number, images in itertools.groupby(shown, lambda image: image.number // size):
+                _write_part(parts, number, (model, heads, view), images, settings)
+        return _finish(parts, range(len(places)), source, out, about)._replace(num_resumed=source.count() - total)
 
 
 def check_columns(model: Model, heads: Sequence[str], settings: EmbedSettings) -> None:
@@ -102,7 +109,7 @@ def _write_part(
 
 def _is_done(parts: Parts, number: int, source: Source, place: range) -> bool:
     """Whether a part is there and whole; raises UserError where it holds other images than the source has now."""
-    part = parts.read(number)
+    part = parts.read(number, verify=True)
     if part is None:
         return False
     strangers = {source.key(source.nth(image)) for image in place}.symmetric_difference([*part.keys, *part.broken])

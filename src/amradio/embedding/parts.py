@@ -1,8 +1,10 @@
 """Features of some images as tensors by name, and the folder in which a job keeps them until all are there."""
 
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..engine.checkpoint import disk_errors, to_disk
-from ..errors import UserError
+from ..engine.checkpoint import disk_errors, to_disk, write_aside
+from ..errors import UserError, shown
+from ..files import read_json
 from ..tensors import write_tensors
 from .batches import Embedding
 
@@ -64,8 +67,15 @@ class Parts:
         self.folder = folder
 
     def begin(self, manifest: Mapping[str, Any]) -> None:
-        """Makes the folder, or takes it up; raises UserError where it holds another job's parts."""
+        """Makes the folder, or takes it up; raises UserError where it holds another job's parts, or is not of `embed` at all."""
         old = self._json("manifest.json")
+        if old is None and self.folder.exists():
+            strangers = sorted(set(os.listdir(self.folder)) - {".manifest.json.part"}) if self.folder.is_dir() else [self.folder.name]
+            if strangers:
+                raise UserError(
+                    f"{self.folder}: the parts of a job are kept here, but there is no manifest.json, and {shown(strangers[0])}; "
+                    "nothing was touched: move or delete it, or give another out"
+                )
         if old is not None:
             changed = [f"{key}: {old.get(key)} -> {manifest.get(key)}" for key in {**old, **manifest} if old.get(key) != manifest.get(key)]
             if changed:
@@ -85,11 +95,18 @@ class Parts:
 
     def joined(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         """What `note_joined` noted, where these are the parts of the job `manifest`."""
-        return self._json("joined.json") if self._json("manifest.json") == manifest else None
+        found = self._json("joined.json") if self._json("manifest.json") == manifest else None
+        if found is not None and not (isinstance(found.get("rows"), int) and isinstance(found.get("broken"), dict)):
+            raise UserError(f"{self.folder / 'joined.json'}: damaged; the file is complete: delete the folder {self.folder}")
+        return found
 
     def _json(self, name: str) -> dict[str, Any] | None:
         file = self.folder / name
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        try:
+            return read_json(file) if file.exists() else None
+        except UserError as error:
+            found = "; ".join(problem.removesuffix("; copy or download it again") for problem in error.problems)
+            raise UserError(f"{found}; delete the folder {self.folder} to start again") from None
 
     def path(self, number: int) -> Path:
         """Of one part."""
@@ -102,20 +119,29 @@ class Parts:
         path = self.path(number)
         aside = path.with_name(f".{path.name}.part")
         with disk_errors(self.folder):
-            write_tensors(tensors, aside, {"keys": json.dumps(part.keys), "broken": json.dumps(part.broken)})
+            about = {"keys": json.dumps(part.keys), "broken": json.dumps(part.broken), "sha256": _digest(sorted(tensors.items()))}
+            write_tensors(tensors, aside, about)
             to_disk(aside)
             aside.replace(path)
 
-    def read(self, number: int) -> Part | None:
-        """What a part holds; None where it is not there, or damaged (then it is taken away, to be made again)."""
+    def read(self, number: int, verify: bool = False) -> Part | None:
+        """What a part holds; None where it is not there, or damaged (then it is taken away, to be made again).
+
+        verify: compare the tensors with the checksum that was written with them, where there is one.
+        """
         path = self.path(number)
         if not path.exists():
             return None
         try:
             with safe_open(path, "pt") as file:
                 found = file.metadata()
-                return Part(json.loads(found["keys"]), json.loads(found["broken"]))
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+                part = Part(json.loads(found["keys"]), json.loads(found["broken"]))
+                if verify and found.get("sha256") not in (None, _digest((name, file.get_tensor(name)) for name in sorted(file.keys()))):
+                    raise ValueError("the checksum differs")
+            if not isinstance(part.keys, list) or not isinstance(part.broken, dict):
+                raise TypeError("keys and broken")
+            return part
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
             path.unlink()
             return None
 
@@ -143,9 +169,10 @@ class Parts:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def write_aside(path: Path, content: bytes) -> None:
-    """Writes a small file aside, then renames it."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(content)
-    to_disk(aside)
-    aside.replace(path)
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of names and numbers."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -13,6 +13,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .batch_norm import share_statistics
 
 T = TypeVar("T")
 PEER_FAILURE = re.compile(r"gloo[/\\]|nccl|connection (reset|closed|refused)|by peer|broken pipe|socket", re.IGNORECASE)
@@ -53,27 +54,14 @@ class Processes:
         return tensor.div_(self.world_size)
 
     def share_batch_statistics(self, module: nn.Module) -> None:
-        """Makes the BatchNorms within a module look in training at the batch of all processes, in place, where there are several GPUs.
+        """Makes the BatchNorms within a module normalise in training over the batch of all processes, in place.
 
-        On CPUs, for which torch has none of that kind, each process's part of the batch has its own statistics; see
-        `average_running_statistics`.
+        Their running statistics are then the same on all processes, whichever of them evaluates, saves or resumes the model.
         """
         if self.world_size > 1 and self.device.type == "cuda":
             convert_sync_batchnorm(module)
-
-    @torch.no_grad()
-    def average_running_statistics(self, module: nn.Module) -> None:
-        """Makes the running statistics of BatchNorms the mean of all processes', in place; all must call it.
-
-        So all processes hold one model, whichever of them evaluates it, saves it or goes on with it.
-        """
-        norms = [found for found in module.modules() if isinstance(found, nn.modules.batchnorm._BatchNorm)]
-        statistics = [found for norm in norms for found in (norm.running_mean, norm.running_var) if found is not None]
-        if self.world_size == 1 or not statistics:
-            return
-        mean = self.average(torch.cat(statistics))
-        for own, found in zip(statistics, mean.split([found.numel() for found in statistics]), strict=True):
-            own.copy_(found)
+        elif self.world_size > 1:
+            share_statistics(module)
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on any process; all must call it."""

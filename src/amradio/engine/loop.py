@@ -192,12 +192,16 @@ class _Piece(NamedTuple):
 
 
 def _pieces(job: Job, stage: Stage, batches: Sequence[Any]) -> list[_Piece]:
-    """Every partition's batch, cut into `accumulate` pieces."""
+    """Every partition's batch, cut into `accumulate` pieces.
+
+    Piece k of n has every n-th image from the k-th on: then it is the same piece of the whole batch on any number of processes, and so
+    are the statistics of a BatchNorm.
+    """
     number = job.engine.accumulate
     return [
-        _Piece(group.partition, images, draws)
+        _Piece(group.partition, batch.images[piece::number].contiguous(), batch.draws[piece::number].contiguous())
         for group, batch in zip(stage.groups, batches, strict=True)
-        for images, draws in zip(batch.images.chunk(number), batch.draws.chunk(number), strict=True)
+        for piece in range(number)
     ]
 
 

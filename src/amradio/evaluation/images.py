@@ -2,15 +2,16 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..data.decode import decode
 from ..data.guard import Encoded, UnreadableError
+from ..data.loading_processes import load_items
 from ..errors import UserError
 from ..features import Features
 from .predictors import Joint, Predict, Predictor
@@ -110,19 +111,14 @@ class _Reader(Dataset[Read]):
         return Read(index, torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")))
 
 
-def _as_it_is(read: Any) -> Any:
-    return read
-
-
 def readable(images: ImageSet, broken: Broken, num_workers: int = 0) -> Iterator[tuple[int, Tensor]]:
     """(index, uint8 [3, H, W]) of every readable image in order; the others go into `broken`. num_workers: processes that read.
 
     The same on any number of workers. Raises UserError where not one image can be read.
     """
     broken.tell(images.notes())
-    loader = DataLoader(_Reader(images), batch_size=None, num_workers=num_workers, generator=torch.Generator(), collate_fn=_as_it_is)
     found = 0
-    for read in loader:
+    for read in load_items(_Reader(images), range(len(images)), num_workers):
         index, image, reason = read
         if image is None:
             broken.reasons[images.key(index)] = reason

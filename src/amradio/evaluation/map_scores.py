@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from ..data.loading_processes import load_items
 from ..errors import UserError
 from .base import Bench, Metric, Result
 from .labelled_maps import LabelledMaps
@@ -41,14 +42,10 @@ def to_tensors(image: np.ndarray, label: np.ndarray) -> Sample:
 
 def in_order(items: Dataset[Any], num_workers: int) -> Iterator[Any]:
     """All items of a map-style data set, in order. An item that is a tuple of str is the problems of a UserError, raised here."""
-    for item in DataLoader(items, batch_size=None, num_workers=num_workers, generator=torch.Generator(), collate_fn=_as_it_is):
-        if isinstance(item, tuple) and item and isinstance(item[0], str):
+    for item in load_items(items, range(len(items)), num_workers):  # type: ignore[arg-type]
+        if isinstance(item, tuple | list) and item and isinstance(item[0], str):
             raise UserError(*item)
         yield item
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
 
 
 class _Reader(Dataset[Any]):

@@ -16,7 +16,7 @@ from ..teachers.base import Teacher
 from . import EVALUATIONS
 from .base import Bench, Evaluation, Result, below_floor, chosen, measure
 from .inputs import plain as describe_inputs
-from .progress import Progress, silent
+from .progress import Phase, Progress, silent, unannounced
 
 
 class Suite(Settings):
@@ -87,13 +87,19 @@ def prepare(suite: Suite, bench: Bench) -> dict[str, Evaluation]:
     return built
 
 
-def run_suite(suite: Suite, bench: Bench) -> dict[str, Result]:
-    """Runs every evaluation; what is missing of any of them is found out before the first one starts. Deterministic on a CPU."""
+def run_suite(suite: Suite, bench: Bench, phase: Phase = unannounced) -> dict[str, Result]:
+    """Runs every evaluation; what is missing of any of them is found out before the first one starts. Deterministic on a CPU.
+
+    phase: opened around each evaluation with a line that names it.
+    """
     results: dict[str, Result] = {}
-    for name, evaluation in prepare(suite, bench).items():
+    with phase("opening the data of the evaluations"):
+        prepared = prepare(suite, bench)
+    for number, (name, evaluation) in enumerate(prepared.items(), 1):
         torch.manual_seed(0)
         try:
-            results[name] = measure(suite.evaluations[name], evaluation, bench)
+            with phase(f"evaluation {number} of {len(prepared)}: {name}"):
+                results[name] = measure(suite.evaluations[name], evaluation, bench)
         except UserError as error:
             raise UserError(*(f"evaluations.{name}: {problem}" for problem in error.problems)) from None
     return results

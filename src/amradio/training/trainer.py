@@ -166,7 +166,6 @@ class Training:
         return self.context.feeds.training(group, step)
 
     def _after_step(self) -> None:
-        self.processes.average_running_statistics(self.task.network)
         if self.ema:
             self.ema.update(self.task.network)
 
