@@ -10,7 +10,7 @@ import threading
 import types
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import connection, forkserver, resource_tracker
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,8 @@ from ..errors import UserError
 
 GRACE_SECONDS = 120
 """How long a worker outlives a SIGTERM."""
+LAST_MOMENTS = 2.0
+"""Seconds within which a worker that is dying has ended: what it sent last is lost before it has."""
 FEWER = (
     "run the same command again to resume; if it happens again, load with fewer processes (data.num_workers in a recipe, num_workers for "
     "evaluate, --num-workers for embed)"
@@ -142,6 +144,7 @@ def _received(batches: Any) -> Iterator[Any]:
 
 def _explained(error: Exception, workers: Sequence[Any]) -> str:
     """One sentence on workers that ended, or on what else kept an item from coming."""
+    connection.wait([worker.sentinel for worker in workers], LAST_MOMENTS)
     ended = [worker for worker in workers if not worker.is_alive()]
     if not ended:
         too_few_files = "ancdata" in str(error) or "open files" in str(error)

@@ -107,7 +107,7 @@ class Teacher(nn.Module):
         The tensors are ordinary ones (a loss may save them for its backward pass). Raises UserError at an illegal size.
         """
         self._check_size(*images.shape[-2:])
-        with torch.inference_mode():
+        with torch.no_grad():  # torch.compile cannot trace views of tensors of inference mode
             summary, spatial = self.encode(((images.float() - self.mean) / self.std).to(self.compute_dtype))
         return Features(_ordinary(summary), _ordinary(spatial))
 
@@ -122,7 +122,7 @@ class Teacher(nn.Module):
 
 
 def _ordinary(features: Tensor | None) -> Tensor | None:
-    """A float32 copy made outside inference mode: autograd refuses to save inference tensors."""
+    """A float32 copy: of a caller's inference mode nothing stays, whose tensors autograd refuses to save."""
     return None if features is None else features.to(torch.float32, copy=True)
 
 

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from ..recipe import Recipe
 from ..run import RunFolder
 from ..students.base import Student
 from ..task import Distillation, Objective, speak_raw
+from ..teachers.base import Teacher
 from .calibration import Calibration
 from .checks import check_sizes
 from .held_out import HeldOut
@@ -118,10 +120,10 @@ class Training:
         return reached
 
     def _compile(self) -> None:
+        """Compiles what the steps run; evaluations beside them run copies of the student, and the teachers as they are."""
         self.log.say("compiling student and teachers: the first step takes minutes")
         self.task.network.student.compile()
-        for teacher in self.task.teachers.values():
-            teacher.compile()
+        self.task.teachers.update({name: cast(Teacher, torch.compile(teacher)) for name, teacher in self.task.teachers.items()})
 
     def _conclude(self, begun_at: int, reached: int, seconds: float) -> None:
         num_steps = self.recipe.num_steps
