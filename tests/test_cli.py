@@ -230,7 +230,7 @@ def test_debug_shows_the_traceback(recipe_file):
 
 def test_the_process_ends_with_2(amradio: Callable[..., Ended], recipe_file):
     ended = amradio("distill", recipe_file, "engine.kep=3")
-    assert (ended.code, ended.output) == (2, "")
+    assert (ended.code, ended.output) == (2, "amradio distill: starting\n")
     assert ended.errors == "error: engine.kep: there is no such key; did you mean 'keep'?\n"
 
 

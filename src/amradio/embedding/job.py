@@ -55,6 +55,8 @@ def embed_images(model: Model, source: Source, out: Path, settings: EmbedSetting
     about = {"model": fingerprint(model), "images": str(source.count()), "images_a_part": str(size), **_written(settings, view)}
     if out.exists() and not parts.folder.exists():
         raise UserError(f"out: {out} exists and is not overwritten; delete it, or give another name")
+    if out.parent.exists() and not out.parent.is_dir():
+        raise UserError(f"out: {out.parent} is a file; give another name")
     with disk_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
     with Lock(out.with_name(f".{out.name}.lock"), f"out: {out}") as lock:

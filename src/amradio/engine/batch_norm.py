@@ -6,7 +6,7 @@ add these sums up over all processes.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -39,7 +39,10 @@ class _Shared(_BatchNorm):
         self._check_input_dim(input)
         found, mean, variance, count = _WholeBatchNorm.apply(input, self.weight, self.bias, self.eps)  # type: ignore[misc]
         self._follow(mean, variance * count / (count - 1).clamp(min=1))
-        return self.act(self.drop(found)) if isinstance(self, BatchNormAct2d) else found
+        if isinstance(self, BatchNormAct2d):
+            drop, act = cast(nn.Module, self.drop), cast(nn.Module, self.act)
+            return act(drop(found))
+        return found
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
