@@ -184,6 +184,8 @@ def _place(cls: type[pydantic.BaseModel], data: Any, detail: Any) -> _Place:
             isinstance(data, Sequence) and not isinstance(data, str) and isinstance(part, int) and part < len(data)
         ):
             data = data[part]
+        elif isinstance(data, str) and any(_below(found, part) for found in options):
+            pass  # within the file that this text names
         elif not (is_last and detail["type"] in ("missing", "extra_forbidden")):
             continue  # a member of a union, a function, `[key]`
         parts.append(shown(part if isinstance(part, int) else str(part)[:60]))
