@@ -75,8 +75,8 @@ SceneSize = Annotated[int, pydantic.Field(ge=16, le=4096)]
 """The side of a generated scene."""
 Width = Annotated[int, pydantic.Field(ge=1, le=100_000)]
 """Channels of a layer (ViT-22B: 24,576)."""
-Depth = Annotated[int, pydantic.Field(ge=1, le=1000)]
-"""Layers, or blocks."""
+Depth = Annotated[int, pydantic.Field(ge=1, le=256)]
+"""Layers, or blocks (ViT-22B: 48)."""
 Heads = Annotated[int, pydantic.Field(ge=1, le=1000)]
 """Heads of an attention layer."""
 Workers = Annotated[int, pydantic.Field(ge=0, le=1024)]
