@@ -36,7 +36,7 @@ def distill(
     """
     own = dict(teachers or {})
     if recipe.engine.threads:
-        torch.set_num_threads(recipe.engine.threads)
+        torch.set_num_threads(min(recipe.engine.threads, os.cpu_count() or 1))
     with outlive_console(), failures_of_peers(), closing(Processes(find_device(recipe.engine.device))) as processes:
         return _distill(recipe, own, processes, student, within)
 

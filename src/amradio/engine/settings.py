@@ -40,7 +40,7 @@ class EngineSettings(Settings):
     ema: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights, which is then what is evaluated and handed over (C-RADIOv4: 0.9996)."""
     threads: Annotated[int, pydantic.Field(ge=1, le=1024)] | None = None
-    """CPU threads a process; null leaves torch's choice."""
+    """CPU threads a process, at most one for each core; null leaves torch's choice."""
     prepare_ahead: bool = False
     """Teachers look at the next step's images in a thread of their own while the student learns, each with half of the CPU threads. For
     small models on a CPU, which gain little from a second thread each; GPUs work ahead by themselves."""
