@@ -86,3 +86,20 @@ def test_the_names_that_torch_keeps_are_listed():
     from amradio.heads.names import KEPT_BY_TORCH
 
     assert {name for name in dir(nn.ModuleDict()) if not name.startswith("_")} == KEPT_BY_TORCH
+
+
+def test_settings_that_are_imported_later_are_in_the_schema_and_their_problems_among_the_others(tmp_path):
+    from amradio import Recipe, UserError
+    from amradio.evaluation.suite import Suite
+
+    assert "Suite" in str(Recipe.model_json_schema()["$defs"]["EvaluateSettings"]["properties"]["suite"])
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    wrong = "evaluate.suite={evaluations: {a: {type: throughput, seconts: 1}}, devise: cpu}"
+    with pytest.raises(UserError) as caught:
+        Recipe.load(str(tmp_path / "recipe.yaml"), wrong, "sed=1")
+    text = str(caught.value)
+    for key, name in (("evaluate.suite.evaluations.a.seconts", "seconds"), ("evaluate.suite.devise", "device"), ("sed", "seed")):
+        assert f"{key}: there is no such key; did you mean '{name}'?" in text
+    recipe = Recipe.load(str(tmp_path / "recipe.yaml"), "evaluate.suite={evaluations: {a: throughput}}")
+    assert isinstance(recipe.evaluate.suite, Suite)
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe

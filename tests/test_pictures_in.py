@@ -91,7 +91,11 @@ def test_sizes(pixels):
     found = amradio.read_image(pixels, (20, 30))
     wanted = torch.nn.functional.interpolate(as_tensor(pixels), (20, 30), mode="bicubic", antialias=True).clamp(0, 1)
     assert torch.allclose(found, wanted, atol=1e-6)
-    for size in (0, -3, 2.5, "20", (20,), (20, 0), True):
+    line = torch.rand(3, 2, 400)
+    assert amradio.read_image(line).shape == amradio.read_image(line, (2, 400)).shape == (1, 3, 2, 400)
+    with pytest.raises(UserError, match="400x2 px: one side is more than 16 times the other"):
+        amradio.read_image(line, 224)
+    for size in (0, -3, 2.5, "20", (20,), (20, 0), True, 10**9):
         with pytest.raises(UserError, match="size: expected px of the short side"):
             amradio.read_image(pixels, size)
 
@@ -227,6 +231,14 @@ def test_what_is_no_batch_is_refused_with_the_way_to_mend_it(model, images, mess
     if isinstance(images, torch.Tensor) and images.ndim == 4:
         with pytest.raises(UserError, match=r"\(number 1\)"):
             model.pack([torch.rand(3, 32, 32), images[0]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_range_is_checked_in_every_float_type(dtype, model):
+    images = torch.rand(1, 3, 32, 32).to(dtype)
+    assert model(images).summary.shape[0] == 1
+    with pytest.raises(UserError, match="pixels of 0 to 255"):
+        model(images * 255)
 
 
 def test_rounding_beyond_the_range_is_no_mistake():

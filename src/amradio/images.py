@@ -20,6 +20,10 @@ Size = int | tuple[int, int] | None
 """px of the short side, (height, width) in px, or None for that of the picture."""
 TOLERANCE = 1e-3
 """Beyond 0 and 1: rounding. A bicubic resize that is not clamped afterwards goes further."""
+LONGEST = 16
+"""Long side to short side. With a short side of 432 px, a line of 1 x 5000 px would have 2 million wide."""
+LARGEST = 65_536
+"""px of a side: JPEG's limit."""
 DECODED = 2
 """A JPEG is decoded at no less than so many times the short side that is wanted, so that the resize has something to average."""
 
@@ -45,11 +49,16 @@ def least_side(size: Size) -> int | None:
 
 
 def scaled_size(height: int, width: int, size: Size) -> tuple[int, int]:
-    """(height, width) in px after a resize to `size`."""
+    """(height, width) in px after a resize to `size`. Raises UserError where the short side is set for a picture like a line."""
     if size is None:
         return height, width
     if not isinstance(size, int):
         return size[0], size[1]
+    if max(height, width) > LONGEST * min(height, width):
+        raise UserError(
+            f"image: {width}x{height} px: one side is more than {LONGEST} times the other, and with a short side of {size} px the long one "
+            "would take too much memory; crop it, or give size=(height, width)"
+        )
     scale = size / min(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
@@ -116,7 +125,7 @@ def check_size(size: Any) -> None:
     """Raises UserError where `size` is no `Size`."""
     is_pair = isinstance(size, list | tuple) and len(size) == 2
     sides = size if is_pair else () if size is None else (size,)
-    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+    if not all(isinstance(side, int) and not isinstance(side, bool) and 0 < side <= LARGEST for side in sides):
         raise UserError(f"size: expected px of the short side, or (height, width), found {size!r}")
 
 

@@ -15,6 +15,7 @@ from ..engine.distributed import autocast_dtype
 from ..errors import UserError
 from ..evaluation.predictors import scaled
 from ..features import Features
+from ..images import LONGEST
 from ..model import Model, head_names
 from ..teachers.base import resize
 from .settings import ImageSize
@@ -23,8 +24,6 @@ WAITING = 4
 """Batches' worth of images that wait for others of their legal size; beyond it the fullest group is computed as it is."""
 WAITING_PIXELS = 2**27
 """Pixels (1.6 GB) of the images that wait, beyond which the fullest group is computed as it is: images of their own size may be large."""
-LONGEST = 16
-"""Long side to short side; what is longer is left out: at a short side of 432 px a line of 1 x 5000 px would have 2 million wide."""
 
 
 class Embedding(NamedTuple):
