@@ -9,6 +9,7 @@ import pytest
 from amradio.config import to_yaml, validate
 from amradio.data import SOURCES, DataSettings, Feed, check, describe, train_batches, val_batches
 from amradio.data.folder import FolderSettings
+from amradio.data.guard import UnreadableError
 from amradio.data.huggingface import HuggingFaceSettings
 from amradio.data.mixture import MixtureSettings
 from amradio.data.scene_source import ScenesSettings
@@ -269,6 +270,20 @@ def test_what_can_be_wrong_with_a_table(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install amradio\[data\]"):
         HuggingFaceSettings(path="owner/name").build()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [(None, "holds no image here, but NoneType"), ("pipe.jpg", "a pipe, not a file"), ("gone.jpg", "No such file")]
+)
+def test_rows_that_name_no_picture(tmp_path, name, reason):
+    datasets = pytest.importorskip("datasets")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    source = make_table(tmp_path / "saved", 1).build()
+    row = {"bytes": None, "path": str(tmp_path / name)} if name else None
+    features = datasets.Features({"picture": datasets.Image(decode=False)})
+    source.table = datasets.Dataset.from_dict({"picture": [row]}, features=features)
+    with pytest.raises((UnreadableError, FileNotFoundError), match=reason):
+        source.read(0)
 
 
 # --- mixture

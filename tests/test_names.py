@@ -344,6 +344,18 @@ def test_lists_take_lines_as_they_are(tmp_path: Path) -> None:
     assert source.notes() == (f"{tmp_path / 'list.txt'}: passed over 1 entry: 1 x a line that stands there already (a.jpg)",)
 
 
+def test_a_line_may_begin_at_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "a.jpg").write_bytes(jpeg(1))
+    (tmp_path / "~b.jpg").write_bytes(jpeg(2))
+    (tmp_path / "list").write_text("~/a.jpg\n~b.jpg\n~nobody/c.jpg\n")
+    source = open_images(tmp_path / "list")
+    assert [source.read(number) for number in range(2)] == [jpeg(1), jpeg(2)]
+    with pytest.raises(FileNotFoundError):
+        source.read(2)
+
+
 # --- keys
 
 

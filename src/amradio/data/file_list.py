@@ -6,7 +6,9 @@ from pathlib import Path
 from ..errors import UserError, shown
 from ..files import read_lines
 from .folder import Folder
+from .guard import read_file
 from .names import PassedOver
+from .source import Place
 
 LARGEST_LIST = 4 << 30
 """Bytes of a list: a hundred million paths of forty letters."""
@@ -37,6 +39,12 @@ class FileList(Folder):
         """The path on a line, without the spaces around it where no file has them in its name; empty for a blank line."""
         stripped = line.strip()
         return line if stripped and line != stripped and os.path.lexists(self.path / line) else stripped
+
+    def read(self, place: Place) -> bytes:
+        """The bytes of the file; `~` is the home folder, unless a file has that name. Raises UnreadableError or OSError."""
+        name = self.name(place)
+        is_home = name.startswith("~") and not os.path.lexists(self.path / name)
+        return read_file(self.path / (os.path.expanduser(name) if is_home else name))
 
     def describe(self) -> str:
         """`3,490 images named in /path/list.txt`."""

@@ -56,7 +56,10 @@ class HuggingFace(Source):
 
     def read(self, place: Place) -> bytes:
         """The bytes of the image. Raises UnreadableError or OSError."""
-        found = self.table[place][self.image]
+        try:
+            found = self.table[place][self.image]
+        except Exception as error:  # damaged columns raise what pyarrow and the library have
+            raise UnreadableError(f"the row cannot be read ({type(error).__name__}: {error})") from None
         if isinstance(found, dict):
             found = found.get("bytes") or (found.get("path") and read_file(found["path"]))
         if not isinstance(found, bytes):

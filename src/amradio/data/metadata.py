@@ -13,11 +13,15 @@ _TIFF_STRUCTURE = frozenset(
 def without_metadata(data: bytes) -> Iterator[bytes]:
     """The file with all metadata but EXIF taken out, then without EXIF; nothing for a format that has none, or a damaged structure."""
     strip = next((strip for magic, strip in _STRIPPERS if data.startswith(magic)), None)
+    tried = [data]
     for keep_exif in (True, False) if strip else ():
         try:
-            yield strip(data, keep_exif)  # pyright: ignore[reportOptionalCall]
+            bare = strip(data, keep_exif)  # pyright: ignore[reportOptionalCall]
         except (struct.error, IndexError, ValueError, OverflowError):
             return
+        if bare not in tried:
+            tried.append(bare)
+            yield bare
 
 
 def _png(data: bytes, keep_exif: bool) -> bytes:
