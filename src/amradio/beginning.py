@@ -10,6 +10,10 @@ from .config import Settings
 from .errors import UserError
 from .features import KINDS, Kind
 from .formats import Found
+from .formats.base import peek
+from .formats.folder import ancestors_in
+from .licences import Ancestor, ancestor, licence_in, of_teachers, united
+from .names import recognise
 from .network import HeadConfig, HeadPart, Network, NetworkConfig, load_exactly
 from .students.base import Student
 from .students.trained import train_rows
@@ -56,6 +60,7 @@ def plan(model: NetworkConfig, wanted: Mapping[str, HeadConfig], image_size: int
         chosen = [*stayed, *(slot for slot in new if slot not in stayed)] or None
     update = {"num_summaries": len(summaries), "heads": heads, "image_size": image_size, "summary_slots": chosen, "training": None}
     update |= {"origin": model.origin or _terms(model), "normalizes_blocks": None}  # statistics of blocks that are about to change
+    update["distilled_from"] = united(model.distilled_from, of_teachers({name: head.teacher for name, head in wanted.items()}))
     return Plan(model.model_copy(update=update), summaries, new, kept, tuple(_notes(model, wanted, kept, summaries)))
 
 
@@ -187,8 +192,23 @@ def begin_fresh(config: NetworkConfig, train: Any, own: Student | None = None) -
     if started is None and own is None and train.type != "all":
         raise UserError(f"student.train: '{train.type}' trains a part of weights that exist, and this student begins at random; take all")
     notes = (f"student begins with: {started}",) if started is not None else ()
+    config = config.descended(_of_start(config.student))
     beginning = Beginning(network=config.without_start(), new_summaries=list(range(config.num_summaries)))
     return Begun(beginning, network, notes=notes + _choose(network.student, train, beginning.new_summaries) + _sizes(config))
+
+
+def _of_start(student: Any) -> list[Ancestor]:
+    """The model whose weights a student begins with, and those that it was distilled from."""
+    source = student.start_from if "start_from" in type(student).model_fields else None
+    if source is None:
+        return []
+    source = student.model if source == "hub" else source
+    found = recognise(source)
+    folder = found.path if found.kind == "folder" else found.path.parent if found.kind == "file" else None
+    if folder is None:
+        return [ancestor("initial weights", source.removeprefix("hf-hub:").removeprefix("timm/"))]
+    stated = peek(folder / "config.json") or {}
+    return [ancestor("initial weights", source, licence_in(folder)), *ancestors_in(stated, f"{folder / 'config.json'}: ")]
 
 
 def begin_from(model: Found, found: Plan, source: str, train: Any) -> Begun:

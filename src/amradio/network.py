@@ -12,6 +12,7 @@ from .errors import UserError, brief, shown
 from .features import Features
 from .heads import HEADS, Head
 from .heads.names import head_name_problem as find_problem
+from .licences import Ancestor, of_teachers, united
 from .memory import gib, machine_memory
 from .students import STUDENTS
 from .students.base import Aggregation, Student, block_numbers
@@ -86,6 +87,9 @@ class NetworkConfig(Settings):
     """Whether the maps after single blocks are normalised (`block_normalizer`; RADIOv2.5-H-norm), and whether all share one rotation."""
     training: TrainingFacts | None = None
     """How it was trained, where that is known."""
+    distilled_from: list[Ancestor] = pydantic.Field(default_factory=list)
+    """All models that this one was distilled from or began with, and their licences, whatever heads were kept; those of the heads are
+    among them."""
     origin: str | None = None
     """Name and format of the foreign file that the model was read from, where it was."""
 
@@ -103,7 +107,13 @@ class NetworkConfig(Settings):
             problems.append(f"summary_slots: {brief(slots)} of {count} summaries, which count from 0; name each that is there at most once")
         if problems:
             raise ValueError("; ".join(problems))
+        stated = of_teachers({name: head.teacher for name, head in self.heads.items()})
+        self.__dict__["distilled_from"] = united(self.distilled_from, stated)
         return self
+
+    def descended(self, *ancestors: Iterable[Ancestor]) -> "NetworkConfig":
+        """The same network, distilled from these as well."""
+        return self.model_copy(update={"distilled_from": united(self.distilled_from, *ancestors)})
 
     def sizes_of_heads(self) -> str | None:
         """`clip and dino at 432 px, sam at 1024 px` where heads were trained at several sizes, else None."""

@@ -251,13 +251,16 @@ class Recipe(Settings):
         for name, head in self._heads(teachers).items():
             heads[name] = head.model_copy(update={"slot": slot if head.summary else 0})
             slot += head.summary is not None and not self.student.shares_summary
-        return NetworkConfig(student=self.student, num_summaries=max(1, slot), heads=heads, image_size=preferred_size(self.stages, heads))
+        size = preferred_size(self.stages, heads)
+        found = NetworkConfig(student=self.student, num_summaries=max(1, slot), heads=heads, image_size=size)
+        return found.descended(*(teacher.ancestors for teacher in teachers.values()))
 
     def _plan(self, model: "NetworkConfig", teachers: Mapping[str, "Teacher"]) -> "Plan":
         from .beginning import plan
 
         heads = self._heads(teachers)
         found = plan(model, heads, preferred_size(self.stages, heads))
+        found = found._replace(config=found.config.descended(*(teacher.ancestors for teacher in teachers.values())))
         new = {
             name for name, head in found.config.heads.items() for kind in KINDS if getattr(head, kind) and (name, kind) not in found.kept
         }

@@ -19,9 +19,9 @@ from ..files import user_path
 from ..formats import ExportSettings, Format, Found
 from ..formats.card import card
 from ..formats.folder import CARD_FILE, PLACEHOLDER
+from ..licences import NOT_STATED, licence_by_name
 from ..model import head_names
 from ..network import Network, Normalizers, cast_weights
-from ..teachers.catalogue import NOT_STATED, licence_by_name
 from .tables import print_table
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -102,6 +102,7 @@ def export(
         with PHASES.phase(f"reloading it with {form.reader} and comparing"):
             differences = compare(form, place, model, settings)
             rules = form.rules(place, model, settings)
+            _check_ancestors(form, place, model)
         lines = form.snippet(place, settings)
         if not form.suffix:
             text = card(model.config, model.network, {form.name: lines.replace(str(place), PLACEHOLDER)})
@@ -142,7 +143,7 @@ def _choose_heads(found: Found, form: Format, wanted: str | Sequence[str] | None
     kept = Network(network.student, {name: network.heads[name] for name in names}, network.summary_slots, normalizers)  # type: ignore[arg-type]
     config = found.config.model_copy(update={"heads": {name: there[name] for name in names}})
     left_out = tuple(name for name in there if name not in places) if wanted is None else ()
-    return Found(config, kept, found.dead), left_out
+    return Found(config, kept, found.dead, found.ours), left_out
 
 
 def _with_licences(model: Found) -> Found:
@@ -153,6 +154,14 @@ def _with_licences(model: Found) -> Found:
         licence = head.teacher.get("licence") or (known if known != NOT_STATED else None)
         heads[name] = head.model_copy(update={"teacher": {**head.teacher, "licence": licence}})
     return model._replace(config=model.config.model_copy(update={"heads": heads}))
+
+
+def _check_ancestors(form: Format, place: Path, model: Found) -> None:
+    """Raises UserError where the written file does not state every model that this one was distilled from."""
+    stated = form.stated_ancestors(place)
+    lost = [each.name for each in model.config.distilled_from if each.model_dump() not in stated]
+    if lost:
+        raise UserError(f"export: the written file does not state that the model was distilled from {', '.join(lost)}; nothing was kept")
 
 
 def _cast(model: Found, dtype: str | None) -> Found:

@@ -5,6 +5,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..files import path_problem, user_path
 from ..libraries import first_line
+from ..licences import official
 from ..names import hub_name
 from ..students.base import Student
 from .base import ExportSettings, Format, Found, absent, refuse
@@ -39,6 +40,8 @@ def read(path: str | Path, align_corners: bool | None = None, own: Student | Non
     except Exception as error:  # values that no reader expects: a damaged file, or one of an unknown kind
         kind = type(error).__name__
         raise UserError(f"{path}: cannot be read as '{form.name}' ({kind}: {first_line(error)}); copy or download it again") from None
+    if not found.ours:
+        found = found._replace(config=found.config.descended([official(path, form.name)]))
     if form.name == ModelFolder.name or found.config.origin:
         return found
     return found._replace(config=found.config.model_copy(update={"origin": f"{path.name} ({form.name})"}))

@@ -22,6 +22,8 @@ class Found(NamedTuple):
     """On the CPU; in float32, or in the half precision that all weights of the file share."""
     dead: tuple[str, ...] = ()
     """Keys of the file that are known to do nothing, and were left out."""
+    ours: bool = False
+    """Whether the file was written by amradio, and so states what it was distilled from."""
 
 
 class ExportSettings(NamedTuple):
@@ -90,6 +92,10 @@ class Format:
         In float32 from the written weights, so that half weights compare as exactly as full ones (a format whose file computes in half
         says so in its `tolerance`). By name: `backbone` and the heads. Inside a `Features`, a kind that the library has not is None.
         """
+        raise NotImplementedError
+
+    def stated_ancestors(self, target: Path) -> Any:
+        """`NetworkConfig.distilled_from` as plain values, from the metadata of a file that was written here."""
         raise NotImplementedError
 
     def rules(self, target: Path, model: Found, settings: ExportSettings) -> str | None:

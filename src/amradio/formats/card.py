@@ -2,26 +2,12 @@
 
 from collections.abc import Mapping
 
+from ..licences import RESTRICTED, UNKNOWN, front_matter
 from ..network import Network, NetworkConfig, TrainingFacts
 from ..students.base import CLIP_MEAN, CLIP_STD
 
 LIBRARIES = {"transformers": "transformers", "timm": "timm", "onnx": "onnx"}
 """Format -> the library that the front matter names; amradio for the others."""
-TERMS = (
-    ("CC BY-NC", "no commercial use"),
-    ("non-commercial", "no commercial use"),
-    ("research only", "research only"),
-    ("DINOv3", "terms of its own, also for what is derived from it"),
-    ("NVIDIA Open Model", "commercial use under its terms"),
-    ("Apache-2.0", "commercial use"),
-    ("apache-2.0", "commercial use"),
-    ("MIT", "commercial use"),
-    ("mit", "commercial use"),
-    ("BSD", "commercial use"),
-    ("bsd", "commercial use"),
-)
-"""Part of a licence's name -> what it implies, in a few words; the first that fits."""
-UNKNOWN = "unknown: read its model card"
 AGREEMENT = {
     "standardised_cosine": "standardized cosine",
     "norm_ratio": "norm ratio",
@@ -29,18 +15,12 @@ AGREEMENT = {
     "constant_cosine": "raw cosine of a constant",
 }
 """Measure of held-out agreement -> its column."""
-RESTRICTED = ("no commercial use", "research only")
-
-
-def terms(licence: object) -> str:
-    """What a licence implies, in a few words; not legal advice."""
-    return next((implied for word, implied in TERMS if word in str(licence)), UNKNOWN)
 
 
 def card(config: NetworkConfig, network: Network, loading: Mapping[str, str]) -> str:
     """The model card in Markdown with a YAML front matter. loading: format -> the lines that load the model in it."""
     parts = [
-        _front_matter(loading),
+        _front_matter(config, loading),
         _introduction(config, network),
         _loading(loading),
         _input(config, network),
@@ -50,17 +30,18 @@ def card(config: NetworkConfig, network: Network, loading: Mapping[str, str]) ->
     return "\n".join(part for part in parts if part)
 
 
-def _front_matter(loading: Mapping[str, str]) -> str:
+def _front_matter(config: NetworkConfig, loading: Mapping[str, str]) -> str:
     library = next((LIBRARIES[name] for name in loading if name in LIBRARIES), "amradio")
     tags = "[image-feature-extraction, distillation, am-radio, amradio]"
-    return f"---\nlibrary_name: {library}\npipeline_tag: image-feature-extraction\ntags: {tags}\n---"
+    lines = [f"library_name: {library}", "pipeline_tag: image-feature-extraction", f"tags: {tags}", *front_matter(config.distilled_from)]
+    return "\n".join(["---", *lines, "---"])
 
 
 def _introduction(config: NetworkConfig, network: Network) -> str:
     million = sum(parameter.numel() for parameter in network.student.parameters()) / 1e6
     heads = sum(parameter.numel() for parameter in network.heads.parameters()) / 1e6
     lines = [
-        f"# {config.student.type} student of {', '.join(config.heads) or 'no teacher'}",
+        f"# {config.student.type} student of {', '.join(dict.fromkeys(each.name for each in config.distilled_from)) or 'no teacher'}",
         "",
         f"One backbone of {million:.2f} M parameters: a summary of {network.summary_dim} channels for the image, and a map with a vector",
         f"of {network.spatial_dim} channels for every {network.student.patch_size} x {network.student.patch_size} px.",
@@ -95,22 +76,31 @@ def _input(config: NetworkConfig, network: Network) -> str:
 
 
 def _teachers(config: NetworkConfig) -> str:
-    if not config.heads:
+    """All models that this one was distilled from, whether it has a head for them or not."""
+    if not config.distilled_from:
         return ""
     lines = ["## Teachers and their terms", ""]
     lines += ["| head | summary | spatial | teacher | licence of the teacher's weights | which implies |", "|---|--:|--:|---|---|---|"]
-    for name, head in config.heads.items():
-        dims = " | ".join(str(part.dim) if part else "-" for part in (head.summary, head.spatial))
-        licence = head.teacher.get("licence") or "not stated"
-        lines.append(f"| {name} | {dims} | {head.teacher.get('source') or 'not stated'} | {licence} | {terms(licence)} |")
+    for each in config.distilled_from:
+        head = config.heads.get(each.name)
+        head = head if head is not None and (head.teacher.get("source") or "not stated") == each.source else None
+        dims = " | ".join(str(part.dim) if part else "-" for part in ((head.summary, head.spatial) if head else (None, None)))
+        lines.append(f"| {_cell(each.name)} | {dims} | {_cell(each.source)} | {_cell(each.licence)} | {_cell(each.implies)} |")
     lines += ["", "A model distilled from weights under a licence may be bound by it: read the licences of the teachers."]
-    strict = [name for name, head in config.heads.items() if terms(head.teacher.get("licence")) in RESTRICTED]
-    unknown = [name for name, head in config.heads.items() if terms(head.teacher.get("licence")) == UNKNOWN]
+    if any(each.name not in config.heads for each in config.distilled_from):
+        lines.append("Teachers without channels have no head in this file; the backbone was distilled from them all the same.")
+    strict = list(dict.fromkeys(each.name for each in config.distilled_from if each.implies in RESTRICTED))
+    unknown = list(dict.fromkeys(each.name for each in config.distilled_from if each.implies == UNKNOWN))
     if strict:
         lines.append(f"**The weights of {', '.join(strict)} are not for commercial use.**")
     if unknown:
         lines.append(f"The terms of {', '.join(unknown)} are not known to amradio.")
     return "\n".join([*lines, ""])
+
+
+def _cell(text: str) -> str:
+    """A text of a file as it can stand in a table."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _training(training: TrainingFacts) -> str:

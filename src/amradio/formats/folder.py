@@ -13,6 +13,7 @@ from ..config import validate
 from ..errors import UserError
 from ..features import Features
 from ..files import read_json
+from ..licences import Ancestor
 from ..network import Network, NetworkConfig, TrainingFacts
 from ..students.base import Student
 from ..students.eradio import DEAD_NORM, EradioSettings
@@ -25,6 +26,8 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
+ANCESTRY = "distilled_from"
+"""Key of metadata."""
 PLACEHOLDER = "PATH/OF/THIS/FOLDER"
 """How a card names the folder that it lies in."""
 
@@ -51,7 +54,7 @@ class ModelFolder(Format):
         file = folder / WEIGHTS_FILE
         if own is None:
             check_fits(config, _alive(config, tensor_shapes(file)), str(file))
-        return Found(config, filled(config, _alive(config, read_tensors(file)), str(file), own=own))
+        return Found(config, filled(config, _alive(config, read_tensors(file)), str(file), own=own), ours=True)
 
     def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
         """See the base; nothing is lacking."""
@@ -73,6 +76,10 @@ class ModelFolder(Format):
         with torch.inference_mode():
             return network(images, None, settings.heads)
 
+    def stated_ancestors(self, target: Path) -> Any:
+        """See the base."""
+        return read_json(target / CONFIG_FILE)["distilled_from"]
+
     def snippet(self, target: Path, settings: ExportSettings) -> str:
         """See the base."""
         names = f", heads={list(settings.heads)}" if settings.heads else ""
@@ -83,6 +90,22 @@ def _alive(config: NetworkConfig, named: dict[str, Any]) -> dict[str, Any]:
     """Less the norm behind E-RADIO's neck, which older folders have and nothing reads."""
     dead = isinstance(config.student, EradioSettings) and config.student.neck
     return {name: value for name, value in named.items() if not (dead and name.startswith(f"student.{DEAD_NORM}"))}
+
+
+def plain_ancestors(config: NetworkConfig) -> list[dict[str, str]]:
+    """`distilled_from` in the plain values that every format can store."""
+    return [each.model_dump() for each in config.distilled_from]
+
+
+def ancestors_in(stated: Mapping[str, Any], where: str) -> list[Ancestor]:
+    """What was written under `ANCESTRY`; empty in files from before. Raises UserError, after `where`, where it is something else."""
+    found = stated.get(ANCESTRY)
+    return [validate(Ancestor, each, f"{where}{ANCESTRY}.{n}.") for n, each in enumerate(found if isinstance(found, list) else [])]
+
+
+def ancestry(config: NetworkConfig) -> dict[str, str]:
+    """`distilled_from` as metadata of a file of tensors or a graph."""
+    return {ANCESTRY: json.dumps(plain_ancestors(config))}
 
 
 def folder_of(path: Path) -> Path:
@@ -127,7 +150,7 @@ def write_folder(folder: Path, config: NetworkConfig, network: Network, notes: M
 
 def _write_model(folder: Path, config: NetworkConfig, network: Network, texts: Mapping[str, str] | None = None) -> None:
     """texts: files beside weights and config, by name."""
-    metadata = {"format": "pt"} | ({"step": str(config.training.step)} if config.training else {})
+    metadata = ancestry(config) | ({"step": str(config.training.step)} if config.training else {})
     texts = {CONFIG_FILE: json.dumps(config.without_start().model_dump(mode="json"), indent=1) + "\n", **(texts or {})}
     asides = {name: folder / f".{name}.part" for name in (WEIGHTS_FILE, *texts)}
     write_tensors(network.state_dict(), asides[WEIGHTS_FILE], metadata)

@@ -16,6 +16,7 @@ from ..features import KINDS, Features
 from ..network import Network, NetworkConfig
 from ..students.vit import Vit
 from .base import ExportSettings, Format, Found
+from .folder import ANCESTRY, ancestry
 
 OPSET = 18
 """The least that torch's exporter writes; TensorRT takes it from version 10 on."""
@@ -100,7 +101,7 @@ class Onnx(Format):
         program = _export(graph, images, names, None if fixed else step)
         for node in program.model.graph:
             node.metadata_props.clear()  # traces of the code that made it, with this machine's paths
-        program.model.metadata_props.update(_metadata(names, settings, fixed, step))
+        program.model.metadata_props.update(_metadata(names, settings, fixed, step) | ancestry(model.config))
         total = sum(tensor.nbytes for tensor in model.network.state_dict().values())
         program.save(target, external_data=total > INLINE_BYTES)
 
@@ -124,6 +125,13 @@ class Onnx(Format):
         found = dict(zip(outputs, map(torch.from_numpy, session.run(outputs, {"images": images.numpy()})), strict=True))
         heads = {name: Features(*(found.get(f"{name}_{kind}") for kind in KINDS)) for name in settings.heads}
         return {"backbone": Features(*(found.get(kind) for kind in KINDS)), **heads}
+
+    def stated_ancestors(self, target: Path) -> Any:
+        """See the base."""
+        import onnx
+
+        stated = {entry.key: entry.value for entry in onnx.load(str(target), load_external_data=False).metadata_props}
+        return json.loads(stated[ANCESTRY])
 
     def snippet(self, target: Path, settings: ExportSettings) -> str:
         """See the base."""

@@ -18,7 +18,7 @@ from ..network import HeadPart, Network, NetworkConfig
 from ..students.eradio import EradioSettings
 from ..tensors import tensor_shapes, write_tensors
 from .base import ExportSettings, Format, Found, peek
-from .folder import CONFIG_FILE, WEIGHTS_FILE, read_sharded
+from .folder import ANCESTRY, CONFIG_FILE, WEIGHTS_FILE, ancestry, read_sharded
 from .radio import Published, carries, compare_rules, lacks, network_of, publish, spelt, split
 from .radio.heads import own_part, silent_part
 
@@ -74,7 +74,7 @@ class RemoteCode(Format):
         state |= {CONDITIONER + key: tensor for key, tensor in published.conditioner.items()}
         slots = range(model.config.num_summaries) if model.config.summary_slots is None else model.config.summary_slots
         state[SUMMARY_SLOTS] = torch.tensor(list(slots))
-        write_tensors(state, target / WEIGHTS_FILE)
+        write_tensors(state, target / WEIGHTS_FILE, ancestry(model.config))
         text = json.dumps(_config(published, model), indent=2, sort_keys=True)
         (target / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -89,6 +89,10 @@ class RemoteCode(Format):
         found = tensor_shapes(target / WEIGHTS_FILE)
         shapes = {key.removeprefix(BACKBONE): shape for key, shape in found.items() if key.startswith(BACKBONE)}
         return compare_rules(read_json(target / CONFIG_FILE)["args"], shapes, model, self.sizes(model, settings))
+
+    def stated_ancestors(self, target: Path) -> Any:
+        """See the base."""
+        return own_part(read_json(target / CONFIG_FILE)["args"])[ANCESTRY]
 
     def snippet(self, target: Path, settings: ExportSettings) -> str:
         """See the base."""

@@ -19,7 +19,7 @@ from ..students.vit import VitSettings
 from ..tensors import read_tensors, stated_in, tensor_shapes, write_tensors
 from .base import ExportSettings, Format, Found, peek
 from .building import filled
-from .folder import CONFIG_FILE, WEIGHTS_FILE
+from .folder import ANCESTRY, CONFIG_FILE, WEIGHTS_FILE, ancestry
 from .timm_backbone import Backbone
 from .timm_family import Call, Family
 from .timm_radio import PATCH_BIAS, RadioVit, is_radio, layout_of
@@ -70,7 +70,7 @@ class Timm(Format):
             stated = stated if isinstance(stated, dict) else {}
             mean, std = (stated.get(key, own) for key, own in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
             network.student.load_state_dict(fold_normalisation(network.student.state_dict(), mean, std, bias))
-        return Found(config, network)
+        return Found(config, network, ours=WRITTEN in metadata)
 
     def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
         """See the base."""
@@ -92,6 +92,7 @@ class Timm(Format):
             "architecture": call.architecture,
             "model_args": json.dumps(call.overrides),
             WRITTEN: backbone.model_dump_json(),
+            **ancestry(model.config),
         }
         write_tensors(family.their_weights(model), target, metadata)
 
@@ -110,6 +111,10 @@ class Timm(Format):
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in family.normalisation(config))
         with torch.inference_mode():
             return {"backbone": family.features(backbone, config, (images - mean) / std)}
+
+    def stated_ancestors(self, target: Path) -> Any:
+        """See the base."""
+        return json.loads(stated_in(target)[ANCESTRY])
 
     def snippet(self, target: Path, settings: ExportSettings) -> str:
         """See the base."""

@@ -13,6 +13,7 @@ from ..features import Features
 from ..network import Network, NetworkConfig
 from .base import ExportSettings, Format, Found
 from .checkpoint import looks_like_checkpoint, read_checkpoint
+from .folder import ANCESTRY
 from .radio import Published, carries, compare_rules, lacks, network_of, publish, spelt, split
 from .radio.eradio import STEM
 from .radio.heads import own_part
@@ -70,6 +71,10 @@ class TorchHub(Format):
         content = read_checkpoint(target)
         shapes = {key.removeprefix(BACKBONE): tensor.shape for key, tensor in content["state_dict"].items() if key.startswith(BACKBONE)}
         return compare_rules(vars(content["args"]), shapes, model, self.sizes(model, settings))
+
+    def stated_ancestors(self, target: Path) -> Any:
+        """See the base."""
+        return own_part(vars(read_checkpoint(target)["args"]))[ANCESTRY]
 
     def snippet(self, target: Path, settings: ExportSettings) -> str:
         """See the base."""

@@ -17,9 +17,11 @@ from ..libraries import first_line, no_remote_code, refuse_code
 from ..network import Network, NetworkConfig
 from ..students.start import TABLE
 from ..students.vit import Vit, VitSettings, VitShape
+from ..tensors import read_tensors, write_tensors
 from .base import ExportSettings, Format, Found, peek
 from .building import filled
-from .folder import CONFIG_FILE, read_sharded
+from .folder import ANCESTRY, CONFIG_FILE, ancestors_in, ancestry, plain_ancestors, read_sharded
+from .radio.heads import OWN_KEY, own_part
 from .vit_weights import VitLayout, fold_normalisation, fold_scales, mlp_ratio, without_idle_scales
 
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -61,7 +63,7 @@ class Transformers(Format):
 
     def read(self, path: Path, align_corners: bool | None = None) -> Found:
         """See the base. Scales that are all 1, as `save_pretrained` always writes, are left out."""
-        radio = _read_config(path)
+        stated, radio = read_json(path / CONFIG_FILE), _read_config(path)
         weights = _published_names(read_sharded(path), str(path))
         dead = tuple(name for name in DEAD if weights.pop(name, None) is not None)
         own = {"norm_mean": radio.norm_mean, "norm_std": radio.norm_std}
@@ -77,11 +79,12 @@ class Transformers(Format):
             num_summaries=num_summaries,
             summary_slots=None if slots == list(range(num_summaries)) else slots,
             image_size=_preferred_size(path),
+            distilled_from=ancestors_in(own_part(stated), f"{path / CONFIG_FILE}: {OWN_KEY}."),
         )
         weights = weights if radio.qkv_bias else _with_zero_bias(weights)
         network = filled(config, {f"student.{key}": tensor for key, tensor in weights.items()}, str(path), _without_start)
         network.student.load_state_dict(fold_normalisation(network.student.state_dict(), mean, std))
-        return Found(config, network, dead)
+        return Found(config, network, dead, bool(own_part(stated)))
 
     def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
         """See the base."""
@@ -128,6 +131,7 @@ class Transformers(Format):
             norm_mean=[float(value) for value in student.mean.flatten()],
             norm_std=[float(value) for value in student.std.flatten()],
             dtype=settings.dtype,
+            **{OWN_KEY: {ANCESTRY: plain_ancestors(model.config)}},
         )
         with torch.device("meta"):
             native = RadioModel(radio)
@@ -137,8 +141,10 @@ class Transformers(Format):
         with _quiet():
             native.save_pretrained(target)
             processor.save_pretrained(target)
-        for file in target.glob("*.safetensors"):  # written for their owner alone
-            file.chmod((target / "config.json").stat().st_mode)
+        for file in target.glob("*.safetensors"):  # written for their owner alone, and without our metadata
+            aside = file.with_name(f".{file.name}.part")
+            write_tensors(read_tensors(file), aside, ancestry(model.config))
+            aside.replace(file)
 
     def tolerance(self, settings: ExportSettings) -> float:
         """See the base."""
@@ -157,6 +163,10 @@ class Transformers(Format):
             found = native.eval()(pixel_values=images)
         grid = (images.shape[2] // native.config.patch_size, images.shape[3] // native.config.patch_size)
         return {"backbone": Features(found.summary, found.features.unflatten(1, grid))}
+
+    def stated_ancestors(self, target: Path) -> Any:
+        """See the base."""
+        return read_json(target / CONFIG_FILE)[OWN_KEY][ANCESTRY]
 
     def snippet(self, target: Path, settings: ExportSettings) -> str:
         """See the base."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..features import Features
+from ..licences import Ancestor
 from .settings import Precision as Precision
 from .settings import TeacherSettings as TeacherSettings
 
@@ -24,6 +25,8 @@ class Teacher(nn.Module):
     mean: Tensor
     std: Tensor
     compute_dtype: torch.dtype = torch.float32
+    ancestors: tuple[Ancestor, ...] = ()
+    """Models that the teacher itself was distilled from, where that is known."""
     has_text: bool = False
     """Whether `encode_text` works: the summary then lies in the space of its text encoder."""
 

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..licences import NOT_STATED, licence_by_name, licence_in
+
 EMBEDDED = Path(__file__).parent / "embedded"
 """The folder of the small teachers that come with the package."""
 
@@ -67,45 +69,9 @@ def _hub_cache() -> Path:
 
 def licence_of(model: str, folder: Path, stated: str | None = None) -> str:
     """The licence of a teacher's weights: known by its name, else `stated` by its files, else by its model card, else by nobody."""
-    from .loading import licence_in
-
     known = licence_by_name(model)
     return known if known != NOT_STATED else stated or licence_in(folder) or NOT_STATED
 
-
-def licence_by_name(model: str) -> str:
-    """The licence that goes with a hub name, or with a name and tag of OpenCLIP or timm."""
-    return next((licence for start, licence in _LICENCES if model.startswith(start)), NOT_STATED)
-
-
-NOT_STATED = "not stated; see the model card"
-"""Of a licence that nobody states."""
-
-_LICENCES = (
-    ("openai/clip-", "MIT"),
-    ("laion/CLIP-", "MIT"),
-    ("facebook/metaclip-", "CC BY-NC 4.0"),
-    ("apple/DFN", "Apple AMLR (research only)"),
-    ("google/siglip", "Apache-2.0"),
-    ("facebook/dinov2", "Apache-2.0"),
-    ("facebook/dinov3", "DINOv3 License"),
-    ("facebook/sam-", "Apache-2.0"),
-    ("nvidia/C-RADIO", "NVIDIA Open Model License"),
-    ("nvidia/RADIO", "NSCL (non-commercial)"),
-    ("nvidia/E-RADIO", "NSCL (non-commercial)"),
-    ("ViT-H-14 laion2b", "MIT"),
-    ("ViT-L-14 datacomp", "MIT"),
-    ("ViT-H-14-378-quickgelu dfn", "Apple AMLR (research only)"),
-    ("ViT-H-14-quickgelu dfn", "Apple AMLR (research only)"),
-    ("ViT-H-14-quickgelu metaclip", "CC BY-NC 4.0"),
-    ("ViT-SO400M-14-SigLIP", "Apache-2.0"),
-    ("vit_base_patch16_224.augreg", "Apache-2.0"),
-    ("vit_base_patch16_224.mae", "CC BY-NC 4.0"),
-    ("convnext_base.fb_in22k", "Apache-2.0"),
-    ("resnet50.a1_in1k", "Apache-2.0"),
-    ("eva02_large_patch14_448", "MIT"),
-)
-"""By the start of the name. Of the weights, as their owners state it; code may have another."""
 
 # kind, model, million parameters, summary dim, spatial dim, input px, patch px; checked against timm's architectures in the tests
 _ROWS: tuple[tuple[str, str, float, int | None, int, int | None, int], ...] = (

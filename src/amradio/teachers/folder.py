@@ -22,6 +22,7 @@ def build(settings: ModelSettings) -> "Teacher":
     else:
         raise UserError(f"{settings.path}: there is no head '{settings.head}'; {nearest(settings.head, config.heads)}")
     teacher = ModelTeacher(network, settings.head, dims, settings.input_size, settings.path)
+    teacher.ancestors = tuple(config.distilled_from)
     teacher.compute_dtype = cast(network, settings.precision)
     teacher.preferred_size = (config.heads[settings.head].image_size if settings.head else None) or config.image_size
     return teacher

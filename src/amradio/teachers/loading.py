@@ -6,7 +6,6 @@ transformers, timm and open_clip are imported where they are used: together they
 
 import difflib
 import logging
-import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from huggingface_hub import constants, errors
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from ..errors import UserError
-from ..files import read_json, read_text
+from ..files import read_json
 from ..libraries import NO_CODE, NO_PICKLE, first_line, no_remote_code
 from ..names import not_a_folder, recognise
 from .folder_checks import PROCESSORS, check_folder, check_size
@@ -274,20 +273,6 @@ def check_override(source: Source, input_size: int | None, patch_size: int, nati
     if input_size is not None and input_size != native and (input_size < patch_size or input_size % patch_size):
         near = max(patch_size, round(input_size / patch_size) * patch_size)
         raise UserError(f"{source.where}: input_size {input_size} is no multiple of its patch of {patch_size} px; the nearest is {near}")
-
-
-def licence_in(folder: Path) -> str | None:
-    """The licence that a model card states in its header, None where there is no card or it states none."""
-    card = folder / "README.md"
-    try:
-        text = read_text(card, largest=4 << 20) if card.is_file() else ""
-    except UserError:
-        return None  # a card is no part of the model
-    header = re.match(r"---\s*\n(.*?)\n---", text, re.S)
-    found = header and (
-        re.search(r"^license_name:[ ]*(\S[^\n]*)", header[1], re.M) or re.search(r"^license:[ ]*(\S[^\n]*)", header[1], re.M)
-    )
-    return found[1].strip().strip("'\"")[:100] if found else None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from ...students.base import StudentSettings
 from ...students.vit import VitSettings
 from ..base import Found
 from ..building import filled
+from ..folder import ancestors_in
 from .eradio import STEM, read_eradio
 from .heads import OWN_KEY, head_config, own_part
 from .layout import Published, check_settings
@@ -49,8 +50,9 @@ def network_of(published: Published, where: str, align_corners: bool | None, sum
         normalizes_blocks=_normalizes_blocks(published),
         training=validate(TrainingFacts, own["training"], f"{where}: args.{OWN_KEY}.training.") if own.get("training") else None,
         origin=str(own["origin"]) if own.get("origin") else None,
+        distilled_from=ancestors_in(own, f"{where}: args.{OWN_KEY}."),
     )
-    return Found(config, filled(config, published.weights, where, published.spell), published.dead)
+    return Found(config, filled(config, published.weights, where, published.spell), published.dead, bool(own))
 
 
 def _normalizes_blocks(published: Published) -> Literal["shared", "each"] | None:

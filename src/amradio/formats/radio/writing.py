@@ -13,6 +13,7 @@ from ...students.base import CLIP_MEAN, CLIP_STD
 from ...students.eradio import Eradio, EradioSettings
 from ...students.vit import VitSettings
 from ..base import Found
+from ..folder import ANCESTRY, plain_ancestors
 from .eradio import eradio_architecture, eradio_weights, lacks_eradio
 from .heads import ATTENTION_DEPTH, ATTENTION_HEADS, OWN_KEY, entry_of, silent_head, silent_part
 from .layout import Published
@@ -70,6 +71,7 @@ def _settings(config: NetworkConfig, dtype: torch.dtype) -> dict[str, Any]:
     """Every attribute that the official loader asks `args` for, and `amradio` with what it has no word for."""
     training = config.training and config.training.model_dump(mode="json")
     own: dict[str, Any] = {"image_size": config.image_size, "training": training, "origin": config.origin}
+    own[ANCESTRY] = plain_ancestors(config)
     entries = _entries(config)
     if isinstance(config.student, EradioSettings):
         own["window"] = config.student.window
