@@ -108,7 +108,7 @@ class NetworkConfig(Settings):
         if problems:
             raise ValueError("; ".join(problems))
         stated = of_teachers({name: head.teacher for name, head in self.heads.items()})
-        self.__dict__["distilled_from"] = united(self.distilled_from, stated)
+        object.__setattr__(self, "distilled_from", united(self.distilled_from, stated))  # settings are frozen
         return self
 
     def descended(self, *ancestors: Iterable[Ancestor]) -> "NetworkConfig":

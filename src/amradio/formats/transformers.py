@@ -131,8 +131,8 @@ class Transformers(Format):
             norm_mean=[float(value) for value in student.mean.flatten()],
             norm_std=[float(value) for value in student.std.flatten()],
             dtype=settings.dtype,
-            **{OWN_KEY: {ANCESTRY: plain_ancestors(model.config)}},
         )
+        setattr(radio, OWN_KEY, {ANCESTRY: plain_ancestors(model.config)})
         with torch.device("meta"):
             native = RadioModel(radio)
         native.load_state_dict(_native_weights(model.network, native.state_dict()), assign=True)
