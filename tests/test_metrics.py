@@ -91,3 +91,14 @@ def test_logs_held_out_images_evaluation_and_card_report_them(recipe, capsys) ->
 def test_a_card_of_a_run_that_measured_less() -> None:
     lines = agreement_table({"clip/summary": {"standardised_cosine": 0.5, "cosine": 0.75, "constant_cosine": 0.25}})
     assert lines[-1] == "| clip/summary | 0.500 | - | 0.750 | 0.250 |"
+
+
+@pytest.mark.parametrize("kind", ["summary", "spatial"])
+def test_the_loss_of_agreement_is_am_radios_whatever_the_defaults_are(kind: str) -> None:
+    target = features(8, 4) if kind == "summary" else features(4, 2, 2, 4)
+    prediction = target + features(*target.shape).flip(0)
+    comparison = Comparison(kind, (target.flatten(0, -2).mean(0).double(), target.flatten(0, -2).std(0).double()), 4)  # type: ignore[arg-type]
+    comparison.update(prediction, target)
+    cosine = 1 - torch.nn.functional.cosine_similarity(prediction, target, dim=-1).mean().item()
+    smooth_l1 = torch.nn.functional.smooth_l1_loss(prediction, target).item()
+    assert comparison.values()["loss"] == pytest.approx(cosine if kind == "summary" else 0.9 * cosine + 0.1 * smooth_l1, rel=1e-4)

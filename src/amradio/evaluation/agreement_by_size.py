@@ -15,7 +15,7 @@ from ..config import Pixels, UserPath
 from ..errors import UserError
 from ..features import KINDS, Features, Kind, resize_grid
 from ..files import user_path
-from ..losses import LossSettings
+from ..losses import CosineSettings, MatchSettings
 from ..metrics import compare, with_norm_ratio
 from ..normalize import SMALLEST_STD, Moments
 from .base import Bench, Evaluation, EvaluationSettings, Metric, Positive, Predict, Result, Sizes, View
@@ -162,7 +162,7 @@ class Comparison:
         self.kind: Kind = kind
         self.mean, self.std = (tensor.float() for tensor in statistics)
         self.cells = cells
-        self.loss = getattr(LossSettings(), kind).build()
+        self.loss = (CosineSettings() if kind == "summary" else MatchSettings()).build()  # AM-RADIO, section 3.3
         self.sums: dict[str, Tensor | float] = {}
         self.squared_error = torch.zeros((), dtype=torch.float64, device=self.mean.device)
         self.num_images = self.num_vectors = 0
