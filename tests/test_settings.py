@@ -1,5 +1,6 @@
 """A setting that does nothing is a defect: each of these changes what three steps log or leave behind."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,20 @@ def test_a_setting_changes_the_outcome(recipe, unchanged, tmp_path, word):
 @pytest.mark.parametrize("word", WITHOUT_EFFECT)
 def test_a_setting_of_the_machine_changes_nothing(recipe, unchanged, tmp_path, word):
     assert same(outcome(recipe, tmp_path / "changed", word), unchanged)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None and shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_compiling_and_tracking_change_no_number_beyond_rounding(recipe, tmp_path):
+    """With the real backend, the teachers a step ahead, held-out evaluation and the event file."""
+    words = ("stages.0.steps=2", "teachers.dino=null", "teachers.sam=null", "teachers.clip.spatial_weight=0", "evaluate.every=2")
+    plain = run_distill(recipe(*words, f"out={tmp_path / 'plain'}"))
+    torch.compiler.reset()
+    compiled = run_distill(recipe(*words, f"out={tmp_path / 'compiled'}", "engine.compile=true", "engine.track=true"))
+    for one, other in zip(metrics(plain), metrics(compiled), strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+    (events,) = (compiled / "tensorboard").iterdir()
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator(str(events))
+    accumulator.Reload()
+    assert [round(event.value, 4) for event in accumulator.Scalars("loss")] == [
+        round(row["loss"], 4) for row in metrics(compiled) if "loss" in row
+    ]

@@ -37,13 +37,13 @@ class Phases:
             yield
 
     @contextlib.contextmanager
-    def still(self, title: str, first: float = PERIOD) -> Iterator[None]:
-        """While open, a line every half minute, from a thread of its own. first: seconds until the first one."""
+    def still(self, title: str, first: float | None = None) -> Iterator[None]:
+        """While open, a line every half minute, from a thread of its own. first: seconds until the first one, where it is another."""
         ended = threading.Event()
         begun = time.monotonic()
 
         def lines() -> None:
-            wait = first
+            wait = PERIOD if first is None else first
             while not ended.wait(wait):
                 self.show(f"{title}: {self._count}{duration(time.monotonic() - begun)} so far")
                 wait = PERIOD

@@ -15,11 +15,11 @@ Agreement = dict[str, dict[str, float]]
 
 @torch.no_grad()
 def agreement(
-    task: Distillation, batches: Iterable[Any], partition: Partition, autocast: torch.dtype | None, add_up: Callable[[Tensor], None]
+    task: Distillation, batches: Iterable[Any], partition: Partition, autocast: torch.dtype | None, gather: Callable[[Any], list[Any]]
 ) -> Agreement:
     """`{"clip/summary": {"standardised_cosine": ..., "cosine": ..., "constant_cosine": ..., "norm_ratio": ...}}`, over all images.
 
-    batches: of the data room, this process's share; add_up: sums a tensor over processes in place. Changes neither weights nor
+    batches: of the data room, this process's share, which may be empty; gather: the value of every process. Changes neither weights nor
     statistics; all teachers of the partition are measured.
     """
     was_training = task.training
@@ -31,12 +31,11 @@ def agreement(
             sums[name] = sums.get(name, torch.zeros_like(count)) + value.double().sum()
         count += batch.images.shape[0]
     task.train(was_training)
-    names = list(sums)
-    if not names:
-        return {}
-    total = torch.stack([count, *(sums[name] for name in names)])
-    add_up(total)
-    means = (total[1:] / total[0]).tolist()
+    own = {name: value.item() for name, value in sums.items()}
+    everyone = gather((count.item(), own))  # by name, as a process whose share has no image knows none
+    total = sum(number for number, _ in everyone)
+    names = list(dict.fromkeys(name for _, found in everyone for name in found))
+    means = [sum(found.get(name, 0.0) for _, found in everyone) / total for name in names]
     rows: Agreement = {}
     for name, value in zip(names, means, strict=True):
         feature, measure = name.rsplit("/", 1)

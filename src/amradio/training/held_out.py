@@ -44,7 +44,7 @@ class HeldOut:
     def _agreement(self, group: Group) -> Agreement:
         context = self.context
         batches = context.log.watch(self._batches(group), f"held-out images of partition {group.partition.name}")
-        return agreement(context.task, batches, group.partition, context.autocast, context.processes.add_up)
+        return agreement(context.task, batches, group.partition, context.autocast, context.processes.gather)
 
     def _batches(self, group: Group) -> Iterator:
         """Of several processes one may have a batch less than another, so only a run on one process can stop between two batches."""
