@@ -22,7 +22,6 @@ VARIANTS = {
     "raw, 0.9 cosine + 0.1 smooth L1 (AM-RADIO)": ("normalize.spatial=none", "loss.spatial=match"),
     "per channel, 0.9 cosine + 0.1 smooth L1": ("normalize.spatial=per_channel", "loss.spatial=match"),
     "per channel, MSE (PHI-S, table 13)": ("normalize.spatial=per_channel", "loss.spatial=mse"),
-    "global, MSE": ("normalize.spatial=global", "loss.spatial=mse"),
 }
 EVALUATIONS = """
 evaluations:
@@ -66,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--out", type=Path, required=True, help="receives OUT.json and OUT.md")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
     given.runs.mkdir(parents=True, exist_ok=True)
