@@ -339,9 +339,9 @@ def test_a_changed_recipe_is_refused_with_its_keys_and_free_keys_are_not(recipe)
     folder = run_distill(recipe())
     before = files(folder)
     with pytest.raises(UserError) as caught:
-        run_distill(recipe("seed=3", "student.depth=2", "loss.spatial=mse", "engine.keep=5"))
+        run_distill(recipe("seed=3", "student.depth=2", "loss.spatial=cosine", "engine.keep=5"))
     (problem,) = caught.value.problems
-    for words in ("seed: 0 -> 3", "student.depth: 1 -> 2", "loss.spatial.type: match -> mse"):
+    for words in ("seed: 0 -> 3", "student.depth: 1 -> 2", "loss.spatial.type: mse -> cosine"):
         assert words in problem
     assert "engine.keep" not in problem
     assert files(folder) == before

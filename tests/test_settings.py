@@ -9,7 +9,8 @@ import torch
 from amradio import distill as run_distill
 from runs import metrics, state
 
-STEPS = ("stages.0.steps=3", "evaluate.every=null", "engine.checkpoint_every=3")
+STEPS = ("stages.0.steps=3", "evaluate.every=null", "engine.checkpoint_every=3", "loss.spatial=match")
+"""With the loss that has the most keys."""
 CHANGES = (
     "seed=1",
     "data.crop_scale=[0.2, 0.3]",
@@ -22,6 +23,7 @@ CHANGES = (
     "optimizer.epsilon=1e-2",
     "optimizer.clip=1e-3",
     "loss.summary=cosine",
+    "loss.spatial=mse",
     "loss.spatial=smooth_l1",
     "loss.spatial.cosine=0.5",
     "loss.spatial.smooth_l1=0.5",

@@ -109,6 +109,6 @@ class LossSettings(Settings):
     """Loss of the summaries. With targets per channel the squared error also teaches how large a deviation is; the cosine leaves it free,
     and exported heads got worse the longer they trained (docs/LOG.md, 2026-11-26). AM-RADIO: cosine on raw targets."""
     spatial: one_of(LOSSES) = MseSettings()  # type: ignore[valid-type]
-    """Loss of the maps. MSE on targets per channel won over AM-RADIO's mix on raw or scaled targets (docs/LOG.md, 2026-11-26), as in PHI-S."""
+    """Loss of the maps. On targets per channel MSE was measured to beat AM-RADIO's mix, on raw targets too (docs/LOG.md, 2026-11-26)."""
     grid: Literal["larger", "smaller"] = "larger"
     """Where student and teacher maps differ in size: the grid on which they are compared (AM-RADIO: larger, RADIOv2.5: smaller)."""

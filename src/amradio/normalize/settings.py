@@ -51,6 +51,6 @@ class NormalizeSettings(Settings):
     summary: one_of(NORMALIZERS) = PerChannelSettings()  # type: ignore[valid-type]
     """Target space of the summaries. Per channel, so that the loss sees what tells images apart and not their common mean."""
     spatial: one_of(NORMALIZERS) = PerChannelSettings()  # type: ignore[valid-type]
-    """Target space of the maps. With MSE, the default loss, standardising ranks 3.8 to 4.2 on average, raw targets 5.3 to 7.8 (PHI-S, Table 13)."""
+    """Target space of the maps. With MSE, the default loss, standardising ranks 3.8 to 4.2, raw targets 5.3 to 7.8 (PHI-S, Table 13)."""
     batches: Positive = 32
     """Batches of each partition from which the statistics are calibrated before a stage."""
