@@ -44,6 +44,13 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+LISTINGS = {
+    "teachers": "well-known teachers: dims, licences, what is on this machine",
+    "students": "students and their sizes",
+    "recipes": "recipes and evaluation files that come with amradio: command, cost, result",
+}
+
+
 def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30)
 
@@ -98,11 +105,7 @@ def parser(version: str = "") -> tuple[Parser, dict[str, Parser]]:
             "amradio export runs/first --format onnx --out student.onnx",
         )
     )
-    for name, text in (
-        ("teachers", "well-known teachers: dims, licences, what is on this machine"),
-        ("students", "students and their sizes"),
-        ("recipes", "recipes and evaluation files that come with amradio: command, cost, result"),
-    ):
+    for name, text in LISTINGS.items():
         listing = verb(name, text, f"amradio {name} --json")
         listing.add_argument("--json", action="store_true", help="print the same as JSON")
         if name == "recipes":
