@@ -32,9 +32,9 @@ from book import Book, markdown
 from scatter import Panel, Point, draw_panels
 from torch import nn
 
-from amradio.commands.bar import bar
 from amradio.commands.distill import distill
 from amradio.config import Settings, one_of, read_words, validate
+from amradio.console import PHASES
 from amradio.data import Feed, val_batches
 from amradio.engine.distributed import Processes, find_device
 from amradio.engine.log import Log
@@ -147,7 +147,7 @@ def speeds(row: Row, size: tuple[int, int], precision: str, speed: SpeedSettings
     for compiled in speed.compile:
         torch.compiler.reset()
         call: Any = torch.compile(model, options={"freezing": True}) if compiled else model
-        for batch in bar(speed.batch_sizes, f"{precision}{', compiled' * compiled}", len(speed.batch_sizes)):
+        for batch in PHASES.progress(speed.batch_sizes, f"{precision}{', compiled' * compiled}", len(speed.batch_sizes)):
             images = torch.rand(batch, 3, *size, device=device).to(dtype)
             yield {"precision": precision, "compiled": compiled, "batch": batch, **time_calls(call, images, speed.seconds)}
 
@@ -185,7 +185,7 @@ def held_out_loss(recipe: Recipe) -> float:
         size = group.settings.batch_size
         for batch in val_batches(recipe.data, None, Feed(group.view_size, size), recipe.evaluate.batches * size):
             images = batch.images.to(device)
-            with torch.autocast(device.type, training.autocast, enabled=training.autocast is not None):
+            with torch.autocast(device.type, training.context.autocast, enabled=training.context.autocast is not None):
                 loss = task(images, None, group.partition).loss
             total, count = total + float(loss) * len(images), count + len(images)
     return total / count
@@ -232,7 +232,7 @@ class Comparing:
             self.book.write(name, "distillation", settings, distilled(recipe))
         settings["suite"] = suite.model_dump(mode="json") if suite is not None else None
         if suite is not None and not self.book.has(name, "scores", settings):
-            results = run_suite(suite, suite.bench(load(Path(recipe.out)), load_teachers(recipe, {}), bar))
+            results = run_suite(suite, suite.bench(load(Path(recipe.out)), load_teachers(recipe, {}), PHASES.progress))
             models = {model for result in results.values() for model in result.rows}
             self.book.write(name, "scores", settings, {"scores": {model: scores(results, model) for model in sorted(models)}})
 
@@ -251,7 +251,7 @@ class Comparing:
         names = [f"teacher/{name}" for name in recipe.teachers]
         if all(self.book.has(name, "scores", settings) for name in names):
             return
-        results = run_suite(own, own.bench(None, load_teachers(recipe, {}), bar))
+        results = run_suite(own, own.bench(None, load_teachers(recipe, {}), PHASES.progress))
         for name in names:
             self.book.write(name, "scores", settings, {"scores": {name: scores(results, name)}})
 
