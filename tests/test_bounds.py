@@ -17,7 +17,7 @@ from test_config import settings_below
 
 ROOTS: tuple[type[Settings], ...] = (Recipe, Suite, EmbedSettings, NetworkConfig)
 ALL = sorted({cls for root in ROOTS for cls in settings_below(root, set())}, key=lambda cls: f"{cls.__module__}.{cls.__name__}")
-NEGATIVE = {("students.timm", "level")}
+NEGATIVE = {("students.timm_settings", "level")}
 """Where -1 is legal: the last level."""
 MEASURED = {"agreement", "teacher"}
 """Results and notes in a model's config, which set nothing."""

@@ -486,5 +486,5 @@ def test_an_official_eradio_goes_on(recipe, heads, tmp_path):
     begun, learnt = (
         {key: v for row in metrics(folder) if row["step"] == step for key, v in row.items() if "val/" in key} for step in (0, 40)
     )
-    assert learnt["val/mine/spatial/standardised_cosine"] > begun["val/mine/spatial/standardised_cosine"] + 0.05
+    assert learnt["val/mine/spatial/standardised_cosine"] > begun["val/mine/spatial/standardised_cosine"] + 0.02
     assert file.name in (folder / "model" / "README.md").read_text()

@@ -393,12 +393,12 @@ class Box(Settings):
     ("words", "problem"),
     [
         ({"num_heads": [3, 16]}, "student: num_heads: 3 does not divide the 512 channels of stage 2; set num_heads to divisors"),
-        ({"depths": [1, 0, 2, 2]}, r"student: depths \[1, 0, 2, 2\]: each stage has a block at least"),
+        ({"depths": [1, 0, 2, 2]}, r"student.depths.1: should be greater than or equal to 1, found 0"),
         ({"neck": False, "neck_dim": 64}, "student: neck_dim set a neck that `neck: false` leaves out"),
-        ({"dim": 7}, "student.dim: input should be a multiple of 2"),
-        ({"neck_start": 4}, "student.neck_start: input should be less than or equal to 3"),
-        ({"size": "giant"}, "student.size: input should be 'xxxtiny'"),
-        ({"window": 16}, "student.window: input should be 'optimal' or 'fixed'"),
+        ({"dim": 7}, "student.dim: should be a multiple of 2, found 7"),
+        ({"neck_start": 4}, "student.neck_start: should be less than or equal to 3, found 4"),
+        ({"size": "giant"}, "student.size: should be 'xxxtiny', "),
+        ({"window": 16}, "student.window: should be 'optimal' or 'fixed', found 16"),
         ({"wimdow": "fixed"}, r"student.wimdow: there is no such key; did you mean 'window'"),
     ],
 )

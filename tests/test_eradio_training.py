@@ -41,7 +41,7 @@ def test_an_evaluation_changes_nothing(recipe, tmp_path):
     assert len(statistics(without)) > 20
     initial = {"running_mean": 0.0, "running_var": 1.0}
     unmoved = [key for key, value in statistics(without).items() if (value == initial[key.rsplit(".", 1)[1]]).all()]
-    assert {key.removeprefix("task/network.student.") for key in unmoved} == {"norm.running_mean", "norm.running_var"}
+    assert unmoved == []
 
 
 def test_averaged_statistics_are_handed_over_and_evaluated(recipe, tmp_path):

@@ -9,6 +9,7 @@ from torch import Tensor
 import amradio
 from amradio.commands.evaluate import teachers_of
 from amradio.evaluation.agreement_by_size import Comparison
+from amradio.evaluation.suite import Suite
 from amradio.formats.card import agreement_table
 from amradio.metrics import compare, with_norm_ratio
 from amradio.normalize import Normalizer, PerChannelSettings, set_statistics
@@ -81,7 +82,7 @@ def test_logs_held_out_images_evaluation_and_card_report_them(recipe, capsys) ->
     assert f"| sam/spatial | {shown} |" in card
     data = str(recipe().data.train.path)
     word = f"evaluations.a={{type: agreement, data: {{type: folder, path: {data}}}, image_sizes: [32]}}"
-    found = amradio.evaluate(folder, word, teachers=teachers_of(folder, {}))["a"].rows["student/sam"]
+    found = amradio.evaluate(folder, word, teachers=teachers_of(folder, {}, Suite.load(word)))["a"].rows["student/sam"]
     table = capsys.readouterr().out
     assert {"spatial std cosine", "spatial norm ratio", "spatial cosine", "spatial constant cosine"} <= found.keys()
     assert "spatial norm ratio" in table.replace("\n", " ") or "norm ratio" in table
