@@ -85,7 +85,7 @@ def test_a_comparison_is_run_gone_on_with_and_published(
         ("bfloat16", 2),
     ]
     assert row["distillation"]["steps"] == 3
-    assert 2 < row["distillation"]["FD loss"] < 8  # five losses of about 1, one of them twice
+    assert 2 < row["distillation"]["FD loss"] < 15  # five losses of 1 to 2 (few images are calibrated on), one of them twice
     assert set(row["scores"]["scores"]) == {"student", "student/clip"}
     assert set(found["rows"]["teacher/dino"]["scores"]["scores"]["teacher/dino"]) == {"k-NN k=5"}
 

@@ -12,7 +12,8 @@ KEPT_BY_TORCH = frozenset((
     "register_state_dict_post_hook", "register_state_dict_pre_hook", "requires_grad_", "set_extra_state", "set_submodule",
     "share_memory", "smart_apply", "state_dict", "to", "to_empty", "train", "training", "type", "update", "values", "xpu", "zero_grad",
 ))  # fmt: skip
-"""Attributes of `nn.ModuleDict`, and `smart_apply`, which transformers adds to every module; a test compares them with the installed torch's, and a network is checked against that."""
+"""Attributes of `nn.ModuleDict`, and `smart_apply`, which transformers adds to every module. A test compares them with the
+installed torch's, and a network is checked against that."""
 
 
 def head_name_problem(name: str) -> str | None:
