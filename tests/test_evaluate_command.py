@@ -93,3 +93,15 @@ def test_columns_gaps_and_the_best() -> None:
 def test_the_built_in_file_is_a_suite() -> None:
     suite = Suite.load("scenes")
     assert {settings.type for settings in suite.evaluations.values()} >= {"zero_shot", "knn", "agreement", "throughput"}
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a recipe", "below a file"])
+def test_results_overwrite_nothing_and_are_refused_before_anything_is_measured(kind, run_folder, evaluation_file, tmp_path, capsys):
+    file = {"a folder": tmp_path, "a recipe": run_folder / "config.yaml", "below a file": run_folder / "config.yaml" / "x.json"}[kind]
+    before = (run_folder / "config.yaml").read_bytes()
+    assert main(["evaluate", str(run_folder), str(evaluation_file), "--json", str(file)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "error: --json: " in printed.err
+    assert "reading" not in printed.err
+    assert (run_folder / "config.yaml").read_bytes() == before

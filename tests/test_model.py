@@ -469,6 +469,9 @@ def test_the_decoder_alone_reads_sam_itself() -> None:
         ({"points": [[1, 2]], "boxes": [[1, 2, 3, 4]] * 2}, r"boxes: found shape \(2, 4\), expected \(1, 4\)"),
         ({"boxes": [[1, 2, 3]]}, r"boxes: found shape \(1, 3\)"),
         ({"points": [[1, 2]], "best": 4}, "SAM makes 3 masks"),
+        ({"points": [[float("nan"), 2]]}, "points: there are values that are not finite"),
+        ({"boxes": [[50, 50, 10, 10]]}, "boxes: .* found one the other way round"),
+        ({"points": [[1, 2]], "labels": [7]}, "labels: expected 1 .the object."),
     ],
 )
 def test_wrong_prompts(quickstart: Model, prompts: dict, message: str) -> None:

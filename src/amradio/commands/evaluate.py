@@ -1,6 +1,7 @@
 """`amradio evaluate`: student, heads and teachers side by side."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 from ..config import parse_yaml, validate
 from ..console import PHASES
 from ..engine.checkpoint import disk_errors, write_aside
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..evaluation.base import Result
 from ..evaluation.suite import Suite, plain, run_suite
 from ..files import read_text, user_path
+from ..formats.base import peek
 from ..model import Model, load
 from ..recipe import Recipe
 from ..run import environment
@@ -41,6 +43,8 @@ def evaluate(
     """
     suite = _suite(words)
     file = None if json_file is None else user_path(json_file, "--json")
+    if file is not None:
+        check_json(file)
     with PHASES.phase(f"reading {path}"):
         model = load(path, student=student)
     with PHASES.phase("loading teachers"):
@@ -92,6 +96,17 @@ def teachers_of(path: Path, own: Mapping[str, Teacher], suite: Suite) -> dict[st
 def for_suite(recipe: Recipe, suite: Suite) -> Recipe:
     """The recipe with the device and precision of the suite, so that teachers whose precision is `auto` are measured as the student is."""
     return recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"device": suite.device, "precision": suite.precision})})
+
+
+def check_json(file: Path) -> None:
+    """Raises UserError where results cannot go into `file`: a folder, below a file, or a file that holds anything but results."""
+    if file.is_dir():
+        raise UserError(f"--json: {shown(file)} is a folder; give the name of a file, e.g. {shown(file / 'results.json')}")
+    above = next(folder for folder in file.absolute().parents if folder.exists())
+    if not file.exists() and not (above.is_dir() and os.access(above, os.W_OK)):
+        raise UserError(f"--json: {shown(above)} is no folder that can be written; give another name")
+    if file.is_file() and file.stat().st_size and "results" not in (peek(file) or {}):
+        raise UserError(f"--json: {shown(file)} exists and holds no results of an evaluation; nothing was touched; give another name")
 
 
 def write_json(results: Mapping[str, Result], file: Path, about: Mapping[str, Any]) -> None:

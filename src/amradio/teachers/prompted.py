@@ -147,5 +147,14 @@ def _prompts(points: Coordinates | None, labels: Coordinates | None, boxes: Coor
     expected = {"points": (count, num, 2), "labels": (count, num), "boxes": (count, 4)}
     wrong = [f"{name}: found shape {shape}, expected {expected[name]}" for name, shape in shapes.items() if shape != expected[name]]
     if wrong:
-        raise UserError(*(f"{problem} (P prompts alike, points [P, N, 2] in (x, y), boxes [P, 4])" for problem in wrong))
+        raise UserError(
+            *(f"{problem} (P prompts alike, points [P, N, 2] in (x, y), boxes [P, 4]; one click is [[20, 10]])" for problem in wrong)
+        )
+    if "labels" in found and not torch.isin(found["labels"], torch.tensor([-1, 0, 1])).all():
+        raise UserError("labels: expected 1 (the object), 0 (not the object) or -1 (no point); found another number")
+    for name in found.keys() & {"points", "boxes"}:
+        if not found[name].isfinite().all():
+            raise UserError(f"{name}: there are values that are not finite (NaN or infinity); expected px of the image")
+    if "boxes" in found and (found["boxes"][:, :2] > found["boxes"][:, 2:]).any():
+        raise UserError("boxes: expected (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1; found one the other way round")
     return found
