@@ -20,7 +20,12 @@ FIRST = int(os.environ.get("AMRADIO_FUZZ_FIRST", "0"))
 LIMIT = float(os.environ.get("AMRADIO_FUZZ_LIMIT", "120"))
 """Seconds of one case; honest work takes a few on an idle machine."""
 LONGEST_MESSAGE = 20_000
-SHORT = ("stages.0.steps=2", "normalize.batches=1", "evaluate.batches=1")
+SHORT = (
+    "data.num_workers=0",  # a forked process cannot use the fork server of its parent
+    "stages.0.steps=2",
+    "normalize.batches=1",
+    "evaluate.batches=1",
+)
 """Two steps of what was accepted."""
 
 
