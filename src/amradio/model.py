@@ -76,16 +76,8 @@ class Model(nn.Module):
         "own", that of the picture. It is then rounded to the nearest legal size, and the whole picture is resized to that.
         Raises UserError where a picture cannot be read, or pictures come out at several sizes (give `size` as a pair then).
         """
-        known = None if heads is None else self._known(heads)
-        pictures: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
-        if not pictures:
-            raise UserError("images: there is none; give at least one picture")
-        batch = [view(self, picture, size) for picture in pictures]
-        sizes = {tuple(pixels.shape[-2:]) for pixels in batch}
-        if len(sizes) > 1:
-            found = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:4])
-            raise UserError(f"images: resized to legal sizes they differ ({found} px); give size=(height, width), or one picture at a time")
-        return self(torch.cat(batch), known)
+        known = None if heads is None else self._known(heads)  # before pictures are read
+        return self(_batch(self, images, size), known)
 
     @overload
     def pack(self, images: Sequence[Tensor], heads: None = None) -> list[Features]: ...
@@ -97,11 +89,7 @@ class Model(nn.Module):
         images: [3, H, W] each, as of `forward`, every one of a legal size of its own. Returns for each what `forward` gives for it alone
         (with B = 1). Raises UserError as `forward`, and where the student cannot (ViT students without windows can).
         """
-        for number, image in enumerate(images):
-            try:
-                self._check(image, "[3, H, W]")
-            except UserError as error:
-                raise UserError(*(f"{problem} (number {number})" for problem in error.problems)) from None
+        _check_each(self._check, images)
         found = self.network.pack(images, self._known(heads or ()))
         return [features["backbone"] for features in found] if heads is None else found
 
@@ -144,14 +132,10 @@ class Model(nn.Module):
         from .teachers.of_head import text_encoder
 
         part = self.config.heads[self._known([head])[0]]
-
-        def encode(images: Any, size: Any) -> Tensor:
-            spatial = self.features(images, head, size)[head].spatial
-            assert spatial is not None
-            return spatial
-
         dims = (part.summary and part.summary.dim, part.spatial and part.spatial.dim)
-        return text_encoder(head, part.teacher, dims, teacher, encode).to(self.device)
+        return text_encoder(head, part.teacher, dims, teacher, lambda images, size: _spatial(self.features(images, head, size)[head])).to(
+            self.device
+        )
 
     def masks(self, head: str, *, teacher: "Teacher | str | Path | None" = None) -> "MaskDecoder":
         """SAM's promptable mask decoder on the map of a head: see `MaskDecoder`. teacher, errors: as of `text`.
@@ -164,9 +148,7 @@ class Model(nn.Module):
 
         def encode(square: Tensor, image_size: int | None) -> Tensor:
             side = image_size or part.image_size or self.image_size or square.shape[-1]
-            spatial = self(resize(square, self.nearest_size(side, side)), heads=[head])[head].spatial
-            assert spatial is not None
-            return spatial
+            return _spatial(self(resize(square, self.nearest_size(side, side)), heads=[head])[head])
 
         return mask_decoder(head, part.teacher, part.spatial and part.spatial.dim, teacher, encode, one_picture).to(self.device)
 
@@ -244,6 +226,33 @@ class Model(nn.Module):
     def _known(self, heads: str | Iterable[str]) -> list[str]:
         """The names as a list; UserError for one that is not there."""
         return head_names(heads, self.config.heads)
+
+
+def _check_each(check: InputCheck, images: Sequence[Tensor]) -> None:
+    """Images [3, H, W]; the UserError of a wrong one says its number."""
+    for number, image in enumerate(images):
+        try:
+            check(image, "[3, H, W]")
+        except UserError as error:
+            raise UserError(*(f"{problem} (number {number})" for problem in error.problems)) from None
+
+
+def _spatial(features: Features) -> Tensor:
+    assert features.spatial is not None, "only heads with a map are asked for one"
+    return features.spatial
+
+
+def _batch(model: Model, images: Picture | Sequence[Picture], size: Size | Literal["own"]) -> Tensor:
+    """One picture or a list of them as one batch [B, 3, H, W]; UserError where there is none, or they come out at several sizes."""
+    pictures: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
+    if not pictures:
+        raise UserError("images: there is none; give at least one picture")
+    views = [view(model, picture, size) for picture in pictures]
+    sizes = {tuple(pixels.shape[-2:]) for pixels in views}
+    if len(sizes) > 1:
+        found = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:4])
+        raise UserError(f"images: resized to legal sizes they differ ({found} px); give size=(height, width), or one picture at a time")
+    return torch.cat(views)
 
 
 def view(model: Model, picture: Picture, size: Size | Literal["own"]) -> Tensor:
