@@ -1,6 +1,7 @@
 """`amradio.load` and what it returns: a frozen model with a head per teacher."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -116,10 +117,8 @@ class Model(nn.Module):
         aggregation: sparse gives the outputs of these blocks; dense the mean over each of them and the blocks before it, back to the
         last one asked for. prefix: pairs (features, all tokens before the patches [B, num_prefix, D]: summaries, then registers).
         """
-        if aggregation not in ("sparse", "dense"):
-            raise UserError(f"aggregation: there is no '{aggregation}'; there is: sparse, dense")
-        numbers = indices if isinstance(indices, int) or indices is None else list(indices)
-        return self.network.intermediates(images, numbers, aggregation, prefix)
+        _check_aggregation(aggregation)
+        return self.network.intermediates(images, _numbers(indices), aggregation, prefix)
 
     def text(self, head: str, *, teacher: "Teacher | str | Path | None" = None) -> "TextEncoder":
         """The text encoder of a head's teacher: `model.text("clip")(["a dog"])` lies in the space of the head's summary.
@@ -228,6 +227,15 @@ class Model(nn.Module):
         return head_names(heads, self.config.heads)
 
 
+def _numbers(indices: int | Iterable[int] | None) -> int | list[int] | None:
+    return indices if isinstance(indices, int) or indices is None else list(indices)
+
+
+def _check_aggregation(aggregation: str) -> None:
+    if aggregation not in ("sparse", "dense"):
+        raise UserError(f"aggregation: there is no '{aggregation}'; there is: sparse, dense")
+
+
 def _check_each(check: InputCheck, images: Sequence[Tensor]) -> None:
     """Images [3, H, W]; the UserError of a wrong one says its number."""
     for number, image in enumerate(images):
@@ -235,6 +243,10 @@ def _check_each(check: InputCheck, images: Sequence[Tensor]) -> None:
             check(image, "[3, H, W]")
         except UserError as error:
             raise UserError(*(f"{problem} (number {number})" for problem in error.problems)) from None
+
+
+def _map_of(model: Model, head: str, images: Any, size: Any) -> Tensor:
+    return _spatial(model.features(images, head, size)[head])
 
 
 def _spatial(features: Features) -> Tensor:
