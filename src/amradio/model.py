@@ -132,9 +132,7 @@ class Model(nn.Module):
 
         part = self.config.heads[self._known([head])[0]]
         dims = (part.summary and part.summary.dim, part.spatial and part.spatial.dim)
-        return text_encoder(head, part.teacher, dims, teacher, lambda images, size: _spatial(self.features(images, head, size)[head])).to(
-            self.device
-        )
+        return text_encoder(head, part.teacher, dims, teacher, partial(_map_of, self, head)).to(self.device)
 
     def masks(self, head: str, *, teacher: "Teacher | str | Path | None" = None) -> "MaskDecoder":
         """SAM's promptable mask decoder on the map of a head: see `MaskDecoder`. teacher, errors: as of `text`.
