@@ -101,7 +101,8 @@ def test_every_normaliser_has_a_way_back(settings):
 @pytest.mark.parametrize("settings", [kind() for kind in NORMALIZERS], ids=lambda s: s.type)
 def test_standardising_is_per_channel_whatever_the_target_space(settings):
     rows = rows_of(batches())
-    found = calibrated(settings).standardise(torch.from_numpy(rows).float()).numpy()
+    normalizer = calibrated(settings)
+    found = ((torch.from_numpy(rows).float() - normalizer.mean) / normalizer.std).numpy()
     np.testing.assert_allclose(found, (rows - rows.mean(0)) / rows.std(0), rtol=1e-3, atol=1e-3)
 
 
@@ -110,9 +111,10 @@ def test_a_channel_that_never_changes_stays_finite(settings):
     constant = features(8, 2, 2)
     constant[..., 2] = 5.0
     normalizer = calibrated(settings, [constant])
-    for found in (normalizer.to_target(constant), normalizer.standardise(constant), normalizer.to_raw(normalizer.to_target(constant))):
+    standard = (constant - normalizer.mean) / normalizer.std
+    for found in (normalizer.to_target(constant), standard, normalizer.to_raw(normalizer.to_target(constant))):
         assert torch.isfinite(found).all()
-    torch.testing.assert_close(normalizer.standardise(constant)[..., 2], torch.zeros(8, 2, 2))
+    torch.testing.assert_close(standard[..., 2], torch.zeros(8, 2, 2))
     torch.testing.assert_close(normalizer.to_raw(normalizer.to_target(constant))[..., 2], constant[..., 2])
 
 

@@ -14,7 +14,7 @@ import torch
 
 from .beginning import Beginning
 from .config import parse_yaml, to_yaml, validate
-from .engine.checkpoint import Checkpoints, disk_errors
+from .engine.checkpoint import Checkpoints, aside_of, disk_errors, write_aside
 from .engine.lock import NAME, Lock
 from .engine.settings import WITHOUT_EFFECT
 from .errors import UserError
@@ -54,7 +54,7 @@ class RunFolder:
         if not self.path.exists():
             parent = next(p for p in self.path.absolute().parents if p.exists())
             return [] if os.access(parent, os.W_OK) else [f"out: {parent} cannot be written to; give another folder"]
-        if not {path.name for path in self.path.iterdir()} - {_aside(self.path / "config.yaml").name, NAME}:  # a kill may leave no more
+        if not {path.name for path in self.path.iterdir()} - {aside_of(self.path / "config.yaml").name, NAME}:  # a kill may leave no more
             return []
         config = self.path / "config.yaml"
         if not config.is_file():
@@ -104,9 +104,7 @@ class RunFolder:
         path = self.path / name
         with disk_errors(self.path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = _aside(path)
-            aside.write_text(text, encoding="utf-8")
-            aside.replace(path)
+            write_aside(path, text.encode())
 
 
 def _stored(config: Path) -> Any:
@@ -118,10 +116,6 @@ def _stored(config: Path) -> Any:
         return validate(Recipe, found).model_dump(mode="json")
     except UserError:
         return found  # a key that is gone since: it is named among the changed ones
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
 
 
 def environment() -> dict[str, Any]:

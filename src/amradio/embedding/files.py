@@ -3,14 +3,13 @@
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..engine.checkpoint import disk_errors, to_disk
+from ..engine.checkpoint import aside, disk_errors
 from ..errors import UserError
 from .parts import Parts
 
@@ -123,14 +122,5 @@ def find_writer(out: Path) -> Writer:
 
 def join(parts: Parts, numbers: Sequence[int], out: Path, about: Mapping[str, str]) -> None:
     """Writes the file aside, then renames it; the parts stay. A failure leaves no unfinished file behind."""
-    aside = out.with_name(f".{out.name}.part")
-    try:
-        with disk_errors(out.parent):
-            with aside.open("wb") as file:
-                find_writer(out)(parts, numbers, file, about)
-            to_disk(aside)
-            aside.replace(out)
-    except BaseException:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
+    with disk_errors(out.parent), aside(out) as unfinished, unfinished.open("wb") as file:
+        find_writer(out)(parts, numbers, file, about)

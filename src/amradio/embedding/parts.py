@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..engine.checkpoint import disk_errors, to_disk, write_aside
+from ..engine.checkpoint import aside, disk_errors, write_aside
 from ..errors import UserError, shown
 from ..files import read_json
 from ..tensors import write_tensors
@@ -116,13 +116,9 @@ class Parts:
         """rows: of each image by its number; they are put in this order."""
         names = dict.fromkeys(name for row in rows.values() for name in row)
         tensors = {name: torch.cat([rows[image][name] for image in sorted(rows)]) for name in names}
-        path = self.path(number)
-        aside = path.with_name(f".{path.name}.part")
-        with disk_errors(self.folder):
+        with disk_errors(self.folder), aside(self.path(number)) as unfinished:
             about = {"keys": json.dumps(part.keys), "broken": json.dumps(part.broken), "sha256": _digest(sorted(tensors.items()))}
-            write_tensors(tensors, aside, about)
-            to_disk(aside)
-            aside.replace(path)
+            write_tensors(tensors, unfinished, about)
 
     def read(self, number: int, verify: bool = False) -> Part | None:
         """What a part holds; None where it is not there, or damaged (then it is taken away, to be made again).

@@ -85,10 +85,7 @@ class Checkpoints:
         file = self.path(step) / STATE
         checksums = read_json(file).get(CHECKSUMS) or {}
         with disk_errors(self.folder):
-            aside = file.with_name(f".{STATE}.part")
-            aside.write_text(_signed(step, state, checksums), encoding="utf-8")
-            to_disk(aside)
-            aside.replace(file)
+            write_aside(file, _signed(step, state, checksums).encode())
 
     def _point_last_to(self, final: Path) -> None:
         link = self.folder / ".last.part"
@@ -201,17 +198,29 @@ def to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def write_aside(path: Path, content: bytes) -> None:
-    """Writes a small file aside, then renames it; a failure leaves nothing behind."""
-    aside = path.with_name(f".{path.name}.part")
+def aside_of(path: Path) -> Path:
+    """The hidden file beside `path` in which its content is written before it gets its name."""
+    return path.with_name(f".{path.name}.part")
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A file to write in place of `path`: when the block ends it is on the disk and renamed to `path`; where it fails, it is removed."""
+    unfinished = aside_of(path)
     try:
-        aside.write_bytes(content)
-        to_disk(aside)
-        aside.replace(path)
+        yield unfinished
+        to_disk(unfinished)
+        unfinished.replace(path)
     except BaseException:
         with suppress(OSError):
-            aside.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
         raise
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Writes a small file aside, then renames it; a failure leaves nothing behind."""
+    with aside(path) as unfinished:
+        unfinished.write_bytes(content)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
 from ..console import PERIOD, Phases, is_terminal
-from .checkpoint import disk_errors
+from .checkpoint import disk_errors, write_aside
 
 Item = TypeVar("Item")
 
@@ -193,9 +193,7 @@ class Log:
             if damaged:
                 with open(self.folder / "metrics.damaged.txt", "ab") as file:
                     file.writelines(line + b"\n" for line in damaged)
-            aside = path.with_suffix(".part")
-            aside.write_bytes(b"".join(line + b"\n" for line, found in steps if found is not None and found <= step))
-            aside.replace(path)
+            write_aside(path, b"".join(line + b"\n" for line, found in steps if found is not None and found <= step))
         if damaged:
             self.warn(f"{path}: {len(damaged)} damaged lines (no JSON object with a step) were moved to metrics.damaged.txt beside it")
 

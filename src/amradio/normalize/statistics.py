@@ -60,10 +60,6 @@ class Normalizer(nn.Module):
         """Target space -> raw teacher space, [..., D]."""
         return targets * self.scale + self.shift
 
-    def standardise(self, features: Tensor) -> Tensor:
-        """Raw teacher features centred and scaled per channel: the space of the headline cosine."""
-        return (features - self.mean) / self.std
-
 
 def set_statistics(normalizer: Normalizer, settings: Settings, mean: Tensor, std: Tensor) -> None:
     """Fills a normaliser from float64 statistics [D] as `settings` (one of NORMALIZERS) says."""
