@@ -1,5 +1,6 @@
 """Files of tensors: read and written whole, and what they contain without reading it."""
 
+import json
 import math
 import stat
 import zipfile
@@ -35,13 +36,27 @@ class Held(NamedTuple):
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Writes a safetensors file with the permissions of any new file: the library makes it readable for its owner alone.
 
-    Tensors may lie on any device and in any order in memory. Raises OSError or SafetensorError where the disk refuses.
+    Tensors may lie on any device and in any order in memory. The same tensors and metadata give the same bytes. Raises OSError or
+    SafetensorError where the disk refuses.
     """
     path.touch()
     mode = path.stat().st_mode
     stated = {"format": "pt", **(metadata or {})}
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, stated)
+    _sort_metadata(path)
     path.chmod(mode)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Puts the metadata in the order of their keys: the library writes them in that of a hash table, another one in every run."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        stated = {"__metadata__": dict(sorted(header.pop("__metadata__").items()))}
+        text = json.dumps(stated | header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "the same header in another order is no longer"
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
