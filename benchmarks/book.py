@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amradio.run import environment
+from amradio.environment import environment
 
 
 class Book:

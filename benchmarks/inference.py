@@ -22,11 +22,11 @@ import torch
 import transformers
 
 import amradio
-from amradio.engine.distributed import find_device
+from amradio.devices import find_device
+from amradio.environment import environment
 from amradio.formats import FORMATS, ExportSettings, Found
-from amradio.formats.folder import write_folder
+from amradio.formats.model_folder import write_folder
 from amradio.network import NetworkConfig
-from amradio.run import environment
 
 FORM = {form.name: form for form in FORMATS}
 TOLERANCE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from amradio.evaluation.knn import nearest_rows
-from amradio.run import processor
+from amradio.environment import processor
+from amradio.neighbours import nearest_rows
 
 FULL = 1_281_167, 50_000, 1024
 K = 20

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from amradio.students.vit import VitSettings
+from amradio.students.vit_settings import VitSettings
 
 SMALL = ((96, 96), (112, 64), (64, 64), (80, 128)) * 4
 LARGE = ((224, 224), (224, 160), (320, 224), (160, 160)) * 2

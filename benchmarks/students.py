@@ -33,21 +33,25 @@ from scatter import Panel, Point, draw_panels
 from torch import nn
 
 from amradio.commands.distill import distill
-from amradio.config import Settings, one_of, read_words, validate
+from amradio.config import Settings, one_of, validate
 from amradio.console import PHASES
+from amradio.cost import macs, time_calls
 from amradio.data import Feed, val_batches
-from amradio.engine.distributed import Processes, find_device
+from amradio.devices import find_device
+from amradio.engine.distributed import Processes
 from amradio.engine.log import Log
 from amradio.errors import UserError, nearest
 from amradio.evaluation.base import Result
-from amradio.evaluation.speed import macs, time_calls
 from amradio.evaluation.suite import Suite, run_suite
 from amradio.model import load
 from amradio.recipe import Recipe
 from amradio.students import STUDENTS
-from amradio.students.base import Student, StudentSettings
-from amradio.teachers.base import Teacher, TeacherSettings
+from amradio.students.base import Student
+from amradio.students.settings import StudentSettings
+from amradio.teachers.base import Teacher
+from amradio.teachers.settings import TeacherSettings
 from amradio.training import Training, load_teachers
+from amradio.words import read_words
 
 ROOT = Path(__file__).parents[1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -28,9 +28,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 
+from amradio.distillation.losses import Loss, MatchSettings, cosine, mse
+from amradio.environment import environment
 from amradio.heads import MlpHead
-from amradio.losses import Loss, MatchSettings, cosine, mse
-from amradio.run import environment
 
 BATCH = 128
 TRAINING, TEST, FIT = 1536, 1024, 512
@@ -148,7 +148,7 @@ def measure(data: Data, found: Tensor) -> dict[str, float]:
 def scenes() -> Data:
     """The embedded CLIP on generated scenes; the score is zero-shot accuracy."""
     from amradio.data.scenes import CLASS_NAMES, draw_scene
-    from amradio.teachers.shipped import EmbeddedSettings
+    from amradio.teachers.settings import EmbeddedSettings
 
     teacher = EmbeddedSettings(name="clip").build()
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from amradio.commands.distill import distill
 from amradio.commands.evaluate import evaluate
+from amradio.environment import environment
 from amradio.recipe import Recipe
-from amradio.run import environment
 
 VARIANTS = {
     "raw, 0.9 cosine + 0.1 smooth L1 (AM-RADIO)": ("normalize.spatial=none", "loss.spatial=match"),

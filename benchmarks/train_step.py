@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from amradio.engine.distributed import Processes, find_device
+from amradio.devices import find_device
+from amradio.distillation.task import calibrate
+from amradio.engine.distributed import Processes
 from amradio.engine.log import Log
 from amradio.engine.loop import train
+from amradio.environment import environment
 from amradio.recipe import Recipe
-from amradio.run import environment
-from amradio.task import calibrate
 from amradio.training import Training, load_teachers
 
 QUICKSTART = Path(__file__).parents[1] / "src/amradio/recipes/quickstart.yaml"

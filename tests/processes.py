@@ -14,7 +14,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_WARM = ("amradio.commands.distill", "amradio.commands.doctor", "amradio.model", "amradio.teachers.shipped", "amradio.teachers.clip")
+_WARM = (
+    "amradio.commands.distill",
+    "amradio.commands.doctor",
+    "amradio.model",
+    "amradio.teachers.embedded_teachers",
+    "amradio.teachers.clip",
+)
 """What commands import late."""
 
 

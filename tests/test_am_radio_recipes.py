@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import tiny
+from amradio.distillation.task import Distillation, Objective, Partition
 from amradio.recipe import Recipe, preferred_size
 from amradio.recipes import shipped
-from amradio.task import Distillation, Objective, Partition
 from amradio.teachers import Dinov2Settings
 
 FILES = {found.path.stem: found.path for found in shipped() if found.kind == "recipe"}

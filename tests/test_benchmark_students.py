@@ -16,8 +16,9 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import scatter
 import students
 
-from amradio.config import read_words, validate
+from amradio.config import validate
 from amradio.errors import UserError
+from amradio.words import read_words
 
 ROOT = Path(__file__).parents[1]
 LISTS = sorted((ROOT / "benchmarks").glob("students_*.yaml"))

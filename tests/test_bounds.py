@@ -6,13 +6,14 @@ from typing import Annotated, Any
 import pydantic
 import pytest
 
-from amradio.config import Settings, read_words, validate
+from amradio.config import Settings, validate
+from amradio.distillation.losses import LossSettings
 from amradio.embedding.settings import EmbedSettings
 from amradio.errors import UserError
 from amradio.evaluation.suite import Suite
-from amradio.losses import LossSettings
 from amradio.network import NetworkConfig
 from amradio.recipe import Recipe
+from amradio.words import read_words
 from test_config import settings_below
 
 ROOTS: tuple[type[Settings], ...] = (Recipe, Suite, EmbedSettings, NetworkConfig)

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from amradio.data.labelled.classification import ClassFolderSettings, ScenesImagesSettings, labels_in
+from amradio.data.labelled.imagenet import is_synset, synset_names
+from amradio.data.labelled.segmentation import LabelledMaps
 from amradio.data.scenes import CLASS_NAMES
 from amradio.errors import UserError
 from amradio.evaluation import Bench
-from amradio.evaluation.imagenet import is_synset, synset_names
-from amradio.evaluation.knn import KnnSettings
-from amradio.evaluation.labelled import ClassFolderSettings, ScenesImagesSettings, labels_in
-from amradio.evaluation.labelled_maps import LabelledMaps
-from amradio.evaluation.map_scores import score
-from amradio.evaluation.text_rows import same_names
-from amradio.evaluation.zero_shot import ZeroShotSettings
+from amradio.evaluation.classification.knn import KnnSettings
+from amradio.evaluation.classification.zero_shot import ZeroShotSettings
+from amradio.evaluation.dense.scoring import score
+from amradio.evaluation.text_classifier import same_names
 from data_folders import jpeg
 
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import amradio.recipe
-from amradio.config import Settings, merge, parse_yaml, read_words, to_yaml, validate
+from amradio.config import Settings, to_yaml, validate
 from amradio.errors import UserError, nearest
 from amradio.network import NetworkConfig, head_name_problem
 from amradio.recipe import Recipe, changed_keys
+from amradio.words import merge, read_words
+from amradio.yaml12 import parse_yaml
 
 MINIMAL = """
 data: {train: {type: folder, path: /data/images}}

@@ -20,7 +20,7 @@ from amradio.features import Features
 from amradio.heads import AttentionHeadSettings, LinearHeadSettings, MlpHead, MlpHeadSettings
 from amradio.network import HeadConfig, HeadPart, NetworkConfig
 from amradio.students.base import CLIP_MEAN, CLIP_STD
-from amradio.students.vit import VitSettings
+from amradio.students.vit_settings import VitSettings
 from amradio.teachers import Teacher
 from amradio.training import Training, load_teachers
 from runs import assert_same, losses, metrics, state

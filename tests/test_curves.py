@@ -146,7 +146,7 @@ def test_two_processes_are_what_they_were(recipe_file: Path, tmp_path: Path) -> 
 @pytest.fixture(scope="module")
 def exported_from(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that every format can hold."""
-    from amradio.formats.folder import write_folder
+    from amradio.formats.model_folder import write_folder
     from amradio.students import VitSettings
     from test_export import NOTES, config_of
 

@@ -20,7 +20,7 @@ import tiny
 from amradio import formats
 from amradio.config import validate
 from amradio.errors import UserError
-from amradio.formats.folder import write_folder
+from amradio.formats.model_folder import write_folder
 from amradio.heads import MlpHeadSettings
 from amradio.names import hub_name, recognise
 from amradio.network import HeadConfig, HeadPart, NetworkConfig

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from amradio.config import validate
-from amradio.data import SOURCES, Batch, DataSettings, Feed, chance, check, describe, train_batches, val_batches
+from amradio.data import SOURCES, Batch, DataSettings, Feed, check, describe, train_batches, val_batches
+from amradio.data import stateless_random as chance
 from amradio.data.folder import FolderSettings
 from amradio.data.loading_processes import default_workers
 from amradio.data.scene_source import ScenesSettings

@@ -14,16 +14,16 @@ from PIL import Image
 import amradio
 from amradio.__main__ import main
 from amradio.commands.parser import parser
-from amradio.config import parse_yaml
 from amradio.data import SourceSettings
 from amradio.data.decode import decode
+from amradio.distillation.losses import Loss
 from amradio.evaluation.suite import Suite
-from amradio.formats.folder import write_folder
-from amradio.losses import Loss
+from amradio.formats.model_folder import write_folder
 from amradio.recipe import Recipe
 from amradio.recipes import FOLDER, shipped
 from amradio.students import StudentSettings
 from amradio.teachers import TEACHERS, EmbeddedSettings, TeacherSettings
+from amradio.yaml12 import parse_yaml
 from data_folders import make_shards
 
 ROOT = Path(__file__).parents[1]

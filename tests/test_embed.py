@@ -20,15 +20,15 @@ from safetensors.torch import load_file
 import amradio
 from amradio.__main__ import main
 from amradio.config import validate
+from amradio.data.full_images import CHUNK, open_images, whole_images
 from amradio.data.names import from_key
-from amradio.data.whole import CHUNK, open_images, whole_images
 from amradio.embedding import EmbedSettings, embed_images, embeddings
 from amradio.embedding import job as jobs
 from amradio.embedding.parts import Parts
 from amradio.errors import UserError
-from amradio.formats.folder import write_folder
+from amradio.formats.model_folder import write_folder
+from amradio.image_input import resize
 from amradio.model import Model
-from amradio.teachers.base import resize
 from data_folders import BROKEN, jpeg, make_folder, make_shards, make_table
 from evaluations import tiny_model, tiny_teachers
 

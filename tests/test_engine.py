@@ -20,18 +20,18 @@ from torch import nn
 
 from amradio import UserError
 from amradio import distill as run_distill
-from amradio.config import parse_yaml
 from amradio.engine import checkpoint as checkpoint_module
-from amradio.engine.ahead import ahead
 from amradio.engine.checkpoint import Checkpoints
 from amradio.engine.distributed import Processes
 from amradio.engine.ema import Ema
 from amradio.engine.log import Log
 from amradio.engine.optimizer import build_optimizer, learning_rate
+from amradio.engine.prefetch import ahead
 from amradio.engine.settings import OptimizerSettings
 from amradio.features import Features
 from amradio.teachers import Teacher
 from amradio.training import Training, load_teachers
+from amradio.yaml12 import parse_yaml
 from processes import at_step, fill_disk, start, terminate_self
 from runs import assert_same, files, losses, metrics, state
 
@@ -491,7 +491,7 @@ def test_a_nan_in_the_statistics_stops_at_the_first_step(recipe):
 
 @pytest.mark.parametrize("hardware", [True, False])
 def test_teachers_take_the_precision_of_the_run_and_emulation_is_named(recipe, monkeypatch, hardware, tmp_path):
-    monkeypatch.setattr("amradio.engine.distributed.computes_bfloat16", lambda device: hardware)
+    monkeypatch.setattr("amradio.devices.computes_bfloat16", lambda device: hardware)
     words = ("stages.0.steps=1", "evaluate.every=null")
     automatic = training(recipe(*words, "engine.precision=auto"))
     expected = torch.bfloat16 if hardware else torch.float32

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from amradio.config import Settings, one_of, to_yaml, validate
 from amradio.errors import UserError
 from amradio.features import Features
-from amradio.students.eradio import SIZES, Eradio, EradioSettings, optimal_window
+from amradio.students.eradio import Eradio, optimal_window
 from amradio.students.eradio_attention import AttentionBlock, AttentionStage, BlockShape, PositionBias, cut, join, make_window
 from amradio.students.eradio_published import own_weights, published_weights, settings_from
+from amradio.students.eradio_settings import SIZES, EradioSettings
+from amradio.students.finetuning import merged
 from amradio.students.settings import LastBlocksSettings, LoraSettings
-from amradio.students.trained import merged
 from amradio.yaml12 import parse_yaml
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"

@@ -13,7 +13,7 @@ from amradio import distill as run_distill
 from amradio import load
 from amradio.engine.batch_norm import share_statistics
 from amradio.engine.distributed import Processes
-from amradio.students.eradio import EradioSettings
+from amradio.students.eradio_settings import EradioSettings
 from processes import at_step, start_several, terminate_self
 from runs import assert_same, losses, state
 

@@ -8,16 +8,17 @@ import torch
 from PIL import Image
 
 from amradio.config import validate
+from amradio.data.labelled.classification import ClassFolderSettings, CocoCaptionsSettings, ScenesImagesSettings, labels_in
 from amradio.data.scenes import draw_scene
 from amradio.errors import UserError
 from amradio.evaluation import EVALUATIONS, Bench, EvaluationSettings, Result, measure
 from amradio.evaluation.cache import FeatureCache, Summaries
-from amradio.evaluation.images import Broken, encode, readable
-from amradio.evaluation.labelled import ClassFolderSettings, CocoCaptionsSettings, ScenesImagesSettings, labels_in
-from amradio.evaluation.predictors import centre_crop, predictors
+from amradio.evaluation.predictors import predictors
+from amradio.evaluation.reading import Broken, encode, readable
 from amradio.evaluation.suite import plain
 from amradio.evaluation.summaries import summaries
 from amradio.features import Features
+from amradio.image_input import centre_crop
 from evaluations import SMALL, tiny_bench
 
 TYPES = {settings.model_fields["type"].default: settings for settings in EVALUATIONS}

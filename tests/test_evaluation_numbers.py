@@ -9,21 +9,22 @@ import torch.nn.functional as F
 import transformers
 from sklearn.neighbors import KNeighborsClassifier
 
+from amradio.cost import macs
+from amradio.data.labelled.classification import ScenesImagesSettings
+from amradio.drawing.lines import Line, draw_lines
 from amradio.errors import UserError
-from amradio.evaluation import knn
-from amradio.evaluation.agreement_by_size import Comparison, collapses
-from amradio.evaluation.cka import Cka
-from amradio.evaluation.images import batched
-from amradio.evaluation.knn import GROUP, Neighbours, accuracies, nearest_rows, vote
-from amradio.evaluation.labelled import ScenesImagesSettings
-from amradio.evaluation.linear_classification import Schedule, train_probes
-from amradio.evaluation.plot import Line, draw_lines
-from amradio.evaluation.retrieval import ownership, ranks
-from amradio.evaluation.speed import macs
-from amradio.evaluation.statistics import describe_features, rank_me, spread_cells
+from amradio.evaluation.classification import knn
+from amradio.evaluation.classification.knn import accuracies, vote
+from amradio.evaluation.classification.linear_probe import Schedule, train_probes
+from amradio.evaluation.classification.retrieval import ownership, ranks
+from amradio.evaluation.features.cka import Cka
+from amradio.evaluation.features.statistics import describe_features, rank_me, spread_cells
+from amradio.evaluation.features.teacher_agreement import Comparison, collapses
+from amradio.evaluation.reading import batched
 from amradio.evaluation.suite import Suite, run_suite
-from amradio.evaluation.text_rows import class_embeddings, read_templates
+from amradio.evaluation.text_classifier import class_embeddings, read_templates
 from amradio.features import Features
+from amradio.neighbours import GROUP, Neighbours, nearest_rows
 from evaluations import tiny_bench, tiny_model, tiny_teachers
 
 DRAWS = torch.Generator()
@@ -148,7 +149,7 @@ def test_zero_shot_equals_the_library(tmp_path: Path) -> None:
 def test_embeddings_of_classes_are_averaged_by_the_published_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = tiny_teachers(tmp_path)["clip"]
     classes, templates = ["striped red", "dotted blue", "plain green"], ["a {}", "the {} thing", "a photo of {}"]
-    monkeypatch.setattr("amradio.evaluation.text_rows.TEXTS_AT_ONCE", 6)
+    monkeypatch.setattr("amradio.evaluation.text_classifier.TEXTS_AT_ONCE", 6)
     found = class_embeddings(teacher, classes, templates)
     for name, embedding in zip(classes, found, strict=True):
         each = [F.normalize(teacher.encode_text([template.format(name)]), dim=1) for template in templates]

@@ -15,8 +15,8 @@ from amradio import distill as run_distill
 from amradio.__main__ import main
 from amradio.features import Features
 from amradio.formats import ExportSettings, Found
-from amradio.formats.folder import write_folder
-from amradio.formats.torchhub import TorchHub
+from amradio.formats.model_folder import write_folder
+from amradio.formats.radio.torchhub import TorchHub
 from amradio.heads import LinearHeadSettings, MlpHeadSettings
 from amradio.network import HeadConfig, HeadPart, NetworkConfig
 from amradio.students import EradioSettings, VitSettings

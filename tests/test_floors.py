@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from amradio.commands.results import print_results
+from amradio.data.labelled.classification import share_of_most_frequent
 from amradio.evaluation import Metric, Result
 from amradio.evaluation.base import below_floor, floor_warning
-from amradio.evaluation.labelled import share_of_most_frequent
-from amradio.evaluation.retrieval import chance
+from amradio.evaluation.classification.retrieval import chance
 from amradio.evaluation.suite import plain
 from evaluations import SMALL, tiny_bench
 

@@ -20,14 +20,14 @@ from amradio import UserError, formats
 from amradio.features import Features
 from amradio.formats import ExportSettings, Found
 from amradio.formats.radio import carries, lacks
+from amradio.formats.radio.hf_remote_code import RemoteCode
 from amradio.formats.radio.tokens import Tokens, tokens_of
+from amradio.formats.radio.torchhub import TorchHub
 from amradio.formats.radio.vit import vit_architecture
-from amradio.formats.remote_code import RemoteCode
-from amradio.formats.torchhub import TorchHub
 from amradio.heads import AttentionHeadSettings, LinearHeadSettings, MlpHead, MlpHeadSettings
 from amradio.network import HeadConfig, HeadPart, NetworkConfig
-from amradio.students.eradio import EradioSettings
-from amradio.students.vit import VitSettings
+from amradio.students.eradio_settings import EradioSettings
+from amradio.students.vit_settings import VitSettings
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 VITS = ["idx", "name", "layerscale", "spectral", "upsample"]

@@ -27,7 +27,7 @@ import tiny
 from amradio.__main__ import main
 from amradio.config import validate
 from amradio.errors import UserError
-from amradio.formats.folder import write_folder
+from amradio.formats.model_folder import write_folder
 from amradio.heads import MlpHeadSettings
 from amradio.network import HeadConfig, HeadPart, NetworkConfig
 from amradio.students import VitSettings

@@ -16,14 +16,16 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from amradio.data import decode as decoding
-from amradio.data import guard, whole
+from amradio.data import full_images as whole
+from amradio.data import guard
 from amradio.data.decode import crop_and_resize, decode, decode_ids, picture_size
+from amradio.data.full_images import open_images, whole_images
 from amradio.data.guard import MAX_PIXELS, UnreadableError, read_file
-from amradio.data.whole import open_images, whole_images
+from amradio.data.labelled.base import ImageSet
+from amradio.data.labelled.classification import ImageFolderSettings
+from amradio.data.labelled.segmentation import ImagesLabelsSettings, read_ids
 from amradio.errors import UserError
-from amradio.evaluation.images import Broken, ImageSet, readable, windows
-from amradio.evaluation.labelled import ImageFolderSettings
-from amradio.evaluation.labelled_maps import ImagesLabelsSettings, read_ids
+from amradio.evaluation.reading import Broken, readable, windows
 from data_folders import jpeg
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (36, 48, 3), dtype=np.uint8)
@@ -227,7 +229,7 @@ def test_a_chunk_of_large_images_is_decoded_one_at_a_time(tmp_path: Path, monkey
 def test_windows_of_evaluations_are_bounded_by_area(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.setattr("amradio.evaluation.images.WINDOW_PIXELS", 100)
+    monkeypatch.setattr("amradio.evaluation.reading.WINDOW_PIXELS", 100)
     items = [(number, torch.zeros(3, side, side)) for number, side in enumerate((5, 5, 5, 5, 5, 20, 9, 5))]
     assert [[number for number, _ in window] for window in windows(iter(items), 64)] == [[0, 1, 2, 3], [4], [5], [6], [7]]
 

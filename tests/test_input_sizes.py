@@ -21,7 +21,7 @@ from amradio.evaluation.predictors import predictors
 from amradio.evaluation.suite import plain
 from amradio.evaluation.tiling import Tiled, only_side
 from amradio.features import Features
-from amradio.formats.folder import write_folder
+from amradio.formats.model_folder import write_folder
 from amradio.model import Model
 from amradio.network import NetworkConfig
 from amradio.recipe import Recipe

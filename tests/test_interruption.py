@@ -58,7 +58,7 @@ def signal_in(place: str, number: int) -> None:
 @pytest.mark.parametrize(
     ("verb", "place", "note", "number"),
     [
-        ("export", "amradio.formats.folder:ModelFolder.write", "Nothing was written.", signal.SIGTERM),
+        ("export", "amradio.formats.model_folder:ModelFolder.write", "Nothing was written.", signal.SIGTERM),
         ("embed", "amradio.embedding.job:_write_part", "What is done is kept; run the same command to resume.", signal.SIGTERM),
         ("evaluate", "amradio.commands.evaluate:run_suite", "No results were written.", signal.SIGINT),
     ],

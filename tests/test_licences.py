@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from amradio.formats.timm.format.format import Timm
 
 import amradio
 from amradio import UserError, formats
 from amradio import distill as run_distill
 from amradio.formats import ExportSettings, Found
-from amradio.formats.folder import write_folder
-from amradio.formats.timm import Timm
-from amradio.formats.torchhub import TorchHub
+from amradio.formats.model_folder import write_folder
+from amradio.formats.radio.torchhub import TorchHub
 from amradio.heads import MlpHeadSettings
 from amradio.licences import NOT_STATED, Ancestor, ancestor, front_matter, licence_in, of_teachers, official, terms, united
 from amradio.network import HeadConfig, HeadPart, NetworkConfig

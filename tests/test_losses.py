@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from amradio.balance import BALANCES, FixedSettings
-from amradio.losses import LOSSES, CosineSettings, MatchSettings, MseSettings, SmoothL1Settings
+from amradio.distillation.balance import BALANCES, FixedSettings
+from amradio.distillation.losses import LOSSES, CosineSettings, MatchSettings, MseSettings, SmoothL1Settings
 
 SHAPES = {"summary": (5, 7), "spatial": (3, 2, 5, 6), "one image": (1, 4, 3, 11)}
 

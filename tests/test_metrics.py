@@ -8,12 +8,13 @@ from torch import Tensor
 
 import amradio
 from amradio.commands.evaluate import teachers_of
-from amradio.evaluation.agreement_by_size import Comparison
+from amradio.distillation.metrics import compare, with_norm_ratio
+from amradio.distillation.normalizers import PerChannelSettings
+from amradio.distillation.statistics import Normalizer, set_statistics
+from amradio.distillation.task import Pair, cosines
+from amradio.evaluation.features.teacher_agreement import Comparison
 from amradio.evaluation.suite import Suite
-from amradio.formats.card import agreement_table
-from amradio.metrics import compare, with_norm_ratio
-from amradio.normalize import Normalizer, PerChannelSettings, set_statistics
-from amradio.task import Pair, cosines
+from amradio.formats.model_card import agreement_table
 from runs import metrics
 
 MEASURES = {"standardised_cosine", "norm_ratio", "cosine", "constant_cosine"}

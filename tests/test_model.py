@@ -14,14 +14,15 @@ import amradio
 import tiny
 from amradio.errors import UserError
 from amradio.features import Features
-from amradio.formats.folder import write_folder
+from amradio.formats.model_folder import write_folder
 from amradio.model import Model
 from amradio.network import HeadConfig, HeadPart, NetworkConfig
-from amradio.students.vit import Vit, VitSettings
+from amradio.students.vit import Vit
+from amradio.students.vit_settings import VitSettings
 from amradio.students.windows import from_windows, global_blocks, to_windows
 from amradio.teachers import TEACHERS, EmbeddedSettings
-from amradio.teachers.of_head import settings_of
-from amradio.teachers.prompted import MaskDecoder, SeenImage
+from amradio.teachers.from_head import settings_of
+from amradio.teachers.mask_decoder import MaskDecoder, SeenImage
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the interoperability fixtures are not beside this checkout")

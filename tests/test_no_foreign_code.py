@@ -18,7 +18,7 @@ from amradio.errors import UserError
 from amradio.libraries import NO_CODE, first_line, wants_code
 from amradio.teachers import TEACHERS, Teacher
 from amradio.teachers.loading import quiet
-from amradio.teachers.text import TextEncoder, load_tokenizer
+from amradio.teachers.text_encoder import TextEncoder, load_tokenizer
 
 SOURCE = Path(__file__).parents[1] / "src" / "amradio"
 MODULE = """

@@ -5,16 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from amradio.distillation.normalizers import NORMALIZERS, GlobalSettings, NoneSettings, PerChannelSettings
+from amradio.distillation.statistics import Moments, Normalizer, set_statistics
 from amradio.heads import MlpHeadSettings, fold_affine
-from amradio.normalize import (
-    NORMALIZERS,
-    GlobalSettings,
-    Moments,
-    NoneSettings,
-    Normalizer,
-    PerChannelSettings,
-    set_statistics,
-)
 
 DIM = 6
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 import amradio
 from amradio.errors import UserError
-from amradio.formats.folder import write_folder
-from amradio.images import check_range
+from amradio.formats.model_folder import write_folder
+from amradio.image_input import check_range
 from amradio.recipe import Recipe
 from amradio.teachers import EmbeddedSettings
 

@@ -10,18 +10,14 @@ import transformers
 from PIL import Image
 
 import tiny
+from amradio.data.labelled.instances import CocoInstancesSettings, SceneInstancesSettings, box_of
+from amradio.data.labelled.masks import decode_mask, read_mask
 from amradio.errors import UserError
 from amradio.evaluation.base import Bench
-from amradio.evaluation.instances import CocoInstancesSettings, SceneInstancesSettings
-from amradio.evaluation.masks import decode_mask, read_mask
-from amradio.evaluation.promptable_segmentation import (
-    PromptableSegmentationSettings,
-    coordinates,
-    prompted,
-    to_square,
-)
-from amradio.evaluation.prompts import box_of, discs, filled_boxes, inner_point, ious, squared_distances
-from amradio.teachers.sam import SamSettings, SamTeacher
+from amradio.evaluation.dense.mask_prompts import discs, filled_boxes, inner_point, ious, squared_distances
+from amradio.evaluation.dense.promptable_segmentation import PromptableSegmentationSettings, coordinates, prompted, to_square
+from amradio.teachers.sam import SamTeacher
+from amradio.teachers.settings import SamSettings
 
 COCO = Path(__file__).parents[2] / "shared" / "data" / "coco_instances"
 
@@ -80,7 +76,7 @@ def test_many_prompts_are_made_in_parts(sam: SamTeacher, monkeypatch: pytest.Mon
     boxes = torch.tensor([[4.0 * k, 2.0 * k, 4.0 * k + 20, 2.0 * k + 15] for k in range(7)])
     spatial = sam(to_square(sam, image)).spatial
     at_once = prompted(sam, spatial, "box", boxes, image)
-    monkeypatch.setattr("amradio.teachers.prompted.PROMPTS", 3)
+    monkeypatch.setattr("amradio.teachers.mask_decoder.PROMPTS", 3)
     assert torch.equal(prompted(sam, spatial, "box", boxes, image), at_once)
 
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 import amradio
 from amradio import UserError, formats
 from amradio.formats import ExportSettings, Found
-from amradio.formats.folder import write_folder
+from amradio.formats.model_folder import write_folder
+from amradio.formats.radio.hf_remote_code import RemoteCode
 from amradio.formats.radio.rules import crops_positions, windows
-from amradio.formats.remote_code import RemoteCode
-from amradio.formats.torchhub import TorchHub
+from amradio.formats.radio.torchhub import TorchHub
 from amradio.heads import MlpHeadSettings
 from amradio.network import HeadConfig, HeadPart, NetworkConfig
 from amradio.students import EradioSettings, VitSettings

@@ -6,12 +6,12 @@ import pytest
 
 import amradio
 import tiny
-from amradio.config import parse_yaml, to_yaml
-from amradio.formats.folder import write_folder
+from amradio.config import to_yaml
+from amradio.formats.model_folder import write_folder
 from amradio.recipe import Recipe
 from amradio.recipes import shipped
 from amradio.training import load_teachers
-from amradio.yaml12 import write_yaml
+from amradio.yaml12 import parse_yaml, write_yaml
 from runs import losses
 
 SHIPPED = [found.path for found in shipped() if found.kind == "recipe"]

@@ -17,7 +17,7 @@ from amradio.__main__ import main
 from amradio.engine.checkpoint import STATE, Checkpoints
 from amradio.engine.lock import Lock
 from amradio.engine.log import Log
-from amradio.formats.folder import read_config
+from amradio.formats.model_folder import read_config
 from amradio.training.saving import model_step
 from processes import start
 from runs import assert_same, files, metrics

@@ -11,10 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 import tiny
-from amradio.errors import UserError
-from amradio.evaluation.base import Bench
-from amradio.evaluation.class_names import ADE20K, CITYSCAPES, PASCAL_VOC
-from amradio.evaluation.labelled_maps import (
+from amradio.data.labelled.class_names import ADE20K, CITYSCAPES, PASCAL_VOC
+from amradio.data.labelled.segmentation import (
     IGNORE,
     MAPS,
     Ade20kSettings,
@@ -25,7 +23,10 @@ from amradio.evaluation.labelled_maps import (
     PascalVocSettings,
     SceneMapsSettings,
 )
-from amradio.evaluation.linear_segmentation import (
+from amradio.errors import UserError
+from amradio.evaluation.base import Bench
+from amradio.evaluation.dense.augmentation import Augmentation, AugmentedSchedule, ShortSchedule, View, draw_view, recoloured
+from amradio.evaluation.dense.linear_segmentation import (
     LinearSegmentation,
     LinearSegmentationSettings,
     SlideInference,
@@ -33,14 +34,11 @@ from amradio.evaluation.linear_segmentation import (
     slide,
     starts,
 )
-from amradio.evaluation.mean_iou import Confusion, Priors
-from amradio.evaluation.open_vocabulary_segmentation import OpenVocabularySegmentation, similarities
-from amradio.evaluation.segmentation_crops import Augmentation, AugmentedSchedule, ShortSchedule, View, draw_view, recoloured
-from amradio.evaluation.segmentation_probe import learning_rate, pixel_loss
+from amradio.evaluation.dense.mean_iou import Confusion, Priors
+from amradio.evaluation.dense.open_vocabulary_segmentation import OpenVocabularySegmentation, similarities
+from amradio.evaluation.dense.probe import learning_rate, pixel_loss
 from amradio.features import Features
-from amradio.teachers.clip import ClipSettings
-from amradio.teachers.open_clip import OpenClipSettings
-from amradio.teachers.siglip import SiglipSettings
+from amradio.teachers.settings import ClipSettings, OpenClipSettings, SiglipSettings
 
 CAMVID = Path(__file__).parents[2] / "shared" / "data" / "camvid"
 SIZES = ((24, 32), (20, 20))

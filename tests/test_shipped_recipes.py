@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 import amradio
-from amradio.config import read_words
 from amradio.errors import UserError
 from amradio.evaluation.suite import Suite
 from amradio.recipe import Recipe
 from amradio.recipes import FOLDER, locate, shipped
+from amradio.words import read_words
 
 PACKAGE = Path(amradio.__file__).parent
 

@@ -9,7 +9,7 @@ import torch
 import amradio
 from amradio.config import Settings, one_of, to_yaml, validate
 from amradio.errors import UserError
-from amradio.formats.folder import write_folder
+from amradio.formats.model_folder import write_folder
 from amradio.heads import LinearHeadSettings
 from amradio.network import HeadConfig, HeadPart, NetworkConfig
 from amradio.students import STUDENTS, Student, StudentSettings, catalogue

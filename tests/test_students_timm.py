@@ -12,7 +12,8 @@ import amradio
 from amradio.config import validate
 from amradio.errors import UserError
 from amradio.students import StudentRow
-from amradio.students.timm import WELL_KNOWN, TimmSettings, TimmStudent, survey
+from amradio.students.timm import TimmStudent, survey
+from amradio.students.timm_settings import WELL_KNOWN, TimmSettings
 
 PYRAMIDS = ("test_resnet", "test_convnext", "test_efficientnet", "test_nfnet", "test_byobnet", "test_mambaout")
 MILLIONS = {

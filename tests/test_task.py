@@ -8,20 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-import amradio.task as task_module
+import amradio.distillation.task as task_module
 from amradio import UserError
 from amradio import distill as run_distill
-from amradio.balance import FixedSettings
+from amradio.distillation.balance import FixedSettings
+from amradio.distillation.losses import mse
+from amradio.distillation.normalizers import NORMALIZERS, NormalizeSettings, PerChannelSettings
+from amradio.distillation.statistics import Normalizer, set_statistics
+from amradio.distillation.task import Distillation, Objective, Pair, Partition, calibrate, cosines
 from amradio.engine.distributed import Processes
 from amradio.engine.log import Log
 from amradio.engine.loop import take_step
 from amradio.features import Features, resize_grid
 from amradio.heads import Head, LinearHeadSettings
-from amradio.losses import mse
 from amradio.network import Network
-from amradio.normalize import NORMALIZERS, Normalizer, NormalizeSettings, PerChannelSettings, set_statistics
 from amradio.students import Student
-from amradio.task import Distillation, Objective, Pair, Partition, calibrate, cosines
 from amradio.teachers import Teacher
 from amradio.training import Training, load_teachers
 from runs import state

@@ -8,11 +8,10 @@ import tiny
 from amradio.config import one_of, validate
 from amradio.errors import UserError
 from amradio.features import Features
-from amradio.teachers import TEACHERS, Teacher, TeacherSettings, shipped
-from amradio.teachers.clip import ClipSettings
+from amradio.teachers import TEACHERS, Teacher, TeacherSettings
+from amradio.teachers import embedded_teachers as shipped
 from amradio.teachers.precision import cast
-from amradio.teachers.settings import OwnSettings
-from amradio.teachers.shipped import EmbeddedSettings
+from amradio.teachers.settings import ClipSettings, EmbeddedSettings, OwnSettings
 
 NOT_FROM_FILES = ("embedded", "own", "model")
 """Tested elsewhere: by the files that the package ships, and by what raises."""
@@ -263,7 +262,7 @@ def test_embedded(name: str) -> None:
 
 
 def test_auto_precision_is_that_of_the_models_beside_the_teacher() -> None:
-    from amradio.teachers.shipped import EmbeddedSettings
+    from amradio.teachers.settings import EmbeddedSettings
 
     settings = EmbeddedSettings(name="clip")
     assert settings.precision == "auto"

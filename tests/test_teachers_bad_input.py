@@ -14,11 +14,10 @@ import transformers
 import tiny
 from amradio.config import validate
 from amradio.errors import UserError
-from amradio.teachers import TEACHERS, shipped
-from amradio.teachers.clip import ClipSettings
-from amradio.teachers.dinov2 import Dinov2Settings
+from amradio.teachers import TEACHERS
+from amradio.teachers import embedded_teachers as shipped
 from amradio.teachers.loading import quiet
-from amradio.teachers.sam import SamSettings
+from amradio.teachers.settings import ClipSettings, Dinov2Settings, SamSettings
 
 
 def build_error(kind: str, **keys: object) -> str:

@@ -22,15 +22,18 @@ from torch import Tensor
 
 from amradio.features import Features
 from amradio.teachers import Teacher
-from amradio.teachers.clip import ClipSettings
-from amradio.teachers.dinov2 import Dinov2Settings
-from amradio.teachers.dinov3 import Dinov3Settings
 from amradio.teachers.loading import quiet
-from amradio.teachers.open_clip import OpenClipSettings
-from amradio.teachers.radio import RadioSettings
-from amradio.teachers.sam import SamSettings, SamTeacher
-from amradio.teachers.siglip import SiglipSettings
-from amradio.teachers.timm import TimmSettings
+from amradio.teachers.sam import SamTeacher
+from amradio.teachers.settings import (
+    ClipSettings,
+    Dinov2Settings,
+    Dinov3Settings,
+    OpenClipSettings,
+    RadioSettings,
+    SamSettings,
+    SiglipSettings,
+    TimmSettings,
+)
 from tiny import (
     photo,
     tiny_clip,

@@ -15,7 +15,7 @@ import tiny
 from amradio.errors import UserError
 from amradio.model import Model
 from amradio.network import HeadConfig, HeadPart, NetworkConfig
-from amradio.teachers.of_head import settings_of
+from amradio.teachers.from_head import settings_of
 
 DIMS = {"clip": (24, 32), "open_clip": (24, 32), "siglip": (32, 32), "naflex": (32, 32)}
 BUILDERS = {"clip": tiny.tiny_clip, "open_clip": tiny.tiny_open_clip, "siglip": tiny.tiny_siglip, "naflex": tiny.tiny_naflex}

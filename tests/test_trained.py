@@ -8,9 +8,10 @@ from torch import nn
 
 from amradio.config import validate
 from amradio.errors import UserError
-from amradio.students.base import TrainedSettings
-from amradio.students.trained import LowRankLinear, merged, train_rows
-from amradio.students.vit import Vit, VitSettings
+from amradio.students.finetuning import LowRankLinear, merged, train_rows
+from amradio.students.settings import TrainedSettings
+from amradio.students.vit import Vit
+from amradio.students.vit_settings import VitSettings
 
 TINY = {"dim": 32, "depth": 3, "num_heads": 2, "patch_size": 8, "num_registers": 2, "max_image_size": 64}
 

@@ -11,7 +11,8 @@ from transformers import RadioConfig, RadioModel
 
 from amradio.config import validate
 from amradio.errors import UserError
-from amradio.students.vit import SIZES, Vit, VitSettings
+from amradio.students.vit import Vit
+from amradio.students.vit_settings import SIZES, VitSettings
 
 TINY = {"dim": 48, "depth": 2, "num_heads": 4, "patch_size": 16, "num_registers": 5, "max_image_size": 256}
 SIZES_PX = [(64, 96), (160, 32), (256, 256), (32, 288)]

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from amradio.errors import UserError
-from amradio.students.start import start_from
-from amradio.students.vit import Vit, VitSettings
+from amradio.students.vit import Vit
+from amradio.students.vit_pretrained import start_from
+from amradio.students.vit_settings import VitSettings
 
 TINY = {"dim": 48, "depth": 2, "num_heads": 4, "patch_size": 16, "num_registers": 2, "max_image_size": 64}
 

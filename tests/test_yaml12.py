@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from amradio.config import read_words
 from amradio.errors import UserError
+from amradio.words import read_words
 from amradio.yaml12 import DEEPEST, MOST_NODES, parse_yaml, plain_value, write_yaml
 
 SCALARS = {

@@ -20,7 +20,7 @@ from amradio.config import Settings
 from amradio.evaluation.suite import Suite
 from amradio.later import annotation_of
 from amradio.recipe import Recipe
-from amradio.teachers.base import TeacherSettings
+from amradio.teachers.settings import TeacherSettings
 
 DOCUMENTS = Path(__file__).parents[1] / "docs"
 MARKER = "<!-- Below: written by tools/make_reference.py; change the descriptions in the code instead. -->"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .embedding import embeddings
     from .errors import UserError
     from .features import Features
-    from .images import read_image
+    from .image_input import read_image
     from .model import Model, load
     from .recipe import Recipe
 
@@ -32,6 +32,6 @@ __getattr__ = lazily(
         "evaluate": "commands.evaluate",
         "export": "commands.export",
         "load": "model",
-        "read_image": "images",
+        "read_image": "image_input",
     },
 )

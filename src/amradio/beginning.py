@@ -11,12 +11,12 @@ from .errors import UserError
 from .features import KINDS, Kind
 from .formats import Found
 from .formats.base import peek
-from .formats.folder import ancestors_in
+from .formats.model_folder import ancestors_in
 from .licences import Ancestor, ancestor, licence_in, of_teachers, united
 from .names import recognise
 from .network import HeadConfig, HeadPart, Network, NetworkConfig, load_exactly
 from .students.base import Student
-from .students.trained import train_rows
+from .students.finetuning import train_rows
 
 
 class Plan(NamedTuple):

@@ -10,9 +10,6 @@ import pydantic
 from .errors import UserError, shown
 from .files import path_problem
 from .problems import problems_of
-from .words import merge as merge
-from .words import read_words as read_words
-from .yaml12 import parse_yaml as parse_yaml
 from .yaml12 import write_yaml
 
 

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from . import formats
 from .errors import UserError, nearest
 from .features import Features
-from .images import InputCheck, Picture, Size, check_size, least_side, one_picture, pixels_of, scaled_size
+from .image_input import InputCheck, Picture, Size, check_size, least_side, one_picture, pixels_of, scaled_size
+from .images import resize
 from .network import Network, NetworkConfig, cast_weights
 from .students.base import Aggregation, Conditioner, Student
-from .teachers.base import resize
 
 if TYPE_CHECKING:  # transformers and its kin take seconds to import, and only `text` and `masks` want them
     from .teachers.base import Teacher
-    from .teachers.prompted import MaskDecoder
-    from .teachers.text import TextEncoder
+    from .teachers.mask_decoder import MaskDecoder
+    from .teachers.text_encoder import TextEncoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -128,7 +128,7 @@ class Model(nn.Module):
         teacher: where it is, if config.json does not lead to it: a folder, a hub name, `embedded clip`, or a Teacher object.
         Raises UserError where the head has no summary, or the teacher is not on this machine, has no text encoder or other dimensions.
         """
-        from .teachers.of_head import text_encoder
+        from .teachers.from_head import text_encoder
 
         part = self.config.heads[self._known([head])[0]]
         dims = (part.summary and part.summary.dim, part.spatial and part.spatial.dim)
@@ -139,7 +139,7 @@ class Model(nn.Module):
 
         The student sees the square that SAM would see, at the px at which the head was trained (`MaskDecoder.look` takes others).
         """
-        from .teachers.of_head import mask_decoder
+        from .teachers.from_head import mask_decoder
 
         part = self.config.heads[self._known([head])[0]]
 

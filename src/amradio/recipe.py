@@ -7,21 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import pydantic
 
-from .balance import BALANCES, FixedSettings
-from .config import Pixels, Positive, Seed, Settings, UserPath, defaults, one_of, read_words, validate
+from .config import Pixels, Positive, Seed, Settings, UserPath, defaults, one_of, validate
 from .data import SOURCES, DataSettings
+from .distillation.balance import BALANCES, FixedSettings
+from .distillation.losses import LossSettings
+from .distillation.normalizers import NormalizeSettings
 from .engine.settings import EngineSettings, OptimizerSettings
 from .errors import UserError, nearest, shown
 from .features import KINDS, Kind
 from .heads import HEADS, MlpHeadSettings
 from .heads.names import head_name_problem
 from .later import Later
-from .losses import LossSettings
 from .memory import gib, machine_memory
 from .model_student import ModelStudentSettings
-from .normalize import NormalizeSettings
 from .students import STUDENTS
 from .teachers import TEACHERS
+from .words import read_words
 
 if TYPE_CHECKING:
     from .beginning import Beginning, Begun, Plan

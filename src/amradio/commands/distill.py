@@ -9,15 +9,16 @@ import torch
 
 from ..config import to_yaml
 from ..console import note, outlive_console
-from ..engine.distributed import Processes, autocast_dtype, failures_of_peers, find_device
+from ..devices import autocast_dtype, find_device
+from ..engine.distributed import Processes, failures_of_peers
 from ..engine.log import Log
 from ..errors import UserError
-from ..periodic import PeriodicSuite
 from ..recipe import Recipe
-from ..run import RunFolder
+from ..run_folder import RunFolder
 from ..students.base import Student
 from ..teachers.base import Teacher
 from ..training import Training, check_data, check_extras, check_sizes, describe_data, load_teachers
+from ..training.periodic_evaluation import PeriodicSuite
 from .tables import print_table
 
 Say = Callable[[str], None]

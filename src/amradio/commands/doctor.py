@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants
 
-from ..engine.distributed import computes_bfloat16
-from ..run import LIBRARIES, processor
+from ..devices import computes_bfloat16
+from ..environment import LIBRARIES, processor
 from ..teachers import catalogue
 from .tables import print_table
 

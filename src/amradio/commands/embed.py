@@ -7,9 +7,9 @@ from typing import Any
 from ..config import validate
 from ..console import PHASES, outlive_console
 from ..data import SourceSettings
-from ..data.whole import open_images
+from ..data.full_images import open_images
+from ..devices import find_device
 from ..embedding import Embedded, EmbedSettings, embed_images
-from ..engine.distributed import find_device
 from ..files import user_path
 from ..model import load
 

@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import parse_yaml, validate
+from ..config import validate
 from ..console import PHASES
-from ..engine.checkpoint import disk_errors, write_aside
+from ..environment import environment
 from ..errors import UserError, shown
 from ..evaluation.base import Result
 from ..evaluation.suite import Suite, plain, run_suite
-from ..files import read_text, user_path
+from ..files import disk_errors, read_text, user_path, write_aside
 from ..formats.base import peek
 from ..model import Model, load
 from ..recipe import Recipe
-from ..run import environment
 from ..students.base import Student
 from ..teachers.base import Teacher
 from ..training import load_teachers
 from ..words import names_file
+from ..yaml12 import parse_yaml
 from .results import print_results
 
 SCENES = "scenes"

@@ -11,14 +11,13 @@ import torch
 
 from .. import formats
 from ..console import PHASES
-from ..engine.checkpoint import disk_errors
 from ..engine.lock import Lock
 from ..errors import UserError, nearest
 from ..features import KINDS, Features
-from ..files import user_path
+from ..files import disk_errors, user_path
 from ..formats import ExportSettings, Format, Found
-from ..formats.card import card
-from ..formats.folder import CARD_FILE, PLACEHOLDER
+from ..formats.model_card import card
+from ..formats.model_folder import CARD_FILE, PLACEHOLDER
 from ..licences import NOT_STATED, licence_by_name
 from ..model import head_names
 from ..network import Network, Normalizers, cast_weights

@@ -6,7 +6,7 @@ from ..evaluation.base import Result
 from ..evaluation.suite import Suite
 from ..model import load
 from ..recipe import Recipe
-from ..run import RunFolder
+from ..run_folder import RunFolder
 from ..training import load_teachers
 from .distill import distill
 from .evaluate import SCENES, evaluate_models, for_suite, write_json

@@ -7,8 +7,8 @@ import pydantic
 
 from ..config import AsTuple, Factor, Settings, Share, Workers, one_of
 from ..lazy import lazily
+from .holdout import Part
 from .mixture import MixtureSettings
-from .part import Part
 from .source import Source, SourceSettings
 from .sources import SINGLE_SOURCES
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..errors import UserError
-from . import chance
+from . import stateless_random as chance
 from .batch import Batch
 from .decode import Box, centre_box, crop_and_resize, random_box
 from .guard import UnreadableError

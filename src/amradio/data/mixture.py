@@ -6,7 +6,7 @@ import pydantic
 
 from ..config import Weight, one_of
 from ..errors import UserError
-from . import chance
+from . import stateless_random as chance
 from .decode import Encoded
 from .source import Order, Place, Source, SourceSettings
 from .sources import SINGLE_SOURCES

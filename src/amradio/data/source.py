@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ..config import Settings
 from ..errors import UserError
-from . import chance
+from . import stateless_random as chance
 from .decode import Encoded, UnreadableError, decode
 
 PHASES = 8

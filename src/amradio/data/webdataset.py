@@ -26,7 +26,7 @@ import pydantic
 
 from ..errors import UserError, shown
 from ..files import expand_braces, local_path, user_path
-from . import chance
+from . import stateless_random as chance
 from .guard import UnreadableError, read_file
 from .names import EXTENSIONS, PassedOver, extension, is_shard, to_key
 from .shard import Shard, read_headers, stated_count

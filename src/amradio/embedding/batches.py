@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from ..data import SourceSettings
+from ..data.full_images import CHUNK, WholeImage, open_images, whole_images
 from ..data.source import Source
-from ..data.whole import CHUNK, WholeImage, open_images, whole_images
-from ..engine.distributed import autocast_dtype
+from ..devices import autocast_dtype
 from ..errors import UserError
-from ..evaluation.predictors import scaled
 from ..features import Features
-from ..images import LONGEST
+from ..image_input import LONGEST
+from ..images import resize, scaled
 from ..model import Model, head_names
-from ..teachers.base import resize
 from .settings import ImageSize
 
 WAITING = 4

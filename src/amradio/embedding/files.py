@@ -9,8 +9,8 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine.checkpoint import aside, disk_errors
 from ..errors import UserError
+from ..files import aside, disk_errors
 from .parts import Parts
 
 CODES = {torch.float16: "F16", torch.float32: "F32", torch.int32: "I32", torch.uint8: "U8"}

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..data.full_images import CHUNK, WholeImage, whole_images
 from ..data.source import Source
-from ..data.whole import CHUNK, WholeImage, whole_images
-from ..engine.checkpoint import disk_errors, write_aside
 from ..engine.lock import Lock
 from ..errors import UserError
 from ..evaluation.progress import Progress, silent
+from ..files import disk_errors, write_aside
 from ..model import Model
 from .batches import View, check_heads, embed_batches, find_view, refuse_nothing
 from .files import find_writer, join

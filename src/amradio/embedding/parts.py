@@ -12,9 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..engine.checkpoint import aside, disk_errors, write_aside
 from ..errors import UserError, shown
-from ..files import read_json
+from ..files import aside, disk_errors, read_json, write_aside
 from ..tensors import write_tensors
 from .batches import Embedding
 

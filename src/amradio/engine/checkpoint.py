@@ -2,22 +2,19 @@
 
 import hashlib
 import json
-import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import read_json
+from ..files import disk_errors, gone_on_failure, read_json, to_disk, write_aside
 from ..tensors import write_tensors
 
 PREFIX = "step_"
@@ -177,63 +174,3 @@ def _read(file: Path, reader: Any, before: int | None) -> Any:
 def _refusal(file: Path, reason: str, before: int | None) -> UserError:
     resume = "start again from step 0" if before is None else f"resume from step {before}"
     return UserError(f"{file}: this checkpoint cannot be read: {reason}; delete the folder {file.parent} to {resume}")
-
-
-@contextmanager
-def gone_on_failure(folder: Path) -> Iterator[None]:
-    """Removes a half-written folder when what is inside fails: on a full disk its space is needed."""
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def to_disk(path: Path) -> None:
-    """Waits until a file or folder is on the disk; raises OSError where the disk refuses."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def aside_of(path: Path) -> Path:
-    """The hidden file beside `path` in which its content is written before it gets its name."""
-    return path.with_name(f".{path.name}.part")
-
-
-@contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """A file to write in place of `path`: when the block ends it is on the disk and renamed to `path`; where it fails, it is removed."""
-    unfinished = aside_of(path)
-    try:
-        yield unfinished
-        to_disk(unfinished)
-        unfinished.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise
-
-
-def write_aside(path: Path, content: bytes) -> None:
-    """Writes a small file aside, then renames it; a failure leaves nothing behind."""
-    with aside(path) as unfinished:
-        unfinished.write_bytes(content)
-
-
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turns a full disk or a folder that cannot be written into a UserError."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"{folder}: cannot write ({reason}); free some space or fix the permissions, then run the same command again"
-        ) from None
-    except RuntimeError as error:  # torch.save reports a short write this way
-        if "write" not in str(error) and "unexpected pos" not in str(error):
-            raise
-        raise UserError(f"{folder}: cannot write ({error}); free some space, then run the same command again") from None

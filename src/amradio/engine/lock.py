@@ -12,7 +12,7 @@ from typing import Self
 
 from ..console import note
 from ..errors import UserError, shown
-from .checkpoint import disk_errors
+from ..files import disk_errors
 
 IN_USE = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 NAME = ".lock"

@@ -12,7 +12,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
 from ..console import PERIOD, Phases, is_terminal
-from .checkpoint import disk_errors, write_aside
+from ..files import disk_errors, write_aside
 
 Item = TypeVar("Item")
 

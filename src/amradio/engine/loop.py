@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..interruption import Stop, StopAskedError
-from .ahead import ahead
 from .distributed import Processes
 from .log import Clock
 from .monitor import Monitor
 from .optimizer import learning_rate
+from .prefetch import ahead
 from .settings import EngineSettings, OptimizerSettings
 
 

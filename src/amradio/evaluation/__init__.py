@@ -1,14 +1,14 @@
-from .agreement_by_size import AgreementSettings
 from .base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result, Rows, measure
-from .knn import KnnSettings
-from .linear_classification import LinearClassificationSettings
-from .linear_segmentation import LinearSegmentationSettings
-from .open_vocabulary_segmentation import OpenVocabularySegmentationSettings
-from .promptable_segmentation import PromptableSegmentationSettings
-from .retrieval import RetrievalSettings
-from .speed import ThroughputSettings
-from .statistics import StatisticsSettings
-from .zero_shot import ZeroShotSettings
+from .classification.knn import KnnSettings
+from .classification.linear_probe import LinearClassificationSettings
+from .classification.retrieval import RetrievalSettings
+from .classification.zero_shot import ZeroShotSettings
+from .dense.linear_segmentation import LinearSegmentationSettings
+from .dense.open_vocabulary_segmentation import OpenVocabularySegmentationSettings
+from .dense.promptable_segmentation import PromptableSegmentationSettings
+from .features.statistics import StatisticsSettings
+from .features.teacher_agreement import AgreementSettings
+from .throughput import ThroughputSettings
 
 EVALUATIONS: tuple[type[EvaluationSettings], ...] = (
     KnnSettings,

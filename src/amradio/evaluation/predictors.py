@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..features import Features
+from ..images import central_square, centre_crop, resize, scaled
 from ..model import Model
-from ..teachers.base import Teacher, central_square, resize
+from ..teachers.base import Teacher
 from .inputs import Counts, Recorded
 from .tiling import Tiled, only_side
 
@@ -128,22 +129,6 @@ def _tiled(view: View, legal: Callable[[int, int], tuple[int, int]], patch_size:
 def _size(sizes: Sizes, row: str, model: Model | None) -> int | None:
     named = sizes.get(row) if isinstance(sizes, Mapping) else sizes
     return named or (model.config.image_size if model is not None else None)
-
-
-def scaled(images: Tensor, short_side: int | None) -> tuple[int, int]:
-    """(height, width) of [B, 3, H, W] with the short side brought to `short_side` px, aspect kept, rounded; unchanged for None."""
-    height, width = images.shape[-2:]
-    if short_side is None:
-        return height, width
-    scale = short_side / min(height, width)
-    return round(height * scale), round(width * scale)
-
-
-def centre_crop(images: Tensor, image_size: int) -> Tensor:
-    """[B, 3, H, W]: short side to `image_size` px (bicubic, antialiased), then the central square."""
-    images = resize(images, scaled(images, image_size))
-    top, left = (images.shape[-2] - image_size) // 2, (images.shape[-1] - image_size) // 2
-    return images[..., top : top + image_size, left : left + image_size]
 
 
 def _bounded(images: Tensor, image_size: int | None) -> tuple[int, int]:

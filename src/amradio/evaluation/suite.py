@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 import torch
 
-from ..config import Pixels, Settings, Workers, defaults, one_of, read_words, validate
-from ..engine.distributed import autocast_dtype, find_device
+from ..config import Pixels, Settings, Workers, defaults, one_of, validate
+from ..devices import autocast_dtype, find_device
 from ..errors import UserError
 from ..model import Model
 from ..teachers import TEACHERS
 from ..teachers.base import Teacher
+from ..words import read_words
 from . import EVALUATIONS
 from .base import Bench, Evaluation, Result, below_floor, chosen, measure
 from .inputs import plain as describe_inputs

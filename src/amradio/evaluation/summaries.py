@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from ..data.labelled.base import ImageSet
 from ..features import Features
 from .base import Bench, summary_of
 from .cache import Summaries
-from .images import Broken, ImageSet, encode, readable, windows
 from .inputs import Counts
 from .predictors import Predict, Predictor
+from .reading import Broken, encode, readable, windows
 
 
 def summaries(images: ImageSet, predict: Predict, bench: Bench, broken: Broken) -> Mapping[str, Summaries]:

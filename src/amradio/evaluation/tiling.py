@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..features import Features
-from ..teachers.base import resize
+from ..images import resize
 
 LONGEST = 16
 """An image that is longer than this many times its short side is squashed to that: each square of it costs a pass of the model."""

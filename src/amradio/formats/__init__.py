@@ -9,11 +9,11 @@ from ..licences import official
 from ..names import hub_name
 from ..students.base import Student
 from .base import ExportSettings, Format, Found, absent, refuse
-from .folder import ModelFolder
+from .model_folder import ModelFolder
 from .onnx import Onnx
-from .remote_code import RemoteCode
-from .timm import Timm
-from .torchhub import TorchHub
+from .radio.hf_remote_code import RemoteCode
+from .radio.torchhub import TorchHub
+from .timm.format import Timm
 from .transformers import Transformers
 
 FORMATS: tuple[Format, ...] = (ModelFolder(), RemoteCode(), Transformers(), Timm(), Onnx(), TorchHub())

@@ -16,7 +16,7 @@ from ..features import KINDS, Features
 from ..network import Network, NetworkConfig
 from ..students.vit import Vit
 from .base import ExportSettings, Format, Found
-from .folder import ANCESTRY, ancestry
+from .model_folder import ANCESTRY, ancestry
 
 OPSET = 18
 """The least that torch's exporter writes; TensorRT takes it from version 10 on."""

@@ -15,12 +15,13 @@ from ..features import Features
 from ..files import read_json
 from ..libraries import first_line, no_remote_code, refuse_code
 from ..network import Network, NetworkConfig
-from ..students.start import TABLE
-from ..students.vit import Vit, VitSettings, VitShape
+from ..students.vit import Vit, VitShape
+from ..students.vit_pretrained import TABLE
+from ..students.vit_settings import VitSettings
 from ..tensors import read_tensors, write_tensors
 from .base import ExportSettings, Format, Found, peek
 from .building import filled
-from .folder import ANCESTRY, CONFIG_FILE, ancestors_in, ancestry, plain_ancestors, read_sharded
+from .model_folder import ANCESTRY, CONFIG_FILE, ancestors_in, ancestry, plain_ancestors, read_sharded
 from .radio.heads import OWN_KEY, own_part
 from .vit_weights import VitLayout, fold_normalisation, fold_scales, mlp_ratio, without_idle_scales
 

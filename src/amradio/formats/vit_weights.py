@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ..config import validate
 from ..students.base import CLIP_MEAN, CLIP_STD
-from ..students.start import EMBEDDER, TABLE
-from ..students.vit import SIZES, VitSettings, VitShape
+from ..students.vit import VitShape
+from ..students.vit_pretrained import EMBEDDER, TABLE
+from ..students.vit_settings import SIZES, VitSettings
 
 LAYER_SCALE = 1e-5
 """What C-RADIOv3-B and -L began with; of a model that is read only its presence matters."""

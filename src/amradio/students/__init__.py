@@ -10,7 +10,7 @@ from .vit_settings import VitSettings
 
 if TYPE_CHECKING:
     from .base import Student
-    from .own import OwnStudent
+    from .user_module import OwnStudent
 
 STUDENTS: tuple[type[StudentSettings], ...] = (VitSettings, EradioSettings, TimmSettings, OwnSettings)
 
@@ -33,4 +33,4 @@ __all__ = [
     "catalogue",
 ]
 
-__getattr__ = lazily(__name__, {"OwnStudent": "own", "Student": "base"})
+__getattr__ = lazily(__name__, {"OwnStudent": "user_module", "Student": "base"})

@@ -8,9 +8,6 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..features import Features
-from .settings import StudentRow as StudentRow
-from .settings import StudentSettings as StudentSettings
-from .settings import TrainedSettings as TrainedSettings
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

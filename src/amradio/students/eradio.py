@@ -16,10 +16,7 @@ from ..features import Features
 from .base import Student
 from .eradio_attention import AttentionStage, BlockShape, WindowAttention, make_window
 from .eradio_blocks import C2f, ConvNorm, Downsample, Neck, NeckBranch, Stem
-from .eradio_settings import SIZES as SIZES
-from .eradio_settings import EradioSettings as EradioSettings
-from .eradio_settings import EradioShape as EradioShape
-from .eradio_settings import WindowRule as WindowRule
+from .eradio_settings import EradioSettings, WindowRule
 
 MAX_WINDOW = 16
 MIN_WINDOW = 7

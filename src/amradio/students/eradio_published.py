@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .eradio import DEAD_NORM, SIZES, Eradio, EradioSettings, EradioShape, WindowRule
+from .eradio import DEAD_NORM, Eradio
 from .eradio_attention import WindowAttention, make_window
+from .eradio_settings import SIZES, EradioSettings, EradioShape, WindowRule
 
 _DERIVED = ("relative_coords_table", "relative_position_index", "relative_bias")
 _BIAS = "levels.{}.blocks.0.attention_blocks.{}.attn.pos_emb_funct."

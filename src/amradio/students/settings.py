@@ -67,7 +67,7 @@ class LoraSettings(Settings):
 
     def choose(self, student: nn.Module, blocks: Sequence[nn.Module]) -> None:
         """Freezes the student and adds to each linear layer of `blocks`; UserError where there is none."""
-        from .trained import LowRankLinear, linears, replace_module
+        from .finetuning import LowRankLinear, linears, replace_module
 
         found = [(block, *pair) for block in blocks for pair in linears(block)]
         if not found:

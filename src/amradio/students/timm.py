@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..features import Features
 from .base import Student
-from .timm_settings import WELL_KNOWN as WELL_KNOWN
-from .timm_settings import SummaryFrom
-from .timm_settings import TimmSettings as TimmSettings
-from .timm_start import start_trunk
+from .timm_pretrained import start_trunk
+from .timm_settings import SummaryFrom, TimmSettings
 
 
 def build(settings: TimmSettings, num_summaries: int) -> "TimmStudent":

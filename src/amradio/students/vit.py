@@ -13,10 +13,8 @@ from ..features import Features
 from .base import NUM_DRAWS, Aggregation, Student, block_numbers
 from .packing import Packing
 from .patch_generator import PatchGenerator, PositionRule
-from .start import TOKENS, start_from
-from .vit_settings import SIZES as SIZES
-from .vit_settings import VitSettings as VitSettings
-from .vit_settings import VitShape
+from .vit_pretrained import TOKENS, start_from
+from .vit_settings import VitSettings, VitShape
 from .windows import Parted, Windows, global_blocks
 
 

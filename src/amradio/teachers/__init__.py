@@ -21,7 +21,7 @@ from .settings import (
 )
 
 if TYPE_CHECKING:
-    from .base import Teacher, resize
+    from .base import Teacher
 
 TEACHERS: tuple[type[TeacherSettings], ...] = (
     ClipSettings,
@@ -56,7 +56,6 @@ __all__ = [
     "TeacherSettings",
     "TimmSettings",
     "catalogue",
-    "resize",
 ]
 
-__getattr__ = lazily(__name__, {"Teacher": "base", "resize": "base"})
+__getattr__ = lazily(__name__, {"Teacher": "base"})

@@ -4,9 +4,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .base import Precision, Teacher, resize
+from ..images import resize
+from .base import Teacher
 from .precision import cast
 from .preprocess import Preprocess
+from .settings import Precision
 
 
 class Origin(NamedTuple):

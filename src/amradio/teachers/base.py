@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..features import Features
+from ..images import central_square, resize
 from ..licences import Ancestor
-from .settings import Precision as Precision
-from .settings import TeacherSettings as TeacherSettings
 
 
 class Teacher(nn.Module):
@@ -132,19 +130,3 @@ def _ordinary(features: Tensor | None) -> Tensor | None:
 def to_grid(tokens: Tensor, images: Tensor, patch_size: int) -> Tensor:
     """Patch tokens [B, N, D], row-major, of images [B, 3, H, W] -> [B, H // patch_size, W // patch_size, D]."""
     return tokens.unflatten(1, (images.shape[-2] // patch_size, images.shape[-1] // patch_size))
-
-
-def central_square(images: Tensor) -> Tensor:
-    """[B, 3, H, W] -> the central square [B, 3, S, S] of its short side."""
-    side = min(images.shape[-2:])
-    top, left = (images.shape[-2] - side) // 2, (images.shape[-1] - side) // 2
-    return images[..., top : top + side, left : left + side]
-
-
-def resize(images: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
-    """Antialiased resize of [B, 3, H, W] in [0, 1] to [B, 3, *size], clamped to [0, 1]; mode: bicubic, bilinear or nearest."""
-    if tuple(images.shape[-2:]) == size:
-        return images
-    if mode == "nearest":
-        return F.interpolate(images, size, mode="nearest-exact")
-    return F.interpolate(images, size, mode=mode, antialias=True, align_corners=False).clamp(0, 1)

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from ..features import Features
 from .adapter import Adapter, Origin
-from .base import Precision, to_grid
+from .base import to_grid
 from .catalogue import licence_of
 from .loading import Source, check_override, load_processor, load_transformers
 from .preprocess import Preprocess, of_processor
-from .settings import ClipSettings as ClipSettings
-from .text import in_batches, load_tokenizer
+from .settings import ClipSettings, Precision
+from .text_encoder import in_batches, load_tokenizer
 
 
 def build(settings: ClipSettings) -> "ClipTeacher":

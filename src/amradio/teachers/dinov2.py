@@ -6,11 +6,11 @@ from torch import Tensor
 
 from ..features import Features
 from .adapter import Adapter, Origin
-from .base import Precision, to_grid
+from .base import to_grid
 from .catalogue import licence_of
 from .loading import Source, check_override, load_processor, load_transformers
 from .preprocess import Preprocess, of_processor
-from .settings import Dinov2Settings as Dinov2Settings
+from .settings import Dinov2Settings, Precision
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

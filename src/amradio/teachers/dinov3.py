@@ -6,11 +6,11 @@ from torch import Tensor
 
 from ..features import Features
 from .adapter import Adapter, Origin
-from .base import Precision, to_grid
+from .base import to_grid
 from .catalogue import licence_of
 from .loading import Source, check_override, load_processor, load_transformers
 from .preprocess import Preprocess, of_processor
-from .settings import Dinov3Settings as Dinov3Settings
+from .settings import Dinov3Settings, Precision
 
 CONVNEXT_STRIDE = 32
 """Four in the stem, then two in each of three stages."""

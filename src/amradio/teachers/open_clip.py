@@ -17,13 +17,13 @@ from ..libraries import first_line
 from ..names import recognise
 from ..tensors import held_in
 from .adapter import Adapter, Origin
-from .base import Precision, to_grid
+from .base import to_grid
 from .catalogue import licence_of
 from .folder_checks import check_size, check_tokenizer
 from .loading import Source, absent, check_override, fetch, hub_answers, quiet, reading
 from .preprocess import Preprocess, Rule, three
-from .settings import OpenClipSettings as OpenClipSettings
-from .text import in_batches
+from .settings import OpenClipSettings, Precision
+from .text_encoder import in_batches
 
 CONFIG_FILE = "open_clip_config.json"
 

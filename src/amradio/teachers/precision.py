@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .base import Precision
+from .settings import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {
     "auto": torch.float32,

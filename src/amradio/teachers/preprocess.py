@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import resize
+from ..images import resize
 
 Rule = Literal["exact", "shortest", "longest", "none"]
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..features import Features
 from .adapter import Adapter, Origin
-from .base import Precision, to_grid
+from .base import to_grid
 from .catalogue import licence_of
 from .loading import Source, check_override, load_processor, load_transformers
 from .preprocess import Preprocess, of_processor
-from .settings import RadioSettings as RadioSettings
+from .settings import Precision, RadioSettings
 
 
 def build(settings: RadioSettings) -> "RadioTeacher":

@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from ..features import Features, resize_grid
 from .adapter import Adapter, Origin
-from .base import Precision
 from .catalogue import licence_of
 from .loading import Source, load_processor, load_transformers
 from .precision import cast
 from .preprocess import Preprocess, of_processor
-from .settings import SamSettings as SamSettings
+from .settings import Precision, SamSettings
 
 
 def build(settings: SamSettings) -> "SamTeacher":

@@ -198,7 +198,7 @@ class EmbeddedSettings(TeacherSettings):
 
     def build(self) -> "Teacher":
         """Loads the model from the package; raises UserError where the installation lacks its files."""
-        from .shipped import build
+        from .embedded_teachers import build
 
         return build(self)
 
@@ -216,7 +216,7 @@ class ModelSettings(TeacherSettings):
 
     def build(self) -> "Teacher":
         """Raises UserError where the folder is not a whole model folder or has no such head."""
-        from .folder import build
+        from .model import build
 
         return build(self)
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ..features import Features
+from ..images import resize
 from .adapter import Adapter, Origin
-from .base import Precision, Teacher, resize, to_grid
+from .base import Teacher, to_grid
 from .catalogue import licence_of
 from .loading import Source, check_override, load_processor, load_transformers
 from .preprocess import Preprocess, of_processor, three
-from .settings import SiglipSettings as SiglipSettings
-from .text import canonical, in_batches, load_tokenizer
+from .settings import Precision, SiglipSettings
+from .text_encoder import canonical, in_batches, load_tokenizer
 
 
 def build(settings: SiglipSettings) -> "Teacher":

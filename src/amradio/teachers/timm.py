@@ -10,12 +10,11 @@ from ..features import Features
 from ..files import read_json
 from ..names import recognise
 from .adapter import Adapter, Origin
-from .base import Precision
 from .catalogue import licence_of
 from .folder_checks import check_size
 from .loading import Source, check_override, fetch, quiet, reading
 from .preprocess import Preprocess, Rule, three
-from .settings import TimmSettings as TimmSettings
+from .settings import Precision, TimmSettings
 
 
 def build(settings: TimmSettings) -> "TimmTeacher":

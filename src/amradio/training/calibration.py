@@ -8,10 +8,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..engine.checkpoint import disk_errors
+from ..distillation.task import Partition, calibrate
+from ..drawing.contact_sheet import contact_sheet
 from ..engine.loop import Stage
-from ..pictures import contact_sheet
-from ..task import Partition, calibrate
+from ..files import disk_errors
 from ..tensors import write_tensors
 from .schedule import Group
 from .setup import Context

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..evaluation.agreement import Agreement, agreement
+from .agreement import Agreement, agreement
 from .schedule import Group
 from .setup import Context
 

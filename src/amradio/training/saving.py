@@ -12,12 +12,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..config import Settings, to_yaml, validate
-from ..engine.checkpoint import Checkpoint, disk_errors
+from ..distillation.task import fold_normalizers
+from ..engine.checkpoint import Checkpoint
 from ..errors import UserError
-from ..formats.folder import CARD_FILE, WEIGHTS_FILE, read_config, write_folder
+from ..files import disk_errors
+from ..formats.model_folder import CARD_FILE, WEIGHTS_FILE, read_config, write_folder
 from ..network import Network, NetworkConfig, Normalizers, load_exactly
-from ..students.trained import merged
-from ..task import fold_normalizers
+from ..students.finetuning import merged
 from .setup import Context
 
 Count = Annotated[int, pydantic.Field(ge=0)]

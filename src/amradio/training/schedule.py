@@ -5,10 +5,10 @@ from functools import cached_property
 from typing import NamedTuple
 
 from ..data import Batch, Feed, SourceSettings, train_batches, val_batches
+from ..distillation.task import Distillation, Partition
 from ..engine.distributed import Processes
 from ..engine.loop import Stage
 from ..recipe import PartitionSettings, Recipe
-from ..task import Distillation, Partition
 
 
 class Group(NamedTuple):

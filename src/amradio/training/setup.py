@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..engine.distributed import Processes, autocast_dtype, find_device
+from ..devices import autocast_dtype, find_device
+from ..distillation.task import Distillation
+from ..engine.distributed import Processes
 from ..engine.ema import Ema
 from ..engine.log import Clock, Log
 from ..engine.loop import Stage
@@ -14,8 +16,7 @@ from ..features import KINDS
 from ..interruption import Stop
 from ..network import Network
 from ..recipe import Recipe
-from ..run import RunFolder
-from ..task import Distillation
+from ..run_folder import RunFolder
 from ..teachers.base import Teacher
 from .schedule import Feeds
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from ..data import Feed, train_batches
-from ..engine.distributed import in_hardware
+from ..devices import in_hardware
 from .setup import Context
 
 LOADING_TRIAL = 32

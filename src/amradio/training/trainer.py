@@ -13,27 +13,28 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..console import duration
 from ..data import Batch
-from ..engine.distributed import Processes, autocast_dtype
+from ..devices import autocast_dtype
+from ..distillation.losses import Loss
+from ..distillation.task import Distillation, Objective, speak_raw
+from ..engine.distributed import Processes
 from ..engine.ema import Ema
 from ..engine.log import Clock, Log
 from ..engine.loop import Job, Stage, train
 from ..engine.monitor import Monitor
 from ..engine.optimizer import build_optimizer
 from ..errors import UserError
-from ..evaluation.agreement import Agreement
 from ..features import KINDS, Kind
 from ..interruption import Stop, StopAskedError
-from ..losses import Loss
 from ..network import Network
-from ..periodic import PeriodicSuite
 from ..recipe import Recipe
-from ..run import RunFolder
+from ..run_folder import RunFolder
 from ..students.base import Student
-from ..task import Distillation, Objective, speak_raw
 from ..teachers.base import Teacher
+from .agreement import Agreement
 from .calibration import Calibration
 from .checks import check_sizes
 from .held_out import HeldOut
+from .periodic_evaluation import PeriodicSuite
 from .saving import Progress, Saving
 from .schedule import Feeds, Group, find_stages
 from .setup import Context, Teachers

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...network import NetworkConfig
-from ...students.eradio import SIZES, Eradio, EradioSettings
+from ...students.eradio import Eradio
 from ...students.eradio_published import own_weights, published_weights, settings_from
+from ...students.eradio_settings import SIZES, EradioSettings
 from .heads import own_part
 from .layout import Published, same_conditioner
 

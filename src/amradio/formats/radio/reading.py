@@ -6,11 +6,11 @@ from typing import Any, Literal
 from ...config import validate
 from ...features import KINDS
 from ...network import HeadConfig, NetworkConfig, TrainingFacts
-from ...students.base import StudentSettings
-from ...students.vit import VitSettings
+from ...students.settings import StudentSettings
+from ...students.vit_settings import VitSettings
 from ..base import Found
 from ..building import filled
-from ..folder import ancestors_in
+from ..model_folder import ancestors_in
 from .eradio import STEM, read_eradio
 from .heads import OWN_KEY, head_config, own_part
 from .layout import Published, check_settings

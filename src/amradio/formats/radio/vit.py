@@ -9,7 +9,8 @@ import torch
 
 from ...errors import UserError
 from ...network import NetworkConfig
-from ...students.vit import SIZES, VitSettings, VitShape
+from ...students.vit import VitShape
+from ...students.vit_settings import SIZES, VitSettings
 from .heads import own_part
 from .layout import OWN_MEAN, OWN_STD, Published, same_conditioner, square_root
 from .rules import crops_positions

@@ -10,10 +10,11 @@ from ...features import KINDS
 from ...heads import AttentionHeadSettings, LinearHeadSettings
 from ...network import HeadConfig, NetworkConfig
 from ...students.base import CLIP_MEAN, CLIP_STD
-from ...students.eradio import Eradio, EradioSettings
-from ...students.vit import VitSettings
+from ...students.eradio import Eradio
+from ...students.eradio_settings import EradioSettings
+from ...students.vit_settings import VitSettings
 from ..base import Found
-from ..folder import ANCESTRY, plain_ancestors
+from ..model_folder import ANCESTRY, plain_ancestors
 from .eradio import eradio_architecture, eradio_weights, lacks_eradio
 from .heads import ATTENTION_DEPTH, ATTENTION_HEADS, OWN_KEY, entry_of, silent_head, silent_part
 from .layout import Published

@@ -1,0 +1,288 @@
+"""Images with labels or captions: folders of classes, generated scenes, COCO captions."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...config import Positive, SceneSize, Seed, Settings, UserPath, one_of
+from ...errors import UserError, shown
+from ...files import user_path
+from ..folder import Folder
+from ..guard import read_file
+from ..names import PassedOver, to_key
+from ..scenes import CLASS_NAMES, Scene, Scenes
+from .annotations import read_captions, read_names
+from .base import ImageSet
+from .class_folders import list_classes
+
+
+class LabelledSet(ImageSet):
+    """Images of which each has a class."""
+
+    class_ids: Sequence[str]
+    """What a class is known by, unique: the name of its folder. Sets are matched by these."""
+    classes: Sequence[str]
+    """Readable names, for prompts and tables; two classes may have the same."""
+    unnamed: Sequence[str] = ()
+    """Those of `class_ids` that have no readable name, so that no prompt can be made of them."""
+    labels: Sequence[int]
+    """One index into `classes` an image, known without reading it."""
+
+    def identity(self) -> Iterator[str]:
+        """Keys, labels and names of the classes."""
+        yield from self.classes
+        for index in range(len(self)):
+            yield f"{self.key(index)}={self.labels[index]}"
+
+
+class CaptionedSet(ImageSet):
+    """Images with captions."""
+
+    captions: Sequence[Sequence[str]]
+    """At least one an image, known without reading it."""
+
+    def identity(self) -> Iterator[str]:
+        """Keys and captions."""
+        for index in range(len(self)):
+            yield "\0".join((self.key(index), *self.captions[index]))
+
+
+class ImageSetSettings(Settings):
+    """What is common to all sets of images for evaluations."""
+
+    limit: Positive | None = None
+    """Images at most, spread evenly over the set; null for all."""
+
+
+class ClassFolderSettings(ImageSetSettings):
+    """One folder a class, with its images in it or below. Readable names are those of a `classnames.json` ({CLASS: readable name}) beside
+    the classes or one folder up, ImageNet's for folders that are called after WordNet's synsets (n01440764), else the folders' own."""
+
+    type: Literal["class_folder"] = "class_folder"
+    path: UserPath
+    """The folder that holds the folders of classes."""
+
+    def build(self) -> "ClassFolder":
+        """Lists the files; raises UserError where there is no such folder, or no folder with an image in it."""
+        return ClassFolder(user_path(self.path), self.limit)
+
+
+class ImageFolderSettings(ImageSetSettings):
+    """Images of a folder and the folders in it, nothing known of them."""
+
+    type: Literal["folder"] = "folder"
+    path: UserPath
+    """The folder."""
+
+    def build(self) -> "ImageFolder":
+        """Lists the files; raises UserError where there is no such folder or no image in it."""
+        return ImageFolder(self.path, self.limit)
+
+
+class ScenesImagesSettings(ImageSetSettings):
+    """Generated scenes with the class of their principal object, captions and masks."""
+
+    type: Literal["scenes"] = "scenes"
+    length: Positive = 1024
+    """How many."""
+    seed: Seed = 1
+    """The world; training scenes are of world 0 unless they are told otherwise."""
+    image_size: SceneSize = 64
+    """px of a side."""
+
+    def build(self) -> "SceneSet":
+        """Never fails."""
+        return SceneSet(Scenes(self.length, self.seed, self.image_size), self.limit)
+
+
+class CocoCaptionsSettings(ImageSetSettings):
+    """Captions in COCO's format and a folder of images."""
+
+    type: Literal["coco_captions"] = "coco_captions"
+    annotations: UserPath
+    """The JSON file: {images: [{id, file_name}], annotations: [{image_id, caption}]}."""
+    images: UserPath
+    """The folder of `file_name`."""
+
+    def build(self) -> "CocoCaptions":
+        """Reads the JSON; raises UserError where it or the folder is missing, is no captions file, or names an image twice."""
+        return CocoCaptions(user_path(self.annotations), user_path(self.images), self.limit)
+
+
+LABELLED: tuple[type[ImageSetSettings], ...] = (ClassFolderSettings, ScenesImagesSettings)
+"""Sets with classes."""
+CAPTIONED: tuple[type[ImageSetSettings], ...] = (CocoCaptionsSettings, ScenesImagesSettings)
+"""Sets with captions."""
+IMAGES: tuple[type[ImageSetSettings], ...] = (ImageFolderSettings, ClassFolderSettings, CocoCaptionsSettings, ScenesImagesSettings)
+"""Sets of images, whatever is known of them."""
+
+if TYPE_CHECKING:
+    AnyLabelled = ClassFolderSettings | ScenesImagesSettings
+    AnyCaptioned = CocoCaptionsSettings | ScenesImagesSettings
+    AnyImages = ImageFolderSettings | AnyLabelled | AnyCaptioned
+else:
+    AnyLabelled, AnyCaptioned, AnyImages = one_of(LABELLED), one_of(CAPTIONED), one_of(IMAGES)
+
+
+class _Files(ImageSet):
+    def __init__(self, root: Path, names: Sequence[str]):
+        self.root, self.names = root, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def key(self, index: int) -> str:
+        return to_key(self.names[index])
+
+    def read(self, index: int) -> bytes:
+        return read_file(self.root / self.names[index])
+
+
+class ClassFolder(_Files, LabelledSet):
+    """See `ClassFolderSettings`; classes in the order of their folders' names."""
+
+    def __init__(self, path: Path, limit: int | None = None):
+        found = list_classes(path)
+        kept = spread(len(found.names), limit)
+        super().__init__(path, [found.names[index] for index in kept])
+        self.labels = [found.labels[index] for index in kept]
+        self.class_ids = [to_key(folder) for folder in found.folders]
+        self.passed = found.passed
+        self.classes, self.unnamed = read_names(path, self.class_ids)
+
+    def describe(self) -> str:
+        """`1,743 images of 100 classes in /path`."""
+        return f"{len(self):,} images of {len(self.classes)} classes in {shown(self.root)}"
+
+    def notes(self) -> tuple[str, ...]:
+        """See the base."""
+        return self.passed.note(self.root)
+
+
+class ImageFolder(_Files):
+    """See `ImageFolderSettings`."""
+
+    def __init__(self, path: str, limit: int | None = None):
+        folder = Folder(path)
+        super().__init__(folder.path, [folder.name(index) for index in spread(folder.count(), limit)])
+        self.passed: PassedOver = folder.passed
+
+    def describe(self) -> str:
+        """`174 images in /path`."""
+        return f"{len(self):,} images in {shown(self.root)}"
+
+    def notes(self) -> tuple[str, ...]:
+        """See the base."""
+        return self.passed.note(self.root)
+
+    def identity(self) -> Iterator[str]:
+        """The keys."""
+        yield from map(self.key, range(len(self)))
+
+
+class SceneSet(LabelledSet, CaptionedSet):
+    """Generated scenes; everything about one is at hand in `scene(index)`."""
+
+    def __init__(self, scenes: Scenes, limit: int | None = None):
+        self.scenes = scenes
+        self.kept = spread(len(scenes), limit)
+        self.class_ids = self.classes = CLASS_NAMES
+        self._known: dict[int, tuple[int, tuple[str, ...]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def describe(self) -> str:
+        """`1,024 generated scenes of 64 px (seed 1)`."""
+        return f"{len(self):,} generated scenes of {self.scenes.image_size} px (seed {self.scenes.seed})"
+
+    def key(self, index: int) -> str:
+        """`scene-<seed>-<index>`."""
+        return self.scenes.key(self.kept[index])
+
+    def scene(self, index: int) -> Scene:
+        """Everything about an image: picture, label, captions, masks."""
+        return self.scenes.scene(self.kept[index])
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+        return self.scene(index).image
+
+    def identity(self) -> Iterator[str]:
+        """Number, world and size; the scenes follow from these."""
+        yield f"{self.describe()} of {len(self.scenes)}"
+
+    def _words(self, index: int) -> tuple[int, tuple[str, ...]]:
+        if index not in self._known:  # drawn at the least size: labels and captions do not depend on it
+            scene = Scenes(self.scenes.length, self.scenes.seed, 16).scene(self.kept[index])
+            self._known[index] = scene.label, scene.captions
+        return self._known[index]
+
+    @property
+    def labels(self) -> list[int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of the principal objects."""
+        return [self._words(index)[0] for index in range(len(self))]
+
+    @property
+    def captions(self) -> list[tuple[str, ...]]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Five paraphrases each."""
+        return [self._words(index)[1] for index in range(len(self))]
+
+
+class CocoCaptions(_Files, CaptionedSet):
+    """See `CocoCaptionsSettings`; images without a caption are left out."""
+
+    def __init__(self, annotations: Path, images: Path, limit: int | None = None):
+        found = read_captions(annotations, images)
+        kept = spread(len(found), limit)
+        super().__init__(images, [found[index][0] for index in kept])
+        self.captions = [found[index][1] for index in kept]
+
+    def describe(self) -> str:
+        """`363 images with 1,815 captions in /path`."""
+        return f"{len(self):,} images with {sum(map(len, self.captions)):,} captions in {shown(self.root)}"
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """At most `limit` of `count` numbers, evenly spread, in order; all for None."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return [index * count // limit for index in range(limit)]
+
+
+def labels_in(known: LabelledSet, asked: LabelledSet) -> Tensor:
+    """The labels of `asked` as indices into the classes of `known`, int64 [N]: classes are the same where their ids (folders) are.
+
+    Raises UserError where a class is not known there.
+    """
+    if list(known.class_ids) == list(asked.class_ids):
+        return torch.tensor(asked.labels)
+    number = {name: index for index, name in enumerate(known.class_ids)}
+    strangers = [name for name in asked.class_ids if name not in number]
+    if strangers:
+        more = f" and {len(strangers) - 10} more" if len(strangers) > 10 else ""
+        raise UserError(
+            f"{asked.describe()}: the class {', '.join(repr(name) for name in strangers[:10])}{more} is none of the {len(known.class_ids)} "
+            f"classes of {known.describe()}; classes are matched by the names of their folders, so both sets need the same"
+        )
+    return torch.tensor([number[asked.class_ids[label]] for label in asked.labels])
+
+
+def check_named(images: LabelledSet) -> None:
+    """Raises UserError where classes have no readable name of which prompts could be made."""
+    if images.unnamed:
+        more = f" and {len(images.unnamed) - 10} more" if len(images.unnamed) > 10 else ""
+        raise UserError(
+            f"{images.describe()}: there is no readable name for the class {', '.join(images.unnamed[:10])}{more}, which is no synset of "
+            'ImageNet-21k; prompts are made of names: put classnames.json ({"FOLDER": "readable name"}) beside the folders'
+        )
+
+
+def share_of_most_frequent(labels: Tensor, count: int = 1) -> float:
+    """Per cent that a constant answer of `count` classes scores at best; labels: int64 [N]."""
+    found = labels.bincount()
+    return 100 * float(found.topk(min(count, len(found))).values.sum()) / len(labels)

@@ -1,0 +1,250 @@
+"""Images with one mask an object: COCO's format (polygons and RLE) and generated scenes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import pydantic
+
+from ...config import Positive, SceneSize, Seed, Settings, UserPath, one_of
+from ...errors import UserError, brief, shown
+from ...files import LARGEST_ANNOTATIONS, read_json, user_path
+from ..scenes import Scenes
+from .annotations import (
+    Id,
+    Listed,
+    Problems,
+    WrongError,
+    check_unique,
+    entries,
+    field,
+    identifier,
+    image_of,
+    optional,
+    plain_text,
+    raise_all,
+    read_images,
+)
+from .classification import spread
+from .masks import Annotation, Polygons, decode_mask, find_pycocotools, is_crowd, read_annotation
+from .segmentation import existing, image_size, read_image
+
+MOST_MASK_PIXELS = 2**32
+"""Pixels (4 GiB) of all masks of one image together, which are held at once."""
+
+
+class Instances(NamedTuple):
+    """One image with its objects."""
+
+    image: np.ndarray
+    """uint8 [H, W, 3] RGB."""
+    masks: np.ndarray
+    """bool [N, H, W], none of them empty."""
+    boxes: np.ndarray
+    """float32 [N, 4], (x0, y0, x1, y1) px."""
+    areas: np.ndarray
+    """float64 [N], px, as annotated: what decides between small, medium and large."""
+
+
+class InstanceSet:
+    """Images in a fixed order, each with masks."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """`2,255 masks in 355 images in /path`."""
+        raise NotImplementedError
+
+    def read(self, number: int) -> Instances:
+        """One image. Raises UserError."""
+        raise NotImplementedError
+
+
+class InstancesSettings(Settings):
+    """What is common to all readers; each adds `type`, its own keys and `build`."""
+
+    limit: Positive | None = None
+    """Images at most, spread evenly over the set; null for all."""
+
+    def build(self) -> InstanceSet:
+        """Opens the set; raises UserError where files are missing or damaged."""
+        raise NotImplementedError
+
+
+class CocoInstancesSettings(InstancesSettings):
+    """COCO's format: a JSON with images and annotations (polygons, uncompressed or compressed RLE), and a folder of images."""
+
+    type: Literal["coco_instances"] = "coco_instances"
+    annotations: UserPath
+    """The JSON file."""
+    images: UserPath
+    """The folder of `file_name`."""
+    min_area: Annotated[float, pydantic.Field(ge=0, le=1e10)] = 1.0
+    """px of the least annotation that counts, by its `area`; the published harness takes 1."""
+    crowds: bool = True
+    """Whether regions of many objects (`iscrowd`) count as well."""
+
+    def build(self) -> "CocoInstances":
+        """Reads the JSON; raises UserError with all problems: files missing, sizes that differ, annotations without a mask."""
+        return CocoInstances(self)
+
+
+class SceneInstancesSettings(InstancesSettings):
+    """Generated scenes; a mask is what is visible of an object."""
+
+    type: Literal["scenes"] = "scenes"
+    length: Positive = 256
+    """How many."""
+    seed: Seed = 1
+    """The world; training scenes are of world 0 unless they are told otherwise."""
+    image_size: SceneSize = 64
+    """px of a side."""
+
+    def build(self) -> "SceneInstances":
+        """Never fails."""
+        return SceneInstances(Scenes(self.length, self.seed, self.image_size), self.limit)
+
+
+INSTANCES: tuple[type[InstancesSettings], ...] = (CocoInstancesSettings, SceneInstancesSettings)
+"""Every reader; a new one is one class and one entry here."""
+
+if TYPE_CHECKING:
+    AnyInstances = InstancesSettings
+else:
+    AnyInstances = one_of(INSTANCES)
+
+
+class SceneInstances(InstanceSet):
+    """See `SceneInstancesSettings`."""
+
+    def __init__(self, scenes: Scenes, limit: int | None = None):
+        self.scenes, self.kept = scenes, spread(len(scenes), limit)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def describe(self) -> str:
+        """See `InstanceSet.describe`."""
+        return f"{len(self):,} generated scenes of {self.scenes.image_size} px (seed {self.scenes.seed})"
+
+    def read(self, number: int) -> Instances:
+        """See `InstanceSet.read`."""
+        scene = self.scenes.scene(self.kept[number])
+        masks = scene.instance_masks
+        boxes = np.array([box_of(mask) for mask in masks], dtype=np.float32).reshape(-1, 4)
+        return Instances(scene.image, masks, boxes, masks.sum((1, 2)).astype(np.float64))
+
+
+class CocoInstances(InstanceSet):
+    """See `CocoInstancesSettings`; images without an annotation that counts are left out."""
+
+    def __init__(self, settings: CocoInstancesSettings):
+        self.file, self.folder = user_path(settings.annotations), existing(settings.images)
+        data = read_json(self.file, dict, LARGEST_ANNOTATIONS)
+        problems = Problems(self.file)
+        images = read_images(data, self.folder, problems, with_size=True)
+        categories = _categories(data, problems)
+        by_image: dict[Id, list[tuple[str, Mapping[str, Any]]]] = {}
+        seen: set[Id] = set()
+        for where, entry in entries(data, "annotations", problems):
+            try:
+                check_unique(entry, seen)
+                image = image_of(entry, images)
+                category = optional(entry, "category_id", identifier)
+                if categories and category not in categories:
+                    raise WrongError(f"its category_id {brief(category)} is none of the file's categories")
+                if not is_crowd(entry) or settings.crowds:
+                    by_image.setdefault(image, []).append((where, entry))
+            except WrongError as error:
+                problems.add(where, str(error))
+        self.min_area = settings.min_area
+        found = [(images[image], of_image) for image, of_image in by_image.items()]
+        kept = [found[number] for number in spread(len(found), settings.limit)]
+        self.entries = [(listed, _annotations(listed, of_image, problems)) for listed, of_image in kept]
+        problems.refuse()
+        masks = [annotation.mask for _, annotations in self.entries for annotation in annotations]
+        if not any(mask.parts if isinstance(mask, Polygons) else True for mask in masks):
+            raise UserError(f"{shown(self.file)}: there is no annotation with a mask in it")
+        find_pycocotools()
+        raise_all((self._check(*entry) for entry in self.entries), shown(self.file))
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def describe(self) -> str:
+        """See `InstanceSet.describe`."""
+        return f"{sum(len(found) for _, found in self.entries):,} masks in {len(self):,} images in {shown(self.folder)}"
+
+    def _check(self, listed: Listed, annotations: Sequence[Annotation]) -> Callable[[], None]:
+        """Cheap, without decoding: the image file, its size, the memory that all masks take."""
+
+        def check() -> None:
+            path = self.folder / listed.name
+            if not path.is_file():
+                raise UserError(f"{shown(path)}: this image of {shown(self.file.name)} is missing")
+            size, wanted = image_size(path), (listed.width, listed.height)
+            if size != wanted:
+                raise UserError(
+                    f"{shown(path)}: the image is {size[0]}x{size[1]} px and its masks {wanted[0]}x{wanted[1]} px; both must be of one size"
+                )
+            if len(annotations) * size[0] * size[1] > MOST_MASK_PIXELS:
+                raise UserError(
+                    f"{shown(path)}: {len(annotations):,} masks of {size[0]}x{size[1]} px are too many to hold; "
+                    "resize the image and its annotations, or leave annotations out"
+                )
+
+        return check
+
+    def read(self, number: int) -> Instances:
+        """See `InstanceSet.read`; annotations below `min_area` and empty masks are left out."""
+        listed, annotations = self.entries[number]
+        masks = np.zeros((len(annotations), listed.height, listed.width), dtype=bool)
+        boxes: list[tuple[float, float, float, float]] = []
+        areas: list[float] = []
+        for annotation in annotations:
+            mask = decode_mask(annotation.mask, listed.height, listed.width)
+            area = float(mask.sum()) if annotation.area is None else annotation.area
+            if area < self.min_area or not mask.any():
+                continue
+            masks[len(areas)] = mask
+            areas.append(area)
+            boxes.append(annotation.box or box_of(mask))
+        return Instances(
+            read_image(self.folder / listed.name),
+            masks[: len(areas)],
+            np.array(boxes, dtype=np.float32).reshape(-1, 4),
+            np.array(areas, dtype=np.float64),
+        )
+
+
+def _annotations(listed: Listed, found: Sequence[tuple[str, Mapping[str, Any]]], problems: Problems) -> list[Annotation]:
+    """The annotations of one image, checked and typed; what is wrong goes into `problems`."""
+    annotations = []
+    for where, entry in found:
+        try:
+            annotations.append(read_annotation(entry, listed.height, listed.width))
+        except WrongError as error:
+            problems.add(where, str(error))
+    return annotations
+
+
+def _categories(data: Mapping[str, Any], problems: Problems) -> set[Id]:
+    """The ids of `categories`; empty where the file has none, as for masks of anything."""
+    found: set[Id] = set()
+    for where, entry in entries(data, "categories", problems) if data.get("categories") else ():
+        try:
+            category = field(entry, "id", identifier)
+            optional(entry, "name", plain_text)
+            if category in found:
+                raise WrongError("a category before it has the same id")
+            found.add(category)
+        except WrongError as error:
+            problems.add(where, str(error))
+    return found
+
+
+def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """(x0, y0, x1, y1) px around a mask bool [H, W]: the outer edges of its outermost pixels. The mask must not be empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

@@ -1,0 +1,364 @@
+"""Images with one class a pixel: plain folders, ADE20K, PASCAL VOC, Cityscapes and generated scenes, all behind one interface."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import pydantic
+
+from ...config import Positive, SceneSize, Seed, Settings, UserPath, one_of
+from ...errors import UserError, shown
+from ...files import read_lines, user_path
+from ..decode import decode, decode_ids, picture_size
+from ..guard import UnreadableError, read_file
+from ..names import EXTENSIONS, PassedOver, extension, to_key
+from ..scenes import CLASS_NAMES, Scenes
+from ..walk import walk
+from .annotations import raise_all, read_classes
+from .class_names import ADE20K, CITYSCAPES, PASCAL_VOC
+from .classification import spread
+
+IGNORE = 255
+"""The class of pixels that do not count, in every reader; so there are at most 255 classes."""
+IDS_CHECKED = 200
+"""Of how many label files `check` reads the ids; those of the others are checked when their turn comes."""
+LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
+"""Of files of ids."""
+
+
+Found = TypeVar("Found")
+
+
+class Pair(NamedTuple):
+    """An image file and its label file."""
+
+    key: str
+    image: Path
+    label: Path
+
+
+class LabelledMaps:
+    """Images in a fixed order, each with a class id a pixel. Attributes: `names` of the classes by id."""
+
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """`233 labelled images of 11 classes in /path`."""
+        raise NotImplementedError
+
+    def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The image uint8 [H, W, 3] RGB and its classes uint8 [H, W], IGNORE where a pixel does not count. Raises UserError."""
+        raise NotImplementedError
+
+    def label(self, number: int) -> np.ndarray:
+        """Only the classes uint8 [H, W]. Raises UserError."""
+        return self.read(number)[1]
+
+    def notes(self) -> tuple[str, ...]:
+        """What was passed over when the images were listed, one sentence a place; mostly empty."""
+        return ()
+
+
+class LabelFiles(LabelledMaps):
+    """Pairs of files; labels are pictures of one channel, or with a palette, whose values are ids."""
+
+    def __init__(self, where: str, pairs: "Pairs", names: Sequence[str], class_of: Mapping[int, int], limit: int | None = None):
+        """class_of: {id in the files: class, or IGNORE}; any other id is an error. Raises UserError as `check` does."""
+        self.where, self.names, self.passed = where, tuple(names), pairs.passed
+        self.pairs = [pairs.found[number] for number in spread(len(pairs.found), limit)]
+        if not self.names:
+            raise UserError(f"{where}: there are no classes; name them in `classes`")
+        if len(self.names) > IGNORE:
+            raise UserError(f"{where}: {len(self.names)} classes; there can be at most {IGNORE}")
+        if not self.pairs:
+            raise UserError(f"{where}: there is no image in it; looked for {', '.join(EXTENSIONS)}", *self.notes())
+        self.table = np.full(256, -1, dtype=np.int16)
+        for found, wanted in class_of.items():
+            self.table[found] = wanted
+        self.check()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def describe(self) -> str:
+        """See `LabelledMaps.describe`."""
+        return f"{len(self):,} labelled images of {len(self.names)} classes in {self.where}"
+
+    def notes(self) -> tuple[str, ...]:
+        """See `LabelledMaps.notes`."""
+        return self.passed.note(self.where)
+
+    def check(self) -> None:
+        """Looks for missing files and for labels of another size than their image (all), and for unknown ids (some, evenly spread).
+
+        Raises UserError with all problems, at most PROBLEMS_SHOWN.
+        """
+        step = max(1, len(self.pairs) // IDS_CHECKED)
+        checks: Iterable[Callable[[], None]] = (
+            lambda number=number, pair=pair: self._check_pair(number, pair, number % step == 0) for number, pair in enumerate(self.pairs)
+        )
+        raise_all(checks, self.where)
+
+    def _check_pair(self, number: int, pair: Pair, ids_as_well: bool) -> None:
+        for path, what in ((pair.image, "image"), (pair.label, "label")):
+            if not path.is_file():
+                raise UserError(f"{pair.key}: its {what} {shown(path)} is missing")
+        if ids_as_well:
+            self.label(number)
+        _same_size(pair, image_size(pair.image), _label_size(pair.label))
+
+    def label(self, number: int) -> np.ndarray:
+        """See `LabelledMaps.label`."""
+        pair = self.pairs[number]
+        ids = read_ids(pair.label)
+        found = self.table[ids] if ids.min(initial=0) >= 0 and ids.max(initial=0) < 256 else None
+        if found is None or found.min(initial=0) < 0:
+            known = np.flatnonzero(self.table >= 0)
+            bad = sorted(set(np.unique(ids).tolist()) - set(known.tolist()))
+            raise UserError(
+                f"{shown(pair.label)}: ids that are no class: {', '.join(map(str, bad[:8]))}; there are {len(self.names)} classes "
+                f"and the ids known are {_spans(known.tolist())}; name all classes, or an ignore_index"
+            )
+        return found.astype(np.uint8)
+
+    def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `LabelledMaps.read`."""
+        pair = self.pairs[number]
+        image, label = read_image(pair.image), self.label(number)
+        _same_size(pair, image.shape[1::-1], label.shape[::-1])
+        return image, label
+
+
+class SceneMaps(LabelledMaps):
+    """Generated scenes; class 0 is the background."""
+
+    names = ("background", *CLASS_NAMES)
+
+    def __init__(self, scenes: Scenes, limit: int | None = None):
+        self.scenes, self.kept = scenes, spread(len(scenes), limit)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def describe(self) -> str:
+        """See `LabelledMaps.describe`."""
+        return f"{len(self):,} generated scenes of {self.scenes.image_size} px, {len(self.names)} classes (seed {self.scenes.seed})"
+
+    def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `LabelledMaps.read`."""
+        scene = self.scenes.scene(self.kept[number])
+        return scene.image, scene.semantic
+
+
+class MapsSettings(Settings):
+    """What is common to all readers; each adds `type`, its own keys and `build`."""
+
+    limit: Positive | None = None
+    """Images at most, spread evenly over the set; null for all."""
+
+    def build(self) -> LabelledMaps:
+        """Opens the set; raises UserError where files are missing, sizes differ or ids are unknown."""
+        raise NotImplementedError
+
+
+class ImagesLabelsSettings(MapsSettings):
+    """A folder with `images` and `labels` (PNG class ids of the same name), as CamVid is often stored."""
+
+    type: Literal["images_labels"] = "images_labels"
+    path: UserPath
+    """The folder that holds `images` and `labels`."""
+    classes: list[str] | None = None
+    """Names in the order of the ids from 0; null for those of `classes.json`, here or one folder up."""
+    ignore_index: int | None = pydantic.Field(default=None, ge=0, le=255)
+    """Id of the pixels that do not count; null for that of `classes.json`, else 255."""
+
+    def build(self) -> LabelFiles:
+        """See `MapsSettings.build`."""
+        folder = existing(self.path, "images", "labels")
+        names, ignore = read_classes(folder) if self.classes is None else (self.classes, None)
+        ignore = next(found for found in (self.ignore_index, ignore, IGNORE) if found is not None)
+        if ignore < len(names):
+            raise UserError(f"{shown(folder)}: ignore_index {ignore} is also the id of the class '{names[ignore]}'; take another")
+        class_of = {number: number for number in range(len(names))} | {ignore: IGNORE}
+        return LabelFiles(shown(folder), _same_names(folder / "images", folder / "labels"), names, class_of, self.limit)
+
+
+class Ade20kSettings(MapsSettings):
+    """ADE20K as the scene-parsing benchmark ships it (ADEChallengeData2016)."""
+
+    type: Literal["ade20k"] = "ade20k"
+    path: UserPath
+    """The folder that holds `images` and `annotations`."""
+    split: Literal["training", "validation"] = "validation"
+    """Which part."""
+    reduce_zero_label: bool = True
+    """Whether id 0 is unlabelled and ids 1 to 150 are the classes; else ids 0 to 149 are, and 255 does not count."""
+
+    def build(self) -> LabelFiles:
+        """See `MapsSettings.build`."""
+        folder = existing(self.path, f"images/{self.split}", f"annotations/{self.split}")
+        shift = int(self.reduce_zero_label)
+        class_of = {0: IGNORE, IGNORE: IGNORE} | {number + shift: number for number in range(len(ADE20K))}
+        pairs = _same_names(folder / "images" / self.split, folder / "annotations" / self.split)
+        return LabelFiles(f"{shown(folder)} ({self.split})", pairs, ADE20K, class_of, self.limit)
+
+
+class PascalVocSettings(MapsSettings):
+    """PASCAL VOC; ids 0 to 20 with 0 the background, 255 does not count."""
+
+    type: Literal["pascal_voc"] = "pascal_voc"
+    path: UserPath
+    """The folder VOC2012 (or VOC2007), which holds `JPEGImages`."""
+    split: str = "val"
+    """A list in ImageSets/Segmentation."""
+
+    def build(self) -> LabelFiles:
+        """See `MapsSettings.build`."""
+        folder = existing(self.path, "JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
+        listed = folder / "ImageSets" / "Segmentation" / f"{self.split}.txt"
+        if not listed.is_file():
+            there = ", ".join(sorted(to_key(path.stem) for path in listed.parent.glob("[!.]*.txt")))
+            raise UserError(f"{shown(listed)}: there is no such list; there is: {there or 'none'}")
+        names = [line.strip() for line in read_lines(listed, file_names=True) if line.strip()]
+        images, labels = folder / "JPEGImages", folder / "SegmentationClass"
+        found = [Pair(to_key(name), images / f"{name}.jpg", labels / f"{name}.png") for name in dict.fromkeys(names)]
+        pairs = Pairs(found, PassedOver())
+        class_of = {number: number for number in range(len(PASCAL_VOC))} | {IGNORE: IGNORE}
+        return LabelFiles(f"{shown(folder)} ({self.split})", pairs, PASCAL_VOC, class_of, self.limit)
+
+
+class CityscapesSettings(MapsSettings):
+    """Cityscapes (fine) and what follows its layout: label ids become the 19 classes that are evaluated."""
+
+    type: Literal["cityscapes"] = "cityscapes"
+    path: UserPath
+    """The folder that holds `leftImg8bit` and `gtFine`."""
+    split: Literal["train", "val"] = "val"
+    """Which part."""
+
+    def build(self) -> LabelFiles:
+        """See `MapsSettings.build`."""
+        folder = existing(self.path, f"leftImg8bit/{self.split}", f"gtFine/{self.split}")
+        images, labels = folder / "leftImg8bit" / self.split, folder / "gtFine" / self.split
+        passed = PassedOver()
+        by_name = {name.split("_leftImg8bit")[0]: images / name for name in sorted(walk(images, passed)) if "_leftImg8bit." in name}
+        found = [Pair(to_key(name), image, labels / f"{name}_gtFine_labelIds.png") for name, image in by_name.items()]
+        pairs = Pairs(found, passed)
+        class_of = dict.fromkeys(range(256), IGNORE) | {found: number for number, found in enumerate(CITYSCAPES)}
+        return LabelFiles(f"{shown(folder)} ({self.split})", pairs, tuple(CITYSCAPES.values()), class_of, self.limit)
+
+
+class SceneMapsSettings(MapsSettings):
+    """Generated scenes, drawn when they are asked for; the class of a pixel is colour and texture of the object that it shows."""
+
+    type: Literal["scenes"] = "scenes"
+    length: Positive = 512
+    """How many."""
+    seed: Seed = 1
+    """The world; training scenes of the student are of world 0 unless they are told otherwise, and the probe's should be of another one."""
+    image_size: SceneSize = 64
+    """px of a side."""
+
+    def build(self) -> SceneMaps:
+        """Never fails."""
+        return SceneMaps(Scenes(self.length, self.seed, self.image_size), self.limit)
+
+
+MAPS: tuple[type[MapsSettings], ...] = (ImagesLabelsSettings, Ade20kSettings, PascalVocSettings, CityscapesSettings, SceneMapsSettings)
+"""Every reader; a new one is one class and one entry here."""
+
+if TYPE_CHECKING:
+    AnyMaps = MapsSettings
+else:
+    AnyMaps = one_of(MAPS)
+
+
+def existing(path: str, *below: str) -> Path:
+    """The folder `path` if it and all folders `below` are there; else UserError that names what is missing."""
+    folder = user_path(path)
+    missing = [shown(place) for place in (folder, *(folder / name for name in below)) if not place.is_dir()]
+    if missing:
+        holds = f"the folder that holds {' and '.join(below)}" if below else "a folder that is there"
+        raise UserError(f"{shown(folder)}: {', '.join(missing)} missing; give {holds}")
+    return folder
+
+
+def read_image(path: Path) -> np.ndarray:
+    """uint8 [H, W, 3] RGB, upright; raises UserError."""
+    return _readable(path, "image", "replace it or take it out", lambda: decode(read_file(path)))
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """The values of a picture of one channel, integers [H, W]; raises UserError."""
+    return _readable(path, "label", "labels are PNG, TIFF, BMP or GIF files of ids", lambda: decode_ids(read_file(path)))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) px of an image as shown, from the header; raises UserError."""
+    return _readable(path, "image", "replace it or take it out", lambda: picture_size(path))
+
+
+def _label_size(path: Path) -> tuple[int, int]:
+    """(width, height) px of a label as stored: its ids are read without turning it."""
+    return _readable(path, "label", "labels are PNG, TIFF, BMP or GIF files of ids", lambda: picture_size(path, upright=False))
+
+
+def _readable(path: Path, what: str, advice: str, read: Callable[[], Found]) -> Found:
+    try:
+        return read()
+    except (UnreadableError, OSError) as error:
+        found = (error.strerror or error) if isinstance(error, OSError) else error
+        raise UserError(f"{shown(path)}: the {what} cannot be read ({found}); {advice}") from None
+
+
+def _same_size(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]) -> None:
+    if tuple(image) != tuple(label):
+        raise UserError(
+            f"{pair.key}: the label is {label[0]}x{label[1]} px and the image {image[0]}x{image[1]} px; both must be of one size"
+        )
+
+
+class Pairs(NamedTuple):
+    """Images with labels, and what was passed over where they were looked for."""
+
+    found: Sequence[Pair]
+    passed: PassedOver
+
+
+def _same_names(images: Path, labels: Path) -> Pairs:
+    """An image and the label of its path without the extension, for all images; a label without an image stands for a missing image.
+
+    Of two images, or two labels, that differ in their extension alone the first counts, and the other is passed over.
+    """
+    passed = PassedOver()
+    by_name = _by_stem(images, passed, EXTENSIONS)
+    labelled = _by_stem(labels, passed, LABEL_EXTENSIONS)
+    names = sorted(by_name.keys() | labelled.keys())
+    pairs = [Pair(to_key(name), by_name.get(name, images / f"{name}.jpg"), labelled.get(name, labels / f"{name}.png")) for name in names]
+    return Pairs(pairs, passed)
+
+
+def _by_stem(folder: Path, passed: PassedOver, endings: Sequence[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for name in sorted(walk(folder, passed, lambda name: extension(name) in endings)):
+        stem = name[: -len(extension(name))]
+        if stem in found:
+            passed.add("a file whose name differs only in its extension", name)
+        else:
+            found[stem] = folder / name
+    return found
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """`0 to 10, 255`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)

@@ -1,0 +1,122 @@
+"""Retrieval of images by captions and of captions by images."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import pydantic
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...config import Positive
+from ...data.labelled.classification import AnyCaptioned, CaptionedSet
+from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result
+from ..reading import Broken
+from ..summaries import summaries
+from ..text_classifier import summary_rows, texted, with_summary
+
+CHUNK = 1024
+"""Rows of the table of similarities that are looked at at once."""
+
+
+class RetrievalSettings(EvaluationSettings):
+    """Recall of images by caption and of captions by image, in the text space of CLIP, OpenCLIP and SigLIP."""
+
+    type: Literal["retrieval"] = "retrieval"
+    data: AnyCaptioned
+    """Images with captions."""
+    recall: list[Positive] = pydantic.Field([1, 5, 10], min_length=1)
+    """At how many found ones the right one counts."""
+    captions_per_image: Positive | None = 5
+    """The first captions of an image that are used, five as in the published protocol on COCO; null for all."""
+    heads: list[str] | None = None
+    """Names of teachers; null for all that have a text encoder."""
+
+    def build(self) -> "Retrieval":
+        """Opens the data; raises UserError where they are missing."""
+        return Retrieval(self.data.build(), self.recall, self.captions_per_image, self.heads)
+
+
+class Retrieval(Evaluation):
+    """See `RetrievalSettings`."""
+
+    def __init__(self, images: CaptionedSet, recall: Sequence[int], captions: int | None, heads: Sequence[str] | None):
+        self.images, self.recall, self.heads = images, recall, heads
+        self.captions = [list(found[:captions]) for found in images.captions]
+
+    def check(self, predict: Predict, bench: Bench) -> None:
+        """See the base."""
+        texted(predict, bench, self.heads)
+
+    def run(self, predict: Predict, bench: Bench) -> Result:
+        """Recall both ways of every row in text space."""
+        broken = Broken()
+        groups = texted(predict, bench, self.heads)
+        found = summaries(self.images, with_summary(summary_rows(groups.values()), bench), bench, broken)
+        kept = next(iter(found.values())).indices.tolist()
+        texts = [caption for index in kept for caption in self.captions[index]]
+        owner = torch.tensor([row for row, index in enumerate(kept) for _ in self.captions[index]])
+        owns, which = ownership(texts, owner, len(kept))
+        rows: dict[str, dict[str, float]] = {}
+        for teacher, calls in groups.values():
+            words = F.normalize(teacher.encode_text(texts), dim=1).cpu()
+            for name in calls:
+                if name in found:
+                    rows[name] = self._recall(F.normalize(found[name].features, dim=1), words, owns, which)
+        names = [f"{way} R@{k}" for way in ("image-text", "text-image") for k in self.recall]
+        return Result(
+            metrics=[Metric(name) for name in names],
+            rows=rows,
+            counts={"images": len(kept), "captions": len(texts), "broken": len(broken.reasons)},
+            fingerprint=self.images.fingerprint(),
+            floors={f"{way} R@{k}": value for k in self.recall for way, value in chance(owns[:, which], k).items()},
+            floor="chance",
+            notes=(*broken.note(), "the floor is chance"),
+        )
+
+    def _recall(self, images: Tensor, texts: Tensor, owns: Tensor, which: Tensor) -> dict[str, float]:
+        by_image = ranks(images, texts, lambda part: owns[part][:, which])
+        by_text = ranks(texts, images, lambda part: owns[:, which[part]].T)
+        found = {f"image-text R@{k}": by_image < k for k in self.recall} | {f"text-image R@{k}": by_text < k for k in self.recall}
+        return {name: 100 * float(hit.double().mean()) for name, hit in found.items()}
+
+
+def chance(right: Tensor, k: int) -> dict[str, float]:
+    """{`image-text`, `text-image`: recall at k of a random order, in %}. right: bool [N, M], which of M texts are right for N images.
+
+    Of M texts of which r are right none is among the first k with the chance (1 - r/M) (1 - r/(M-1)) ... of k factors.
+    """
+    found = {}
+    for way, table in (("image-text", right), ("text-image", right.T)):
+        counts, num = table.sum(1).double(), table.shape[1]
+        missed = torch.ones_like(counts)
+        for drawn in range(min(k, num)):
+            missed *= ((num - counts - drawn) / (num - drawn)).clamp_min(0)
+        found[way] = 100 * float(1 - missed.mean())
+    return found
+
+
+def ownership(texts: Sequence[str], owner: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
+    """(bool [num_images, U], int64 [M]): which of U different texts an image owns, and which of them each of the M texts is.
+
+    Images that have the same caption own it all alike: to find any of them is right. owner: int64 [M], the image of each text.
+    """
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    which = torch.tensor([numbers[text] for text in texts])
+    owns = torch.zeros(num_images, len(numbers), dtype=torch.bool)
+    owns[owner, which] = True
+    return owns, which
+
+
+def ranks(asking: Tensor, asked: Tensor, correct: Callable[[slice], Tensor]) -> Tensor:
+    """How many wrong rows of `asked` [M, D] are at least as similar as the best right one, for each row of `asking` [N, D]: int64 [N].
+
+    A tie counts against the model, so that a constant answer finds nothing. correct: some rows of [N, M] -> which are right, bool.
+    """
+    found = []
+    for start in range(0, len(asking), CHUNK):
+        part = slice(start, start + CHUNK)
+        similar, right = asking[part] @ asked.T, correct(part)
+        best = similar.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+        found.append(((similar >= best) & ~right).sum(1))
+    return torch.cat(found)

@@ -1,0 +1,86 @@
+"""Open-vocabulary segmentation: each cell of a text-aligned map gets the class whose prompt it is nearest to; nothing is trained."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...data.labelled.segmentation import AnyMaps, LabelledMaps
+from ...errors import UserError
+from ...teachers.base import Teacher
+from ..base import Bench, Evaluation, EvaluationSettings, Predict, Result, View
+from ..text_classifier import class_embeddings, read_templates, same_names, texted
+from .linear_segmentation import with_maps
+from .mean_iou import Priors
+from .scoring import score
+
+
+class OpenVocabularySegmentationSettings(EvaluationSettings):
+    """Maps of heads and teachers of text space (CLIP, OpenCLIP, SigLIP) against class names in prompts, mean IoU."""
+
+    view: ClassVar[View] = "whole"
+
+    type: Literal["open_vocabulary_segmentation"] = "open_vocabulary_segmentation"
+    data: AnyMaps
+    """Labelled images; the names of the classes go into the prompts."""
+    templates: str | list[str] = "openai"
+    """Prompts with {} for the class: a list, a text file with one a line, or `openai` for the 80 of OpenAI for ImageNet."""
+    heads: list[str] | None = None
+    """Names of teachers; null for all that have a text encoder."""
+
+    def build(self) -> "OpenVocabularySegmentation":
+        """Opens the data; raises UserError where they are missing or damaged, or a template has no place for the class."""
+        return OpenVocabularySegmentation(self.data.build(), read_templates(self.templates), self.heads)
+
+
+class OpenVocabularySegmentation(Evaluation):
+    """See `OpenVocabularySegmentationSettings`."""
+
+    def __init__(self, maps: LabelledMaps, templates: Sequence[str], heads: Sequence[str] | None = None):
+        self.maps, self.templates, self.heads = maps, templates, heads
+
+    def check(self, predict: Predict, bench: Bench) -> None:
+        """See the base."""
+        groups = texted(predict, bench, self.heads)
+        _taught({row: predict[row] for _, calls in groups.values() for row in calls}, bench)
+
+    def run(self, predict: Predict, bench: Bench) -> Result:
+        """`mIoU`, `accuracy`, `class accuracy`, in %, of every row in text space that has a map; details: the IoU of each class.
+
+        Floors: the most frequent class, overall and at each place, of the very labels that are scored. Raises UserError where there
+        is no text encoder, or no map in its space.
+        """
+        groups = texted(predict, bench, self.heads)
+        rows = {row: teacher for teacher, calls in groups.values() for row in calls}
+        calls = _taught(with_maps({row: predict[row] for row in rows}, bench.device), bench)
+        classes = {
+            id(teacher): class_embeddings(teacher, self.maps.names, self.templates).to(bench.device) for teacher, _ in groups.values()
+        }
+
+        def logits_of(images: Tensor) -> dict[str, Tensor]:
+            return {row: similarities(rows[row], call(images).spatial, classes[id(rows[row])]) for row, call in calls.items()}
+
+        result = score(self.maps, logits_of, bench, Priors(self.maps))
+        notes = (*result.notes, *same_names(self.maps.names))
+        return replace(result, counts=dict(result.counts) | {"prompts": len(self.templates)}, notes=notes)
+
+
+def _taught(predict: Predict, bench: Bench) -> Predict:
+    """Less the heads that have no map; raises UserError where none is left."""
+    config = bench.model.config.heads if bench.model is not None else {}
+    without = [name for name in predict if name.startswith("student/") and config[name.removeprefix("student/")].spatial is None]
+    left = {name: call for name, call in predict.items() if name not in without}
+    if not left:
+        raise UserError(f"{', '.join(without)}: this head has no map; train it with a spatial_weight above 0")
+    return left
+
+
+def similarities(teacher: Teacher, spatial: Tensor | None, classes: Tensor) -> Tensor:
+    """Cosines [B, K, h, w] of a map [B, h, w, D] in the teacher's feature space with the embeddings of K classes [K, E]."""
+    assert spatial is not None, "rows without a map were sorted out before"
+    with torch.inference_mode():
+        found = F.normalize(teacher.to_text_space(spatial), dim=-1)
+        return (found @ classes.T).permute(0, 3, 1, 2)

@@ -1,0 +1,171 @@
+"""A linear probe on maps of frozen features, and how it is trained."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ...data.labelled.segmentation import IGNORE, LabelledMaps
+from ...data.source import Order
+from ...errors import UserError
+from ..base import Bench, Predict
+from .augmentation import AugmentedSchedule, ShortSchedule, View, draw_view
+from .mean_iou import upsample
+from .scoring import Sample, in_order, to_tensors
+
+Schedule = AugmentedSchedule | ShortSchedule
+WARMUP_START = 1e-6
+
+
+class Probe(nn.Module):
+    """BatchNorm and a 1x1 convolution: maps [h, w, D] -> logits [K, h, w]. Statistics are over all positions of a batch."""
+
+    def __init__(self, dim: int, num_classes: int, seed: int = 0):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(dim)
+        self.linear = nn.Linear(dim, num_classes)
+        nn.init.normal_(self.linear.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps may differ in size."""
+        logits = self.linear(self.norm(torch.cat([found.flatten(0, 1) for found in maps])))
+        parts = logits.split([found.shape[0] * found.shape[1] for found in maps])
+        return [part.unflatten(0, found.shape[:2]).permute(2, 0, 1) for part, found in zip(parts, maps, strict=True)]
+
+
+class Batch(NamedTuple):
+    """What a step of training sees."""
+
+    maps: Mapping[str, Sequence[Tensor]]
+    """{model: one map [h, w, D] an image}."""
+    labels: Sequence[Tensor]
+    """uint8 [H, W] an image."""
+
+
+def fit(batches: Iterable[Batch], schedule: Schedule, num_classes: int, seed: int) -> dict[str, Probe]:
+    """One probe a model, trained side by side on the same batches with AdamW; in eval mode. The same on a CPU whenever it is run."""
+    probes: dict[str, Probe] = {}
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    for step, batch in enumerate(batches):
+        for name, maps in batch.maps.items():
+            if name not in probes:
+                probes[name] = Probe(maps[0].shape[-1], num_classes, seed).to(maps[0].device)
+                optimizers[name] = torch.optim.AdamW(probes[name].parameters(), weight_decay=schedule.weight_decay)
+            optimizer = optimizers[name]
+            optimizer.param_groups[0]["lr"] = learning_rate(schedule, step)
+            optimizer.zero_grad(set_to_none=True)
+            pixel_loss(probes[name](maps), batch.labels).backward()
+            optimizer.step()
+    return {name: probe.eval().requires_grad_(False) for name, probe in probes.items()}
+
+
+def learning_rate(schedule: Schedule, step: int) -> float:
+    """A straight line up over the warm-up, then a straight line down to 0 (the polynomial of power 1)."""
+    if step < schedule.warmup:
+        part = WARMUP_START + (1 - WARMUP_START) * step / schedule.warmup
+    else:
+        part = 1 - (step - schedule.warmup) / max(schedule.steps - schedule.warmup, 1)
+    return schedule.learning_rate * part
+
+
+def pixel_loss(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+    """Cross entropy of logits [K, h, w], upsampled to their labels uint8 [H, W]: the mean over all pixels that count, 0 where none does."""
+    groups: dict[tuple[torch.Size, torch.Size], list[int]] = {}
+    for number, (found, label) in enumerate(zip(logits, labels, strict=True)):
+        groups.setdefault((found.shape, label.shape), []).append(number)
+    total = logits[0].new_zeros(())
+    counted = 0
+    for numbers in groups.values():
+        truth = torch.stack([labels[number] for number in numbers])
+        found = upsample(torch.stack([logits[number] for number in numbers]), (truth.shape[1], truth.shape[2]))
+        total = total + F.cross_entropy(found, truth.long(), ignore_index=IGNORE, reduction="sum")
+        counted = counted + (truth != IGNORE).sum()
+    return total / counted.clamp(min=1) if isinstance(counted, Tensor) else total
+
+
+def augmented(maps: LabelledMaps, predict: Predict, schedule: AugmentedSchedule, seed: int, bench: Bench) -> Iterator[Batch]:
+    """Batches of random crops, seen by every model."""
+    steps = bench.progress(in_order(_Crops(maps, schedule, seed), bench.num_workers), "training probes", schedule.steps)
+    for images, labels in steps:
+        images = images.to(bench.device).float() / 255
+        yield Batch({name: list(_ordinary(call(images).spatial)) for name, call in predict.items()}, list(labels.to(bench.device)))
+
+
+class _Crops(Dataset[Any]):
+    """Item k is the batch of step k; it does not depend on how many workers read."""
+
+    def __init__(self, maps: LabelledMaps, schedule: AugmentedSchedule, seed: int):
+        self.maps, self.schedule, self.seed = maps, schedule, seed
+        self.order = Order(seed, schedule.batch_size)
+
+    def __len__(self) -> int:
+        return self.schedule.steps
+
+    def __getitem__(self, step: int) -> Any:
+        size = self.schedule.batch_size
+        try:
+            views = [self._view(number) for number in range(step * size, (step + 1) * size)]
+        except UserError as error:
+            return tuple(error.problems)
+        return torch.stack([view.image for view in views]), torch.stack([view.label for view in views])
+
+    def _view(self, number: int) -> Sample:
+        place = self.order.place_in_epoch(number, len(self.maps), 0)
+        return to_tensors(*draw_view(View(*self.maps.read(place)), self.schedule.augmentation, self.seed, number))
+
+
+def unaugmented(maps: LabelledMaps, predict: Predict, schedule: ShortSchedule, seed: int, bench: Bench) -> Iterator[Batch]:
+    """Batches of whole images in a shuffled order; features are computed when an image first comes and kept while there is room."""
+    kept = _Kept(maps, predict, int(schedule.cache_gib * 2**30), bench)
+    order = Order(seed, schedule.batch_size)
+    for step in bench.progress(range(schedule.steps), "training probes", schedule.steps):
+        numbers = range(step * schedule.batch_size, (step + 1) * schedule.batch_size)
+        yield kept.batch([order.place_in_epoch(number, len(maps), 0) for number in numbers])
+
+
+class _Known(NamedTuple):
+    maps: dict[str, Tensor]
+    label: Tensor
+
+
+class _Kept:
+    """Features and labels of images by number, at most `limit` bytes of them."""
+
+    def __init__(self, maps: LabelledMaps, predict: Predict, limit: int, bench: Bench):
+        self.maps, self.predict, self.room, self.device = maps, predict, limit, bench.device
+        self.known: dict[int, _Known] = {}
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        missing = sorted(set(numbers) - self.known.keys())
+        found = self.known | self._compute(missing)
+        for number in missing:
+            size = sum(tensor.numel() * tensor.element_size() for tensor in (*found[number].maps.values(), found[number].label))
+            if size <= self.room:
+                self.room -= size
+                self.known[number] = found[number]
+        maps = {name: [found[number].maps[name].to(self.device) for number in numbers] for name in self.predict}
+        return Batch(maps, [found[number].label.to(self.device) for number in numbers])
+
+    def _compute(self, numbers: Sequence[int]) -> dict[int, _Known]:
+        """On the CPU; images of one size go through the models together."""
+        groups: dict[torch.Size, list[tuple[int, Sample]]] = {}
+        for number in numbers:
+            sample = to_tensors(*self.maps.read(number))
+            groups.setdefault(sample.image.shape, []).append((number, sample))
+        found: dict[int, _Known] = {}
+        for group in groups.values():
+            images = torch.stack([sample.image for _, sample in group]).to(self.device).float() / 255
+            outputs = {name: _ordinary(call(images).spatial).cpu() for name, call in self.predict.items()}
+            for place, (number, sample) in enumerate(group):
+                found[number] = _Known({name: output[place].clone() for name, output in outputs.items()}, sample.label)
+        return found
+
+
+def _ordinary(spatial: Tensor | None) -> Tensor:
+    """A float32 copy that autograd may save: models answer under inference mode."""
+    assert spatial is not None, "models without a map were sorted out before"
+    return spatial.to(torch.float32, copy=True)

@@ -1,0 +1,256 @@
+"""Promptable segmentation: SAM's own neck, prompt encoder and mask decoder on a student's features, and on the teacher's."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pydantic
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ...config import AsTuple, Side
+from ...data.labelled.instances import AnyInstances, Instances, InstanceSet, SceneInstancesSettings
+from ...errors import UserError, nearest
+from ...teachers.mask_decoder import MaskDecoder, SeenImage
+from ...teachers.sam import SamTeacher
+from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result, Sizes, View
+from .mask_prompts import DISC_PARTS, discs, filled_boxes, inner_point, ious
+from .scoring import in_order
+
+BATCH = 4
+"""Images that a model sees at once."""
+Prompt = Literal["point", "box"]
+
+
+class PromptableSegmentationSettings(EvaluationSettings):
+    """Mean IoU of SAM's masks, over annotations, for one click and for the annotated box (EfficientViT-SAM's protocol, as in AM-RADIO).
+
+    Of the three masks of a prompt the one with the best predicted IoU counts. The click is ours: the innermost pixel of the mask.
+    """
+
+    view: ClassVar[View] = "whole"
+
+    type: Literal["promptable_segmentation"] = "promptable_segmentation"
+    data: AnyInstances
+    """Images with masks."""
+    prompts: list[Prompt] = pydantic.Field(default=["point", "box"], min_length=1)
+    """point: one click within the object; box: the box around it."""
+    bins: Annotated[tuple[Side, Side], AsTuple] = (32.0, 96.0)
+    """px of a side: objects of at most the first squared are small, of at least the second squared large; COCO's are 32 and 96."""
+    heads: list[str] | None = None
+    """Names of SAM teachers; null for all."""
+
+    def protocol_sizes(self, bench: Bench) -> Sizes:
+        """A head sees the square that its SAM sees, at SAM's own size (1024 px); scenes of a few px are seen at the size of training."""
+        sams = {name: teacher for name, teacher in bench.teachers.items() if isinstance(teacher, SamTeacher) and teacher.input_size}
+        if isinstance(self.data, SceneInstancesSettings):
+            return {f"student/{name}": bench.size_of_head(name) for name in sams}
+        return {f"student/{name}": teacher.input_size or 0 for name, teacher in sams.items()}
+
+    @pydantic.model_validator(mode="after")
+    def _in_order(self) -> "PromptableSegmentationSettings":
+        if not 0 < self.bins[0] < self.bins[1]:
+            raise ValueError(f"bins: two numbers above 0, the smaller first, found {list(self.bins)}")
+        return self
+
+    def build(self) -> "PromptableSegmentation":
+        """Opens the data; raises UserError where they are missing or damaged."""
+        return PromptableSegmentation(self.data.build(), tuple(dict.fromkeys(self.prompts)), self.bins, self.heads)
+
+
+class PromptableSegmentation(Evaluation):
+    """See `PromptableSegmentationSettings`."""
+
+    def __init__(
+        self,
+        instances: InstanceSet,
+        prompts: Sequence[Prompt] = ("point", "box"),
+        bins: tuple[float, float] = (32.0, 96.0),
+        heads: Sequence[str] | None = None,
+    ):
+        self.instances, self.prompts, self.bins, self.heads = instances, prompts, bins, heads
+
+    def check(self, predict: Predict, bench: Bench) -> None:
+        """See the base."""
+        _sams(predict, bench, self.heads)
+
+    def run(self, predict: Predict, bench: Bench) -> Result:
+        """`point`, `box` and each of them by size (`box small`), in %, for each SAM teacher and the head that learnt from it.
+
+        Floors: the filled box; the best of a few discs around the click, one radius for all. Raises UserError where there is no SAM.
+        """
+        groups = _sams(predict, bench, self.heads)
+        seen = _Seen(self.prompts)
+        items = in_order(_Reader(self.instances), bench.num_workers)
+        for batch in _in_batches(bench.progress(items, f"masks of {len(self.instances):,} images", len(self.instances))):
+            for image in batch:
+                seen.add_truth(image)
+            for teacher, calls in groups:
+                self._masks_of(batch, teacher, calls, seen)
+        return seen.result(self.bins, len(self.instances))
+
+    def _masks_of(self, batch: Sequence[Instances], teacher: SamTeacher, calls: Predict, seen: "_Seen") -> None:
+        device = teacher.mean.device
+        squares = torch.cat([to_square(teacher, image.image) for image in batch])
+        for name, call in calls.items():
+            spatial = call(squares).spatial
+            assert spatial is not None, "heads without a map were sorted out before"
+            for number, image in enumerate(batch):
+                truth = torch.from_numpy(image.masks).to(device)
+                for prompt in self.prompts:
+                    masks = prompted(teacher, spatial[number : number + 1], prompt, coordinates(image, prompt).to(device), image.image)
+                    seen.add(name, prompt, ious(masks, truth))
+
+
+def to_square(teacher: SamTeacher, image: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] -> float [1, 3, S, S] in [0, 1] on the teacher's device, as SAM and a student see it (`MaskDecoder.prepare`)."""
+    return MaskDecoder(teacher).prepare(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).copy()))
+
+
+def coordinates(image: Instances, prompt: Prompt) -> Tensor:
+    """Points [N, 2] (x, y) or boxes [N, 4] in px of the image, one for each mask."""
+    if prompt == "box":
+        return torch.from_numpy(image.boxes)
+    return torch.tensor([inner_point(mask) for mask in image.masks], dtype=torch.float32).reshape(-1, 2)
+
+
+def prompted(teacher: SamTeacher, spatial: Tensor, prompt: Prompt, places: Tensor, image: np.ndarray) -> Tensor:
+    """Masks bool [N, H, W] for N prompts on one image: for each the mask with the best predicted IoU.
+
+    spatial: [1, h, w, D], features before the neck of the square that `to_square` makes; places: as `coordinates` gives them.
+    """
+    seen = SeenImage(spatial, *image.shape[:2])
+    decoder = MaskDecoder(teacher)
+    found = decoder(seen, boxes=places) if prompt == "box" else decoder(seen, points=places)
+    return found.masks[:, 0]
+
+
+def _sams(predict: Predict, bench: Bench, names: Sequence[str] | None) -> list[tuple[SamTeacher, Predict]]:
+    """Each SAM teacher with its rows `student/NAME` (where that head has a map) and `teacher/NAME`."""
+    sams = {name: teacher for name, teacher in bench.teachers.items() if isinstance(teacher, SamTeacher)}
+    if not sams:
+        loaded = ", ".join(f"'{name}'" for name in bench.teachers) or "no teacher"
+        raise UserError(
+            f"promptable_segmentation: SAM's mask decoder is needed, and none of the teachers is a SAM (there is: {loaded}); "
+            "add a teacher of type sam under the name of the head"
+        )
+    unknown = [name for name in names or () if name not in sams]
+    if unknown:
+        raise UserError(*(f"heads: '{name}' is no SAM teacher; {nearest(name, sams)}" for name in unknown))
+    config = bench.model.config.heads if bench.model is not None else {}
+    groups: list[tuple[SamTeacher, Predict]] = []
+    for name in names or sams:
+        rows = {row: predict[row] for row in (f"student/{name}", f"teacher/{name}") if row in predict}
+        if name in config and config[name].spatial is None:
+            rows.pop(f"student/{name}", None)
+        if rows:
+            groups.append((sams[name], rows))
+    if not groups:
+        raise UserError(
+            f"promptable_segmentation: none of the rows {', '.join(predict)} has features of a SAM; name student/{next(iter(sams))}"
+        )
+    return groups
+
+
+class _Reader(Dataset[Any]):
+    def __init__(self, instances: InstanceSet):
+        self.instances = instances
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.instances.read(number)
+        except UserError as error:
+            return tuple(error.problems)
+
+
+def _in_batches(images: Iterator[Instances]) -> Iterator[list[Instances]]:
+    """At most BATCH images; those without a mask are left out."""
+    batch: list[Instances] = []
+    for image in images:
+        if len(image.masks):
+            batch.append(image)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class _Seen:
+    """IoUs as they come in, and the trivial ones."""
+
+    def __init__(self, prompts: Sequence[Prompt]):
+        self.prompts = prompts
+        self.areas: list[float] = []
+        self.found: dict[str, dict[Prompt, list[Tensor]]] = {}
+        self.boxes: list[Tensor] = []
+        self.discs: list[Tensor] = []
+        self.digest = hashlib.sha256()
+
+    def add_truth(self, image: Instances) -> None:
+        self.areas += image.areas.tolist()
+        for part in (image.image, np.packbits(image.masks), image.boxes):
+            self.digest.update(part.tobytes())
+        truth = torch.from_numpy(image.masks)
+        height, width = image.masks.shape[1:]
+        if "box" in self.prompts:
+            self.boxes.append(ious(filled_boxes(torch.from_numpy(image.boxes), height, width), truth))
+        if "point" in self.prompts:
+            points = coordinates(image, "point")
+            radii = [part * max(height, width) for part in DISC_PARTS]
+            self.discs.append(torch.stack([ious(discs(points, radius, height, width), truth) for radius in radii]))
+
+    def add(self, name: str, prompt: Prompt, found: Tensor) -> None:
+        self.found.setdefault(name, {}).setdefault(prompt, []).append(found.cpu())
+
+    def result(self, bins: tuple[float, float], num_images: int) -> Result:
+        """The table; raises UserError where there was not one mask."""
+        if not self.areas:
+            raise UserError("promptable_segmentation: there is no mask that counts; see min_area and crowds")
+        members = _members(torch.tensor(self.areas, dtype=torch.float64), bins)
+        rows = {
+            name: {
+                metric: score for prompt, parts in by_prompt.items() for metric, score in _means(prompt, torch.cat(parts), members).items()
+            }
+            for name, by_prompt in self.found.items()
+        }
+        floors: dict[str, float] = {}
+        notes: list[str] = []
+        if self.boxes:
+            floors |= _means("box", torch.cat(self.boxes), members)
+            notes.append("the floor of box is the filled box")
+        if self.discs:
+            table = torch.cat(self.discs, 1)
+            best = int(table.mean(1).argmax())
+            floors |= _means("point", table[best], members)
+            notes.append(f"the floor of point is a disc of {DISC_PARTS[best]:.3f} long sides, the best of {len(DISC_PARTS)} radii")
+        counts = {"images": num_images} | {size: int(chosen.sum()) for size, chosen in members.items()}
+        metrics = [Metric(name, headline=" " not in name) for name in next(iter(rows.values()))]
+        return Result(
+            metrics,
+            rows,
+            {"masks" if size == "all" else size: n for size, n in counts.items()},
+            self.digest.hexdigest()[:16],
+            floors,
+            notes=notes,
+            floor="a disc around the click or the filled box",
+        )
+
+
+def _members(areas: Tensor, bins: tuple[float, float]) -> dict[str, Tensor]:
+    small, large = areas <= bins[0] ** 2, areas >= bins[1] ** 2
+    return {"all": torch.ones_like(small), "large": large, "medium": ~small & ~large, "small": small}
+
+
+def _means(prompt: Prompt, found: Tensor, members: dict[str, Tensor]) -> dict[str, float]:
+    """In %: `box`, `box large`, ...; no entry for a size that does not occur."""
+    return {
+        prompt if size == "all" else f"{prompt} {size}": 100 * found[chosen].mean().item()
+        for size, chosen in members.items()
+        if chosen.any()
+    }

@@ -1,0 +1,109 @@
+"""What features look like: how many directions they use, how large they are, which channels are dead."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...config import Positive
+from ...data.labelled.base import ImageSet
+from ...data.labelled.classification import AnyImages, spread
+from ...features import KINDS, Features
+from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result
+from ..reading import Broken, encode, readable, windows
+
+ROWS = 8192
+"""Vectors at most of which singular values are found."""
+MEASURES = ("RankMe", "norm", "norm p99", "mean", "std")
+
+
+class StatisticsSettings(EvaluationSettings):
+    """RankMe, norms, and mean and standard deviation of the channels, of summaries and of cells of the map."""
+
+    type: Literal["statistics"] = "statistics"
+    data: AnyImages
+    """Any images."""
+    cells_per_image: Positive = 16
+    """Cells of each map that are looked at, evenly spaced."""
+
+    def build(self) -> "Statistics":
+        """Opens the data; raises UserError where they are missing."""
+        return Statistics(self.data.build(), self.cells_per_image)
+
+
+def rank_me(features: Tensor) -> float:
+    """RankMe (Garrido et al. 2023, eq. 1) of [N, D]: exp of the entropy of the singular values; between 1 and min(N, D)."""
+    values = torch.linalg.svdvals(features.double())
+    shares = values / values.sum().clamp_min(1e-30) + 1e-7
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def describe_features(features: Tensor) -> tuple[dict[str, float], dict[str, Any]]:
+    """(numbers, mean and std of every channel) of [N, D].
+
+    `mean` and `std` are root mean squares over channels; `norm` is the median length of a vector, `norm p99` that of the longest per cent.
+    """
+    features = features.double()
+    norms, mean, std = features.norm(dim=1), features.mean(0), features.std(0, correction=0)
+    step = -(-len(features) // ROWS)
+    numbers = {
+        "RankMe": rank_me(features[::step]),
+        "norm": float(norms.median()),
+        "norm p99": float(norms.sort().values[int(0.99 * (len(norms) - 1))]),
+        "mean": float(mean.square().mean().sqrt()),
+        "std": float(std.square().mean().sqrt()),
+    }
+    return numbers, {"channel mean": mean.tolist(), "channel std": std.tolist()}
+
+
+class Statistics(Evaluation):
+    """See `StatisticsSettings`."""
+
+    def __init__(self, images: ImageSet, cells: int):
+        self.images, self.cells = images, cells
+
+    def run(self, predict: Predict, bench: Bench) -> Result:
+        """The numbers of every model and kind; every channel's mean and std are in the details."""
+        broken = Broken()
+        found = self._collect(predict, bench, broken)
+        rows: dict[str, dict[str, float]] = {}
+        details: dict[str, Any] = {}
+        for name, kinds in found.items():
+            for kind, features in kinds.items():
+                numbers, details[f"{name}/{kind}"] = describe_features(features)
+                rows.setdefault(name, {}).update({f"{kind} {key}": value for key, value in numbers.items()})
+        return Result(
+            metrics=[
+                Metric(f"{kind} {key}", "", "higher" if key == "RankMe" else None, headline=key == "RankMe")
+                for kind in KINDS
+                for key in MEASURES
+            ],
+            rows=rows,
+            counts={"images": len(self.images), "broken": len(broken.reasons)},
+            fingerprint=self.images.fingerprint(),
+            notes=broken.note(),
+            details=details,
+        )
+
+    def _collect(self, predict: Predict, bench: Bench, broken: Broken) -> Mapping[str, Mapping[str, Tensor]]:
+        """{model: {kind: [N, D] on the CPU}}."""
+        parts: dict[str, dict[str, list[Tensor]]] = {name: {} for name in predict}
+        for window in windows(bench.progress(readable(self.images, broken, bench.num_workers), self.images.describe(), len(self.images))):
+            for name, kinds in encode(predict, [image for _, image in window], bench.device, self._take).items():
+                for kind, features in kinds.items():
+                    parts[name].setdefault(kind, []).append(features.flatten(0, -2).cpu())
+        return {name: {kind: torch.cat(part) for kind, part in kinds.items()} for name, kinds in parts.items()}
+
+    def _take(self, features: Features) -> dict[str, Tensor]:
+        """summary [B, 1, D], spatial [B, cells, D]."""
+        found = {} if features.summary is None else {"summary": features.summary[:, None]}
+        if features.spatial is not None:
+            found["spatial"] = spread_cells(features.spatial, self.cells)
+        return found
+
+
+def spread_cells(spatial: Tensor, count: int) -> Tensor:
+    """[B, count, D] of a map [B, H, W, D]: cells evenly spaced in row-major order; all of them, where there are fewer."""
+    cells = spatial.flatten(1, 2)
+    return cells[:, spread(cells.shape[1], count)]

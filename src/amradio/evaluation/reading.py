@@ -1,0 +1,168 @@
+"""Images of any size for evaluations: read in a fixed order, broken ones counted and named, encoded by every model in one pass."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..data.decode import decode
+from ..data.guard import UnreadableError
+from ..data.labelled.base import ImageSet
+from ..data.loading_processes import load_items
+from ..errors import UserError
+from ..features import Features
+from .predictors import Joint, Predict, Predictor
+
+WINDOW = 64
+"""Images that are held at a time, to be put together by size; more would be faster where sizes vary, and take more memory."""
+WINDOW_PIXELS = 2**28
+"""Pixels (800 MB) that are held at a time, whatever their number of images."""
+MOST_PIXELS = 2**25
+"""Pixels (5793 x 5793) to which a larger picture is averaged when it is read: no model sees so many, and each costs 15 bytes on the way."""
+NAMED = 5
+"""Broken images that a note names."""
+
+
+class Read(NamedTuple):
+    """One image as it was read."""
+
+    number: int
+    image: Tensor | None
+    """uint8 [3, H, W] RGB, upright; None where it cannot be read."""
+    reason: str = ""
+    """Why it cannot be read."""
+
+
+class Broken:
+    """The images of some sets that could not be read, or were passed over."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+        self.passed_over: dict[str, None] = {}
+
+    def tell(self, notes: Sequence[str]) -> None:
+        """Adds what was passed over in a set (`ImageSet.notes`); each sentence once."""
+        self.passed_over |= dict.fromkeys(notes)
+
+    def note(self) -> tuple[str, ...]:
+        """What was passed over, and one sentence with the number and the first names of broken images; empty where all is well."""
+        if not self.reasons:
+            return tuple(self.passed_over)
+        named = "; ".join(f"{key}: {reason}" for key, reason in list(self.reasons.items())[:NAMED])
+        more = f" and {len(self.reasons) - NAMED} more" if len(self.reasons) > NAMED else ""
+        return (
+            *self.passed_over,
+            f"{len(self.reasons)} images could not be read and were left out: {named}{more}",
+        )
+
+
+class _Reader(Dataset[Read]):
+    def __init__(self, images: ImageSet):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Read:
+        try:
+            pixels = decode(self.images.read(index), most=MOST_PIXELS)
+        except UnreadableError as error:
+            return Read(index, None, str(error))
+        except OSError as error:
+            return Read(index, None, error.strerror or str(error))
+        return Read(index, torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")))
+
+
+def readable(images: ImageSet, broken: Broken, num_workers: int = 0) -> Iterator[tuple[int, Tensor]]:
+    """(index, uint8 [3, H, W]) of every readable image in order; the others go into `broken`. num_workers: processes that read.
+
+    The same on any number of workers. Raises UserError where not one image can be read.
+    """
+    broken.tell(images.notes())
+    found = 0
+    for read in load_items(_Reader(images), range(len(images)), num_workers):
+        index, image, reason = read
+        if image is None:
+            broken.reasons[images.key(index)] = reason
+            continue
+        found += 1
+        yield index, image
+    if not found:
+        first = next(iter(broken.reasons.items()), ("", "there is no image in it"))
+        raise UserError(f"{images.describe()}: not one can be read; the first: {': '.join(filter(None, first))}")
+
+
+def windows(items: Iterator[tuple[int, Tensor]], size: int = WINDOW) -> Iterator[list[tuple[int, Tensor]]]:
+    """Lists of at most `size` items and, but for a single larger image, WINDOW_PIXELS pixels."""
+    window: list[tuple[int, Tensor]] = []
+    num_pixels = 0
+    for item in items:
+        here = item[1].shape[1] * item[1].shape[2]
+        if window and num_pixels + here > WINDOW_PIXELS:
+            yield window
+            window, num_pixels = [], 0
+        window.append(item)
+        num_pixels += here
+        if len(window) == size:
+            yield window
+            window, num_pixels = [], 0
+    if window:
+        yield window
+
+
+Parts = Mapping[str, Tensor]
+
+
+@torch.inference_mode()
+def encode(predict: Predict, images: Sequence[Tensor], device: torch.device, take: Callable[[Features], Parts]) -> dict[str, Parts]:
+    """What `take` takes of each model's features: {model: {part: [N, ...]}}, in the order of `images` (uint8 [3, H, W], of any sizes).
+
+    Images of one size are batched, and so are those that a model's preparation brings to one size; a model with several outputs
+    is computed once. take: Features of a batch -> {part: [B, ...]}, of one shape for all images.
+    """
+    batches = batched(images, device)
+    found: dict[str, Parts] = {}
+    for outputs in _by_joint(predict):
+        first = next(iter(outputs.values()))
+        taken: dict[str, dict[str, list[Tensor]]] = {name: {} for name in outputs}
+        order: list[int] = []
+        for indices, batch in _prepared(first.joint, batches) if isinstance(first, Predictor) else batches:
+            order += indices
+            for name, call in outputs.items():
+                features = call.of_prepared(batch) if isinstance(call, Predictor) else call(batch)
+                for key, part in take(features).items():
+                    taken[name].setdefault(key, []).append(part)
+        back = torch.tensor(order, device=device).argsort()
+        found |= {name: {key: torch.cat(part)[back] for key, part in parts.items()} for name, parts in taken.items()}
+    return {name: found[name] for name in predict}
+
+
+def _by_joint(predict: Predict) -> list[dict[str, Callable[[Tensor], Features]]]:
+    """The outputs of each model together."""
+    groups: dict[int, dict[str, Callable[[Tensor], Features]]] = {}
+    for name, call in predict.items():
+        groups.setdefault(id(call.joint) if isinstance(call, Predictor) else id(call), {})[name] = call
+    return list(groups.values())
+
+
+Batches = list[tuple[list[int], Tensor]]
+
+
+def batched(images: Sequence[Tensor], device: torch.device) -> Batches:
+    """(indices, float [B, 3, H, W] in [0, 1]) by size."""
+    groups: dict[torch.Size, list[int]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault(image.shape, []).append(index)
+    return [(indices, torch.stack([images[index] for index in indices]).to(device).float().div_(255)) for indices in groups.values()]
+
+
+def _prepared(joint: Joint, batches: Batches) -> Batches:
+    """The batches at the model's legal size; those that come out equal are put together."""
+    groups: dict[torch.Size, Batches] = {}
+    for indices, batch in batches:
+        view = joint.prepare(batch)
+        groups.setdefault(view.shape[1:], []).append((indices, view))
+    return [([i for indices, _ in group for i in indices], torch.cat([view for _, view in group])) for group in groups.values()]

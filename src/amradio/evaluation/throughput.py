@@ -1,0 +1,97 @@
+"""Throughput, latency, size and work of student, heads and teachers on the device at hand."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+from torch import nn
+
+from ..config import Pixels, Positive
+from ..cost import LEAST_CALLS, macs, time_calls
+from .base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result
+from .predictors import Predictor, inputs_of
+
+
+class ThroughputSettings(EvaluationSettings):
+    """Images/s, latency, parameters, GMACs and (on a GPU) peak memory of every model, each at its legal size nearest to `image_sizes`."""
+
+    type: Literal["throughput"] = "throughput"
+    image_sizes: Annotated[list[Pixels], pydantic.Field(min_length=1)] | None = None
+    """px of square images; null for `image_size`."""
+    batch_sizes: list[Positive] = pydantic.Field([1, 32], min_length=1)
+    """Images a call; the first also gives the latency."""
+    seconds: Annotated[float, pydantic.Field(gt=0, le=3600)] = 1.0
+    """How long each of them is called (at least five times)."""
+
+    def build(self) -> "Throughput":
+        """Never fails."""
+        return Throughput(self.image_sizes or (self.image_size and [self.image_size]) or None, self.batch_sizes, self.seconds)
+
+
+class Throughput(Evaluation):
+    """See `ThroughputSettings`."""
+
+    def __init__(self, image_sizes: Sequence[int] | None, batch_sizes: Sequence[int], seconds: float):
+        self.image_sizes, self.batch_sizes, self.seconds = image_sizes, batch_sizes, seconds
+
+    def run(self, predict: Predict, bench: Bench) -> Result:
+        """The table's columns are of the first size: images/s of the largest batch, latency of the first; all are in the details."""
+        sizes = list(self.image_sizes or [bench.default_size])
+        details: dict[str, dict[str, Any]] = {}
+        measured: dict[int, Predict] = {}
+        for size in sizes:
+            calls = {name: call for name, call in bench.predict("whole", size).items() if name in predict}
+            measured.setdefault(size, calls)
+            for name, call in calls.items():
+                assert isinstance(call, Predictor)
+                details.setdefault(name, {})[str(size)] = self._measure(call, _part(bench, name), size, bench.device)
+        rows = {name: self._row(found[str(sizes[0])]) for name, found in details.items()}
+        metrics = [
+            Metric("images/s", ""),
+            Metric("latency ms", "", "lower"),
+            Metric("p95 ms", "", "lower", headline=False),
+            Metric("M parameters", "", "lower"),
+            Metric("GMACs", "", "lower"),
+            Metric("peak MB", "", "lower"),
+        ]
+        notes = [
+            f"throughput at {sizes[0]} px, {max(self.batch_sizes)} images a call; latency of {self.batch_sizes[0]}; "
+            "a head includes the student"
+        ]
+        return Result(
+            metrics=metrics if bench.device.type == "cuda" else metrics[:-1],
+            rows=rows,
+            counts={"calls at least": LEAST_CALLS, "threads": torch.get_num_threads()},
+            inputs=inputs_of(measured[sizes[0]]),
+            notes=notes,
+            details=details,
+        )
+
+    def _measure(self, call: Predictor, parts: Sequence[nn.Module], size: int, device: torch.device) -> dict[str, Any]:
+        draws = torch.Generator().manual_seed(0)
+        images = torch.rand(max(self.batch_sizes), 3, size, size, generator=draws).to(device)
+        view = call.joint.prepare(images)
+        found: dict[str, Any] = {
+            "input": list(view.shape[-2:]),
+            "M parameters": sum(p.numel() for part in parts for p in part.parameters()) / 1e6,
+            "GMACs": macs(call.fresh, view[:1]) / 1e9,
+        }
+        for batch in self.batch_sizes:
+            found[f"batch {batch}"] = time_calls(call.fresh, view[:batch], self.seconds)
+        return found
+
+    def _row(self, found: Mapping[str, Any]) -> dict[str, float]:
+        first, largest = found[f"batch {self.batch_sizes[0]}"], found[f"batch {max(self.batch_sizes)}"]
+        row = {"images/s": largest["images/s"], "latency ms": first["median ms"], "p95 ms": first["p95 ms"]}
+        row |= {key: found[key] for key in ("M parameters", "GMACs")}
+        return row | ({"peak MB": largest["peak MB"]} if "peak MB" in largest else {})
+
+
+def _part(bench: Bench, name: str) -> list[nn.Module]:
+    """The modules that a row needs."""
+    kind, _, rest = name.partition("/")
+    if kind == "teacher":
+        return [bench.teachers[rest]]
+    assert bench.model is not None
+    return [bench.model.network.student, *([bench.model.network.heads[rest]] if rest else [])]

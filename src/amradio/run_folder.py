@@ -1,0 +1,113 @@
+"""The run folder: what is in it, who may write into it, and what it remembers."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from .beginning import Beginning
+from .config import to_yaml, validate
+from .engine.checkpoint import Checkpoints
+from .engine.lock import NAME, Lock
+from .engine.settings import WITHOUT_EFFECT
+from .environment import environment
+from .errors import UserError
+from .files import aside_of, disk_errors, read_json, read_text, user_path, write_aside
+from .recipe import Recipe, changed_keys
+from .yaml12 import parse_yaml
+
+FREE_KEYS = (*WITHOUT_EFFECT, "data.num_workers", "out")
+"""Keys that may differ when a run is resumed."""
+
+
+class RunFolder:
+    """`config.yaml`, `network.json`, `environment.json`, `checkpoints/`, `calibration/`, `evaluations/`, `images/`, `model/` of one run."""
+
+    def __init__(self, path: str | Path, keep: int = 2):
+        self.path = user_path(path, "out")
+        self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
+
+    @property
+    def model(self) -> Path:
+        """The model folder."""
+        return self.path / "model"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether there is a run in it."""
+        return (self.path / "config.yaml").is_file()
+
+    def lock(self) -> Lock:
+        """That of the one process which may write into the folder."""
+        return Lock(self.path / NAME, f"out: {self.path}")
+
+    def check(self, recipe: Recipe) -> list[str]:
+        """What stands against writing this recipe's run here: a folder in use, another recipe, no permission."""
+        if self.path.exists() and not self.path.is_dir():
+            return [f"out: {self.path} is a file; give another folder"]
+        if not self.path.exists():
+            parent = next(p for p in self.path.absolute().parents if p.exists())
+            return [] if os.access(parent, os.W_OK) else [f"out: {parent} cannot be written to; give another folder"]
+        if not {path.name for path in self.path.iterdir()} - {aside_of(self.path / "config.yaml").name, NAME}:  # a kill may leave no more
+            return []
+        config = self.path / "config.yaml"
+        if not config.is_file():
+            return [f"out: {self.path} is not empty and not a run folder; nothing in it was touched; give another folder"]
+        try:
+            stored = _stored(config)
+        except UserError as error:
+            return [f"out: {problem}; restore config.yaml, or give another out folder" for problem in error.problems]
+        changed = changed_keys(stored, recipe.model_dump(mode="json"), FREE_KEYS)
+        if not changed:
+            return []
+        return [
+            f"out: {self.path} holds a run of another recipe; changed: {'; '.join(changed)}; "
+            "take these back to resume it, or give another out folder"
+        ]
+
+    def beginning(self) -> Beginning | None:
+        """What the run that can be resumed here trains; None where there is none. Raises UserError where its `network.json` is damaged."""
+        file = self.path / "network.json"
+        if not self.checkpoints.steps() or not file.is_file():
+            return None
+        try:
+            return validate(Beginning, read_json(file), f"{file}: ")
+        except UserError as error:
+            advice = "restore this file from a copy of the run, or give another out folder and start again"
+            raise UserError(*(f"{problem.removesuffix('; copy or download it again')}; {advice}" for problem in error.problems)) from None
+
+    def begin(self, recipe: Recipe, beginning: Beginning, lock: Lock) -> None:
+        """Creates the folder, or makes it ready to resume; what a run that never saved a checkpoint left is cleared.
+
+        Raises UserError where another process has the lock.
+        """
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.take()
+            if not self.checkpoints.steps():
+                for name in ("metrics.jsonl", "train.log"):
+                    (self.path / name).unlink(missing_ok=True)
+                for name in ("calibration", "evaluations", "images"):
+                    shutil.rmtree(self.path / name, ignore_errors=True)
+                self.write("network.json", beginning.model_dump_json(indent=1) + "\n")
+            self.write("config.yaml", to_yaml(recipe))
+            self.write("environment.json", json.dumps(environment(), indent=1) + "\n")
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a text file below the folder, aside and then renamed."""
+        path = self.path / name
+        with disk_errors(self.path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_aside(path, text.encode())
+
+
+def _stored(config: Path) -> Any:
+    """The recipe that a run folder keeps, as a mapping; keys that were not there when it was written have their defaults."""
+    found = parse_yaml(read_text(config), str(config))
+    if not isinstance(found, dict):
+        raise UserError(f"{config}: a recipe is a mapping; found {'nothing' if found is None else type(found).__name__}")
+    try:
+        return validate(Recipe, found).model_dump(mode="json")
+    except UserError:
+        return found  # a key that is gone since: it is named among the changed ones

@@ -1,0 +1,19 @@
+"""The three small teachers that come with the package, in the formats of transformers, read by the very adapters of real ones."""
+
+from ..errors import UserError
+from .base import Teacher
+from .catalogue import EMBEDDED
+from .settings import ClipSettings, Dinov2Settings, EmbeddedSettings, SamSettings
+
+
+def build(settings: EmbeddedSettings) -> "Teacher":
+    """See `EmbeddedSettings.build`."""
+    folder = EMBEDDED / settings.name
+    if not folder.is_dir():
+        raise UserError(f"teacher 'embedded {settings.name}': this installation lacks {folder}; install amradio anew")
+    common = {"model": str(folder), "precision": settings.precision}
+    kinds = {"clip": ClipSettings, "dino": Dinov2Settings, "sam": SamSettings}
+    teacher = kinds[settings.name](**common).build()
+    teacher.source = f"embedded {settings.name}"
+    teacher.licence = "Apache-2.0"
+    return teacher

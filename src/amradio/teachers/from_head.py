@@ -1,0 +1,128 @@
+"""From a head back to its teacher: the text encoder and the mask decoder that go with a student's head."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..config import validate
+from ..errors import UserError
+from ..files import local_path, read_json
+from . import TEACHERS
+from .base import Teacher
+from .loading import KIND_OF, cached_folder, no_downloads
+from .mask_decoder import MaskDecoder
+from .sam import SamTeacher
+from .settings import TeacherSettings
+from .text_encoder import TextEncoder
+
+Card = Mapping[str, str | int | float | None]
+"""What config.json says of a head's teacher: `type` and `source` (see `HeadConfig.teacher`)."""
+Given = Teacher | str | Path | None
+"""What the user says of it: a folder, a hub name, `embedded clip`, or the object; None for what config.json says."""
+
+_KINDS: dict[str, type[TeacherSettings]] = {settings.model_fields["type"].default: settings for settings in TEACHERS}
+_EMBEDDED = "embedded "
+_SAM = {"vit-b": "facebook/sam-vit-base", "vit-l": "facebook/sam-vit-large", "vit-h": "facebook/sam-vit-huge"}
+"""As published RADIO checkpoints name their SAM -> on the hub."""
+
+
+def text_encoder(
+    head: str, card: Card, dims: tuple[int | None, int | None], given: Given, encode: Callable[[Any, Any], Tensor] | None = None
+) -> TextEncoder:
+    """The text encoder in whose space the summary of `head` lies; dims: channels of summary and map, None where it has none.
+
+    encode: see `TextEncoder`. Raises UserError where the head has no summary, or its teacher cannot be found, has no text encoder or
+    another dimension.
+    """
+    dim, spatial_dim = dims
+    if dim is None:
+        raise UserError(f"text: head '{head}' has no summary, so it says nothing in text space; train it with summary_weight 1")
+    teacher = find(head, card, given)
+    if not teacher.has_text:
+        raise UserError(f"text: teacher '{teacher.source}' of head '{head}' has no text encoder; CLIP, OpenCLIP and SigLIP have one")
+    _check_dim(head, teacher, "summary", teacher.summary_dim, dim)
+    if given is not teacher:
+        teacher.drop_encoder()
+    return TextEncoder(teacher, encode if spatial_dim is not None else None)
+
+
+def mask_decoder(
+    head: str,
+    card: Card,
+    dim: int | None,
+    given: Given,
+    encode: Callable[[Tensor, int | None], Tensor] | None = None,
+    read: Callable[[Any], Tensor] | None = None,
+) -> MaskDecoder:
+    """SAM's mask decoder for the map of `head`; dim: channels of that map, None where it has none. encode, read: see `MaskDecoder`.
+
+    Raises UserError where the head has no map, or its teacher cannot be found, is no SAM or has another dimension.
+    """
+    if dim is None:
+        raise UserError(f"masks: head '{head}' has no map to make masks of; train it with spatial_weight 1")
+    teacher = find(head, card, given)
+    if not isinstance(teacher, SamTeacher):
+        raise UserError(f"masks: teacher '{teacher.source}' of head '{head}' is no SAM, and only SAM has a mask decoder; name the SAM head")
+    _check_dim(head, teacher, "map", teacher.spatial_dim, dim)
+    if given is not teacher and encode is not None:
+        teacher.drop_encoder()
+    return MaskDecoder(teacher, encode, read)
+
+
+def find(head: str, card: Card, given: Given = None) -> Teacher:
+    """The teacher of a head, on the CPU. What config.json says is looked for on this machine only; what the user names may be fetched."""
+    if isinstance(given, Teacher):
+        return given
+    settings = settings_of(head, card, None if given is None else str(given))
+    if given is not None:
+        return settings.build()
+    with no_downloads():
+        try:
+            return settings.build()
+        except UserError as error:
+            raise UserError(*(f"head '{head}': {problem}; or pass teacher=" for problem in error.problems)) from None
+
+
+def settings_of(head: str, card: Card, name: str | None = None) -> TeacherSettings:
+    """The settings that load the teacher of a head. name: where the user says it is; its kind is then read from its files if possible.
+
+    Raises UserError where there is no way to know.
+    """
+    stated, source = str(card.get("type")), str(card.get("source")) if name is None else name
+    kind = "embedded" if source.startswith(_EMBEDDED) else _kind_in(source) or stated
+    if kind not in _KINDS or kind == "own" or (kind == "embedded" and not source.startswith(_EMBEDDED)):
+        found = f"its teacher was '{source}' of type '{kind}'" if name is None else f"teacher '{name}' is not on this machine"
+        way_out = "pass teacher=: the folder of a CLIP, SigLIP or SAM, a hub name that is in the cache, or an object"
+        raise UserError(f"head '{head}': {found}, and there is no way to know how to load it; {way_out}")
+    keys: dict[str, Any] = {"model": source}
+    if kind == "embedded":
+        keys = {"name": source.removeprefix(_EMBEDDED)}
+    elif kind == "model":
+        keys = {"path": source}
+    elif kind == "sam":
+        keys = {"model": _SAM.get(source, source)}
+    elif kind == "open_clip":
+        model, _, pretrained = source.partition(" ")
+        keys = {"model": model} | ({"pretrained": pretrained} if pretrained else {})
+    return validate(_KINDS[kind], {"type": kind, **keys}, f"head '{head}': ")
+
+
+def _kind_in(name: str) -> str | None:
+    """The kind of teacher in a folder, or in the cache under a hub name, as its files say; None where they are not here or do not say."""
+    folder = local_path(name)
+    folder = folder if folder is not None and folder.is_dir() else cached_folder(name) if name.count("/") == 1 else None
+    if folder is None:
+        return None
+    if (folder / "open_clip_config.json").is_file():
+        return "open_clip"
+    try:
+        return KIND_OF.get(str(read_json(folder / "config.json").get("model_type")))
+    except UserError:
+        return None
+
+
+def _check_dim(head: str, teacher: Teacher, kind: str, found: int | None, dim: int) -> None:
+    if found != dim:
+        raise UserError(f"head '{head}': its {kind} has {dim} channels, that of teacher '{teacher.source}' {found}; it is another teacher")

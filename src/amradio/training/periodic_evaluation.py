@@ -1,0 +1,118 @@
+"""The suite of `evaluate.suite`: student, heads and teachers measured again and again while a run goes on."""
+
+import copy
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+
+from ..engine.log import Log
+from ..errors import UserError
+from ..evaluation.base import Metric, Result, floor_warning
+from ..evaluation.progress import Item
+from ..evaluation.suite import plain, prepare, run_suite
+from ..interruption import Stop, StopAskedError
+from ..model import Model
+from ..network import Network, NetworkConfig
+from ..recipe import Recipe
+from ..run_folder import RunFolder
+from ..teachers.base import Teacher
+
+
+class Score(NamedTuple):
+    """The headline number of one model in one evaluation."""
+
+    evaluation: str
+    metric: Metric
+    model: str
+    value: float
+
+
+class PeriodicSuite:
+    """Runs the suite when it is due, on a copy of the student, with the teachers that the run holds; the training notices nothing of it."""
+
+    def __init__(self, recipe: Recipe, teachers: Mapping[str, Teacher], device: torch.device):
+        """teachers: those of the run; the suite's own beside them are loaded here. Raises UserError where one is missing."""
+        self.recipe = recipe
+        self.done: int | None = None
+        """The last step that was measured."""
+        self._is_first = True
+        self.suite = recipe.evaluate.suite and recipe.evaluate.suite.model_copy(update={"device": str(device)})
+        self.teachers = dict(teachers)
+        if self.suite is not None:
+            own = {name: settings for name, settings in self.suite.teachers.items() if name not in teachers}
+            self.teachers |= self.suite.model_copy(update={"teachers": own}).load_teachers()
+
+    def check(self, config: NetworkConfig, network: Network) -> None:
+        """Raises UserError with all that the suite lacks: data, rows, a text encoder, a mask decoder. Computes nothing."""
+        if self.suite is None:
+            return
+        try:
+            prepare(self.suite, self.suite.bench(Model(config, copy.deepcopy(network)), self.teachers))
+        except UserError as error:
+            raise UserError(*(f"evaluate.suite.{problem}" for problem in error.problems)) from None
+
+    def due(self, step: int) -> bool:
+        """Whether the suite is to be run at `step`: at every multiple of its period, 0 included, and at the end; once."""
+        period = self.recipe.evaluate.suite_every or self.recipe.evaluate.every
+        if self.suite is None or period is None or step == self.done:
+            return False
+        return step % period == 0 or step == self.recipe.num_steps
+
+    def run(self, step: int, model: tuple[NetworkConfig, Network], folder: RunFolder, log: Log, stop: Stop) -> bool:
+        """Measures into evaluations/ and metrics.jsonl; one process does it, while the others wait.
+
+        Returns false, with nothing written, where a stop is asked for meanwhile. model: as it is exported; it is copied, since a `Model`
+        is frozen. The run's random numbers stay as they are.
+        """
+        assert self.suite is not None
+        begun = time.perf_counter()
+        config, network = model[0], copy.deepcopy(model[1])
+        network.student.fuse_attention(True)  # as in a model that is loaded, whatever is quicker in training
+
+        def watch(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
+            for item in log.watch(items, title, total):
+                stop.check()
+                yield item
+
+        try:
+            with torch.random.fork_rng(), log.phase(f"step {step}: evaluating {', '.join(self.suite.evaluations)}"):
+                results = run_suite(self.suite, self.suite.bench(Model(config, network), self.teachers, watch))
+        except StopAskedError:
+            return False
+        for name, result in results.items():
+            folder.write(f"evaluations/step_{step:09d}/{name}.json", json.dumps({"step": step} | plain(result), indent=1) + "\n")
+        found = list(scores(results))
+        log.record({"step": step} | {f"eval/{each.evaluation}/{each.model}/{each.metric.name}": each.value for each in found})
+        log.say(f"suite at step {step} ({time.perf_counter() - begun:.1f} s): {'; '.join(_in_brief(results, found))}")
+        for name, result in results.items():
+            if self._is_first and (warning := floor_warning(result, "teacher/")):  # a student may yet learn
+                log.warn(f"{name}: {warning}")
+            for note in result.notes:
+                if note.startswith("warning: "):
+                    log.warn(f"{name}: {note.removeprefix('warning: ')}")
+        self._is_first = False
+        return True
+
+
+def scores(results: Mapping[str, Result]) -> Iterator[Score]:
+    """Every headline number."""
+    for name, result in results.items():
+        for metric in result.metrics:
+            if metric.headline:
+                yield from (Score(name, metric, model, row[metric.name]) for model, row in result.rows.items() if metric.name in row)
+
+
+def _in_brief(results: Mapping[str, Result], found: list[Score]) -> Iterator[str]:
+    """`k-NN k=20 student 87.1 teacher/dino 95.4` for each evaluation: its first column, the best of the student and of the teachers."""
+    for name, result in results.items():
+        metric = next((each for each in result.metrics if any(score[:2] == (name, each) for score in found)), None)
+        if metric is None:
+            continue
+        best = max if metric.better != "lower" else min
+        column = [score for score in found if score[:2] == (name, metric)]
+        groups = [[score for score in column if score.model.startswith("teacher/") is taught] for taught in (False, True)]
+        shown = [best(group, key=lambda score: score.value) for group in groups if group]
+        yield f"{name} {metric.name} " + " ".join(f"{score.model} {score.value:.{1 if metric.unit == '%' else 3}f}" for score in shown)
