@@ -26,7 +26,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as transforms
 
-from amradio.data import DataSettings, Feed, train_batches
+from amradio.data import DataSettings, Feed, OpenData
 from amradio.data.folder import FolderSettings
 from amradio.data.scenes import Scenes
 
@@ -84,7 +84,7 @@ def make_photographs(folder: Path, count: int) -> None:
 
 def ours(folder: str, arguments: argparse.Namespace) -> Iterator[torch.Tensor]:
     settings = DataSettings(train=FolderSettings(path=folder), num_workers=arguments.workers)
-    for batch in train_batches(settings, settings.train, Feed(arguments.image_size, arguments.batch_size)):
+    for batch in OpenData(settings).train_batches(settings.train, Feed(arguments.image_size, arguments.batch_size)):
         yield batch.images
 
 

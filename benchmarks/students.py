@@ -36,7 +36,6 @@ from amradio.commands.distill import distill
 from amradio.config import Settings, one_of, validate
 from amradio.console import PHASES
 from amradio.cost import macs, time_calls
-from amradio.data import Feed, val_batches
 from amradio.devices import find_device
 from amradio.engine.distributed import Processes
 from amradio.engine.log import Log
@@ -50,7 +49,7 @@ from amradio.students.base import Student
 from amradio.students.settings import StudentSettings
 from amradio.teachers.base import Teacher
 from amradio.teachers.settings import TeacherSettings
-from amradio.training import Training, load_teachers
+from amradio.training import Trainer, load_teachers
 from amradio.words import read_words
 
 ROOT = Path(__file__).parents[1]
@@ -181,17 +180,16 @@ def distilled(recipe: Recipe) -> dict[str, Any]:
 @torch.no_grad()
 def held_out_loss(recipe: Recipe) -> float:
     """The loss of the recipe's last stage in evaluation mode, mean over the held-out batches that the recipe measures agreement on."""
-    training = Training(recipe, load_teachers(recipe, {}), Processes(find_device(recipe.engine.device)), Log(None))
-    assert training.resume() == recipe.num_steps
-    task, device = training.task.eval(), training.processes.device
+    trainer = Trainer(recipe, load_teachers(recipe, {}), Processes(find_device(recipe.engine.device)), Log(None))
+    assert trainer.resume() == recipe.num_steps
+    context = trainer.context
+    task, device, autocast = context.task.eval(), context.processes.device, context.autocast
     total, count = 0.0, 0
-    for group in training.stages[-1].groups:
-        size = group.settings.batch_size
-        for batch in val_batches(recipe.data, None, Feed(group.view_size, size), recipe.evaluate.batches * size):
-            images = batch.images.to(device)
-            with torch.autocast(device.type, training.context.autocast, enabled=training.context.autocast is not None):
-                loss = task(images, None, group.partition).loss
-            total, count = total + float(loss) * len(images), count + len(images)
+    for group in context.stages[-1].groups:
+        for batch in context.feeds.held_out(group):
+            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                loss = task(batch.to(device), group.partition).loss
+            total, count = total + float(loss) * len(batch.keys), count + len(batch.keys)
     return total / count
 
 

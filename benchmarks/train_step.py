@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 
 from amradio.devices import find_device
-from amradio.distillation.task import calibrate
+from amradio.distillation.calibration import calibrate
 from amradio.engine.distributed import Processes
 from amradio.engine.log import Log
-from amradio.engine.loop import train
 from amradio.environment import environment
 from amradio.recipe import Recipe
-from amradio.training import Training, load_teachers
+from amradio.training import Trainer, load_teachers
+from amradio.training.trainer import Reporting
 
 QUICKSTART = Path(__file__).parents[1] / "src/amradio/recipes/quickstart.yaml"
 WARM = 5
@@ -50,43 +50,37 @@ class Stamped:
         return (self.stamps[-1] - self.stamps[WARM]) / (len(self.stamps) - 1 - WARM)
 
 
-def build(recipe, folder):
-    device = find_device(recipe.engine.device)
-    training = Training(recipe, load_teachers(recipe, {}), Processes(device), Log(None))
-    training.folder.path = folder
-    return training
+def build(recipe):
+    return Trainer(recipe, load_teachers(recipe, {}), Processes(find_device(recipe.engine.device)), Log(None))
 
 
-def our_loop(training, batches):
+def our_loop(trainer, batches):
     """The loop of the package, without evaluation and checkpoints but with its logs and checks."""
     stamped = Stamped(batches)
-    job = training._job()
-    job.open_batches = lambda stage, group, step: stamped
-    job.begin_stage = lambda stage: None
-    job.evaluate_due = lambda step: False
-    job.save = lambda step: None
-    train(job, 0)
+    trainer.context.feeds.training = lambda group, step: stamped
+    trainer.hooks = [hook for hook in trainer.hooks if isinstance(hook, Reporting)]
+    trainer.run()
     return stamped.seconds_a_step()
 
 
-def bare_loop(training, batches, steps):
+def bare_loop(context, batches, steps):
     """What one writes in an afternoon for this one case: no names, no settings, no metrics."""
     stamped = Stamped(batches)
-    task, device, optimizer = training.task, training.processes.device, training.optimizer
-    network, size = task.network, training.stages[0].groups[0].partition.image_size
+    task, device, optimizer = context.task, context.processes.device, context.optimizer
+    network, size = task.network, context.stages[0].groups[0].partition.image_size
     parameters = list(network.parameters())
-    assert all(group.view_size == size for group in training.stages[0].groups)
-    statistics_of = {(n, k): (v.mean, v.std) for n, kinds in task.normalizers.items() for k, v in kinds.items()}
+    assert all(group.view_size == size for group in context.stages[0].groups)
+    statistics_of = {key: (value.mean, value.std) for key, value in task.normalizers.by_name().items()}
     for _, batch in zip(range(steps), stamped, strict=False):
         images = batch.images.to(device).float() / 255
-        with torch.autocast(device.type, training.autocast, enabled=training.autocast is not None):
+        with torch.autocast(device.type, context.autocast, enabled=context.autocast is not None):
             targets = {name: teacher(images) for name, teacher in task.teachers.items()}
             student = network.student(images, batch.draws.to(device))
             predictions = {name: head(student) for name, head in network.heads.items()}
         loss = 0.0
         for (name, kind), (mean, std) in statistics_of.items():
-            target = (getattr(targets[name], kind) - mean) / std
-            prediction = getattr(predictions[name], kind).float()
+            target = (targets[name].of(kind) - mean) / std
+            prediction = predictions[name].of(kind).float()
             cosine = (1 - F.cosine_similarity(prediction, target, dim=-1)).mean()
             loss = loss + (cosine if kind == "summary" else 0.9 * cosine + 0.1 * F.smooth_l1_loss(prediction, target))
         optimizer.zero_grad(set_to_none=True)
@@ -106,14 +100,15 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         common = [f"stages.0.steps={options.steps}", "evaluate.every=null", "engine.log_every=20", f"out={folder}/run"]
         recipe = Recipe.load(str(QUICKSTART), *common, *options.words)
-        training = build(recipe, Path(folder))
-        batches = list(itertools.islice(training._open_batches(training.stages[0], training.stages[0].groups[0], 0), 8))
-        images = [(batch.images.to(training.processes.device), training.stages[0].groups[0].partition) for batch in batches]
-        calibrate(training.task, images, recipe.normalize, lambda sums: None, training.autocast)
+        trainer = build(recipe)
+        context, group = trainer.context, trainer.context.stages[0].groups[0]
+        batches = list(itertools.islice(context.feeds.training(group, 0), 8))
+        pairs = [(batch.to(context.processes.device), group.partition) for batch in batches]
+        calibrate(context.task, pairs, recipe.normalize, lambda sums: None, context.autocast)
         bare, ours = [], []
         for _ in range(options.rounds):
-            bare.append(bare_loop(training, batches, options.steps))
-            ours.append(our_loop(training, batches))
+            bare.append(bare_loop(context, batches, options.steps))
+            ours.append(our_loop(trainer, batches))
     size = batches[0].images.shape[0]
     ratios = [b / o for b, o in zip(bare, ours, strict=True)]
     rows = {"bare loop": [size / s for s in bare], "amradio": [size / s for s in ours]}

@@ -12,6 +12,7 @@ from amradio.evaluation import Bench
 from amradio.model import Model
 from amradio.recipe import Recipe
 from amradio.teachers import ClipSettings, SamSettings, Teacher
+from amradio.training.initialization import network_config
 
 SCENES = {"type": "scenes", "length": 20, "image_size": 32}
 SMALL: dict[str, dict] = {
@@ -57,7 +58,7 @@ def tiny_model(teachers: dict[str, Teacher], **words: str) -> Model:
         "out=unused",
         *(f"{key}={value}" for key, value in words.items()),
     )
-    config = recipe.network(teachers)
+    config = network_config(recipe, teachers)
     return Model(config, config.build())
 
 

@@ -4,10 +4,13 @@ import pytest
 import torch
 
 import tiny
-from amradio.distillation.task import Distillation, Objective, Partition
-from amradio.recipe import Recipe, preferred_size
+from amradio.batch import Batch
+from amradio.distillation.task import Distillation, Objective
+from amradio.distillation.views import Partition
+from amradio.recipe import Recipe
 from amradio.recipes import shipped
 from amradio.teachers import Dinov2Settings
+from amradio.training.initialization import preferred_size
 
 FILES = {found.path.stem: found.path for found in shipped() if found.kind == "recipe"}
 
@@ -89,6 +92,6 @@ def test_a_teacher_of_several_sizes_sees_the_one_nearest_to_the_student(recipe_n
     task = Distillation(network, {"dino": teacher}, Objective({}, lambda losses: torch.zeros(())))  # type: ignore[arg-type]
     images = torch.zeros(1, 3, 1024, 1024, dtype=torch.uint8)
     partition = Partition("0.0", ("dino",), image_size)
-    task.targets(images, partition)
+    task.prepare(Batch(images, (), torch.zeros(len(images), 8)), partition)
     assert seen == [(sees, sees)]
-    assert task.views(images, partition)["dino"].shape[-2:] == (sees, sees)
+    assert task.views.of(images, partition).teachers["dino"].images.shape[-2:] == (sees, sees)

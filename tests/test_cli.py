@@ -16,7 +16,7 @@ from amradio import distill as run_distill
 from amradio.__main__ import main
 from amradio.engine.distributed import Processes
 from amradio.engine.log import Log
-from amradio.training import Training, load_teachers
+from amradio.training import Trainer, load_teachers
 from processes import Ended
 from runs import files
 
@@ -278,9 +278,9 @@ def test_load_takes_the_run_and_the_model_folder(trained):
 
 def test_loaded_heads_speak_raw_teacher_space(trained):
     run, recipe = trained
-    training = Training(recipe, load_teachers(recipe, {}), Processes(torch.device("cpu")), Log(None))
-    assert training.resume() == 2
-    task = training.task.eval()
+    trainer = Trainer(recipe, load_teachers(recipe, {}), Processes(torch.device("cpu")), Log(None))
+    assert trainer.resume() == 2
+    task = trainer.context.task.eval()
     images = torch.rand(3, 3, 32, 32)
     model = amradio.load(run)
     found = model(images, heads=["clip", "dino"])
@@ -289,7 +289,7 @@ def test_loaded_heads_speak_raw_teacher_space(trained):
         inside = task.network(images, None, ["clip", "dino"])
     for name in ("clip", "dino"):
         for kind in ("summary", "spatial"):
-            wanted = task.normalizer(name, kind).to_raw(getattr(inside[name], kind))
+            wanted = task.normalizers.of(name, kind).to_raw(inside[name].of(kind))
             torch.testing.assert_close(getattr(found[name], kind), wanted, rtol=1e-4, atol=1e-4)
     assert model(images, heads=[]).keys() == {"backbone"}
 

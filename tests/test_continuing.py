@@ -11,18 +11,17 @@ from safetensors.torch import load_file
 import amradio
 from amradio import UserError
 from amradio import distill as run_distill
-from amradio.beginning import plan
 from amradio.commands.distill import dry_run
 from amradio.engine.distributed import Processes
 from amradio.engine.log import Log
-from amradio.engine.loop import take_step
 from amradio.features import Features
 from amradio.heads import AttentionHeadSettings, LinearHeadSettings, MlpHead, MlpHeadSettings
 from amradio.network import HeadConfig, HeadPart, NetworkConfig
 from amradio.students.base import CLIP_MEAN, CLIP_STD
 from amradio.students.vit_settings import VitSettings
 from amradio.teachers import Teacher
-from amradio.training import Training, load_teachers
+from amradio.training import Trainer, load_teachers
+from amradio.training.continuation import plan
 from runs import assert_same, losses, metrics, state
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
@@ -122,8 +121,8 @@ def goes_on(recipe, finished: Path, *words: str):
     return recipe(*SHORT, f"student={{type: model, path: {finished}}}", *words)
 
 
-def training(recipe, own: dict[str, Teacher] | None = None) -> Training:
-    return Training(recipe, load_teachers(recipe, own or {}), Processes(torch.device("cpu")), Log(None))
+def training(recipe, own: dict[str, Teacher] | None = None) -> Trainer:
+    return Trainer(recipe, load_teachers(recipe, own or {}), Processes(torch.device("cpu")), Log(None))
 
 
 def agreement(folder: Path, step: int) -> dict[str, float]:
@@ -146,11 +145,11 @@ def test_the_backbone_and_the_kept_heads_begin_with_the_same_bits(recipe, finish
     images = torch.rand(2, 3, 32, 48)
     model = amradio.load(finished)
     with torch.no_grad():
-        found = run.task.network.eval()(images, None, ["clip", "dino"])
+        found = run.context.task.network.eval()(images, None, ["clip", "dino"])
     for name, features in model(images, heads=["clip", "dino"]).items():
         for one, other in zip(found[name], features, strict=True):
             assert torch.equal(one, other), name
-    assert set(run.task.network.heads) == {"clip", "dino"}
+    assert set(run.context.task.network.heads) == {"clip", "dino"}
 
 
 class Colours(Teacher):
@@ -170,8 +169,8 @@ NEW = ("teachers.mine={type: own}", "teachers.clip=null")
 def test_a_teacher_of_ones_own_gets_a_head_and_a_summary(recipe, finished, capsys):
     old = load_file(finished / "model" / "model.safetensors")
     run = training(goes_on(recipe, finished, *NEW), {"mine": Colours()})
-    assert run.config.num_summaries == 2
-    tokens = run.task.network.state_dict()[TOKENS]
+    assert run.context.config.num_summaries == 2
+    tokens = run.context.task.network.state_dict()[TOKENS]
     assert torch.equal(tokens, old[TOKENS][[1, 1, 2]]), "dino's, a copy of it for the new one, the register"
     folder = run_distill(goes_on(recipe, finished, *NEW), teachers={"mine": Colours()})
     printed = capsys.readouterr().out
@@ -234,26 +233,26 @@ def test_what_is_frozen_keeps_its_bits_and_all_else_moves(recipe, finished, part
 
 def test_every_trained_parameter_changes_and_no_other_has_a_gradient(recipe, finished):
     run = training(goes_on(recipe, finished, "student.train=lora"))
-    before = {name: value.clone() for name, value in run.task.named_parameters()}
-    stage = run.stages[0]
+    before = {name: value.clone() for name, value in run.context.task.named_parameters()}
+    stage = run.context.stages[0]
     for step in range(2):  # a product of which one factor is zero moves the other only from its second step on
-        take_step(run._job(), stage, [next(run._open_batches(stage, group, step)) for group in stage.groups], 1e-2, True)
-    for name, value in run.task.named_parameters():
+        run.optimization.update(stage, [next(run.context.feeds.training(group, step)) for group in stage.groups], 1e-2, True)
+    for name, value in run.context.task.named_parameters():
         trained = "lora" in name or ".heads." in name
         assert torch.equal(value, before[name]) != trained, name
         assert (value.grad is None) != trained, name
-    optimised = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
-    assert optimised == {id(value) for value in run.task.parameters() if value.requires_grad}
+    optimised = {id(p) for group in run.context.optimizer.param_groups for p in group["params"]}
+    assert optimised == {id(value) for value in run.context.task.parameters() if value.requires_grad}
 
 
 def test_the_model_folder_holds_merged_weights_that_say_the_same(recipe, finished):
     run = training(goes_on(recipe, finished, "student.train={type: lora, rank: 2}"))
-    for name, value in run.task.network.named_parameters():
+    for name, value in run.context.task.network.named_parameters():
         if "lora_b" in name:
             torch.nn.init.normal_(value, std=0.05)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        trained = run.task.network.eval()(images)["backbone"]
+        trained = run.context.task.network.eval()(images)["backbone"]
     run.folder.path.mkdir()
     run.save(1)
     model = amradio.load(run.folder.model)
@@ -367,11 +366,11 @@ def test_other_students_go_on(recipe, tmp_path, student):
     assert agreement(same, 0) == pytest.approx(agreement(finished, 2), abs=1e-3)
     run = training(recipe(*one, f"student={{type: model, path: {finished}}}", *NEW), {"mine": Colours()})
     shares = "shared" in student
-    assert run.config.num_summaries == (1 if shares else 2)
-    assert {name: head.slot for name, head in run.config.heads.items()} == {"dino": 0, "sam": 0, "mine": 0 if shares else 1}
+    assert run.context.config.num_summaries == (1 if shares else 2)
+    assert {name: head.slot for name, head in run.context.config.heads.items()} == {"dino": 0, "sam": 0, "mine": 0 if shares else 1}
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        found = run.task.network.eval()(images, None, ["dino"])["dino"]
+        found = run.context.task.network.eval()(images, None, ["dino"])["dino"]
     wanted = amradio.load(finished)(images, heads=["dino"])["dino"]
     torch.testing.assert_close(found.summary, wanted.summary, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.spatial, wanted.spatial, rtol=1e-5, atol=1e-5)
@@ -429,7 +428,7 @@ def test_an_official_checkpoint_goes_on_with_two_of_its_heads_and_a_third_teache
     before = amradio.load(FIXTURES / file)
     old = before.network.state_dict()
     run = training(recipe(*words), teachers)
-    new = run.task.network.state_dict()
+    new = run.context.task.network.state_dict()
     heads = [name for name in new if name.startswith(("heads.clip.", "heads.dino_v2."))]
     assert len(heads) > 20
     assert all(torch.equal(new[name], old[name]) for name in heads)
@@ -474,7 +473,7 @@ def test_an_official_eradio_goes_on(recipe, heads, tmp_path):
     run = training(recipe(*words), teachers)
     before, images = amradio.load(file), torch.rand(2, 3, 64, 96)
     with torch.no_grad():
-        found = run.task.network.eval()(images, None, heads)
+        found = run.context.task.network.eval()(images, None, heads)
     for name, features in before(images, heads=heads).items():
         for one, other in zip(found[name], features, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

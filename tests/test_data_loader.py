@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from amradio.batch import Batch
 from amradio.config import validate
-from amradio.data import SOURCES, Batch, DataSettings, Feed, check, describe, train_batches, val_batches
+from amradio.data import SOURCES, DataSettings, Feed, OpenData, describe
 from amradio.data import stateless_random as chance
 from amradio.data.folder import FolderSettings
 from amradio.data.loading_processes import default_workers
@@ -28,7 +29,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 def batches(settings, feed, count, start=0, **changes):
     data = DataSettings(train=settings, **{"num_workers": 0, **changes})
-    found = train_batches(data, settings, feed, start)
+    found = OpenData(data).train_batches(settings, feed, start)
     taken = list(itertools.islice(found, count))
     found.close()
     return taken
@@ -86,7 +87,11 @@ def test_workers_change_nothing(settings):
         assert_equal(number, expected)
     data = DataSettings(train=settings, num_workers=0)
     with_workers = data.model_copy(update={"num_workers": 2})
-    for a, b in zip(val_batches(data, settings, Feed(16, 8)), val_batches(with_workers, settings, Feed(16, 8)), strict=True):
+    for a, b in zip(
+        OpenData(data.model_copy(update={"val": settings})).val_batches(Feed(16, 8)),
+        OpenData(with_workers.model_copy(update={"val": settings})).val_batches(Feed(16, 8)),
+        strict=True,
+    ):
         assert_equal(a, b)
 
 
@@ -108,13 +113,15 @@ def test_validation_shows_each_image_once(settings):
     source = settings.build()
     data = DataSettings(train=settings, num_workers=0)
     expected = [source.key(source.nth(number)) for number in range(source.count())]
-    found = list(val_batches(data, settings, Feed(16, 10)))
+    found = list(OpenData(data.model_copy(update={"val": settings})).val_batches(Feed(16, 10)))
     skipped = {line.split(": ")[0] for batch in found for line in batch.skipped}
     assert [key for batch in found for key in batch.keys] == [key for key in expected if key not in skipped]
     assert all(len(batch.images) == len(batch.keys) == len(batch.draws) for batch in found)
-    some = list(val_batches(data, settings, Feed(16, 10), limit=13))
+    some = list(OpenData(data.model_copy(update={"val": settings})).val_batches(Feed(16, 10), limit=13))
     assert sum(len(batch.keys) + len(batch.skipped) for batch in some) == 13
-    shares = [list(val_batches(data, settings, Feed(16, 10, 0, rank, 2), limit=13)) for rank in range(2)]
+    shares = [
+        list(OpenData(data.model_copy(update={"val": settings})).val_batches(Feed(16, 10, 0, rank, 2), limit=13)) for rank in range(2)
+    ]
     assert sorted(key for share in shares for batch in share for key in batch.keys) == sorted(key for batch in some for key in batch.keys)
 
 
@@ -122,7 +129,7 @@ def test_validation_cuts_the_central_square(tmp_path):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 100, 3), dtype=np.uint8))
     picture.save(tmp_path / "a.png")
     data = DataSettings(train=FolderSettings(path=str(tmp_path)), num_workers=0)
-    (batch,) = val_batches(data, data.train, Feed(20, 4))
+    (batch,) = OpenData(data.model_copy(update={"val": data.train})).val_batches(Feed(20, 4))
     expected = np.asarray(picture.resize((50, 20), Image.Resampling.BICUBIC).crop((15, 0, 35, 20)))
     assert np.abs(batch.images[0].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
 
@@ -216,13 +223,13 @@ def test_leaving_early_ends_the_workers(tmp_path):
 
 SCRIPT = """
 import os, signal
-from amradio.data import DataSettings, Feed, train_batches
+from amradio.data import DataSettings, Feed, OpenData
 from amradio.data.folder import FolderSettings
 seen = []
 signal.signal(signal.SIGINT, lambda *_: seen.append("int"))
 signal.signal(signal.SIGTERM, lambda *_: seen.append("term"))
 data = DataSettings(train=FolderSettings(path={path!r}), num_workers=2)
-batches = train_batches(data, data.train, Feed(16, 4))
+batches = OpenData(data).train_batches(data.train, Feed(16, 4))
 next(batches)
 os.killpg(0, signal.SIGINT)
 os.killpg(0, signal.SIGTERM)
@@ -256,8 +263,8 @@ def test_real_images(folder, count):
     if not (SHARED / folder).is_dir():
         pytest.skip(f"needs the real images of ../shared/data/{folder}")
     settings = FolderSettings(path=str(SHARED / folder))
-    check(settings)
-    assert describe(settings).startswith(f"{count:,} images in ")
+    settings.build().check()
+    assert describe(settings.build()).startswith(f"{count:,} images in ")
     (batch,) = batches(settings, Feed(64, 64, seed=1), 1)
     assert batch.skipped == ()
     assert len(set(batch.keys)) == 64

@@ -3,7 +3,7 @@
 import pytest
 
 from amradio.config import validate
-from amradio.data import DataSettings, Feed, train_batches, val_batches
+from amradio.data import DataSettings, Feed, OpenData
 from amradio.errors import UserError
 
 
@@ -18,8 +18,8 @@ def keys(batches, count: int) -> set[str]:
 @pytest.mark.parametrize(("share", "held"), [(0.1, 6), (0.5, 30), (1 / 7, 8)])
 def test_what_is_held_out_is_never_trained_on_and_all_the_rest_is(share, held):
     data = settings(hold_out=share)
-    val = keys(val_batches(data, None, Feed(16, 10)), 100)
-    train = keys(train_batches(data, data.train, Feed(16, 60 - held)), 1)
+    val = keys(OpenData(data).val_batches(Feed(16, 10)), 100)
+    train = keys(OpenData(data).train_batches(data.train, Feed(16, 60 - held)), 1)
     assert len(val) == held
     assert len(train) == 60 - held
     assert not val & train
@@ -28,13 +28,13 @@ def test_what_is_held_out_is_never_trained_on_and_all_the_rest_is(share, held):
 def test_a_partitions_other_source_is_whole():
     data = settings(hold_out=0.5)
     other = settings(train={"type": "scenes", "length": 10, "seed": 5}).train
-    assert len(keys(train_batches(data, other, Feed(16, 10)), 1)) == 10
+    assert len(keys(OpenData(data).train_batches(other, Feed(16, 10)), 1)) == 10
 
 
 def test_too_few_images_and_two_held_out_sources_are_refused():
     data = settings(train={"type": "scenes", "length": 5}, hold_out=0.1)
     with pytest.raises(UserError, match="not one image"):
-        data.open_val()
+        OpenData(data).val()
     with pytest.raises(UserError, match="leave one of the two out"):
         settings(hold_out=0.1, val={"type": "scenes"})
 
@@ -49,4 +49,4 @@ def test_a_stream_cannot_be_cut():
         hold_out=0.1,
     )
     with pytest.raises(UserError, match="cannot be cut in two"):
-        mixed.open_val()
+        OpenData(mixed).val()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from amradio.config import to_yaml, validate
-from amradio.data import SOURCES, DataSettings, Feed, check, describe, train_batches, val_batches
+from amradio.data import SOURCES, DataSettings, Feed, OpenData, describe
 from amradio.data.folder import FolderSettings
 from amradio.data.guard import UnreadableError
 from amradio.data.huggingface import HuggingFaceSettings
@@ -33,8 +33,8 @@ def keys_of(settings, positions, order=ORDER):
 
 
 def test_says_what_it_is(settings):
-    assert any(character.isdigit() for character in describe(settings))
-    check(settings)
+    assert any(character.isdigit() for character in describe(settings.build()))
+    settings.build().check()
 
 
 def test_settings_survive_yaml(settings):
@@ -84,13 +84,13 @@ def test_a_source_crosses_to_a_worker(settings):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "scenes"])
 def test_broken_images_are_replaced_and_named(kind, tmp_path):
     settings = make(kind, tmp_path, broken=(0, 4, 17))
-    check(settings)
+    settings.build().check()
     data = DataSettings(train=settings, num_workers=0)
-    batches = train_batches(data, settings, Feed(16, 32, seed=5))
+    batches = OpenData(data).train_batches(settings, Feed(16, 32, seed=5))
     skipped = [line for _, batch in zip(range(4), batches, strict=False) for line in batch.skipped]
     assert len(skipped) >= 4
     assert all("not a picture" in line or "Error" in line for line in skipped)
-    found = list(val_batches(data, settings, Feed(16, 8)))
+    found = list(OpenData(data.model_copy(update={"val": settings})).val_batches(Feed(16, 8)))
     skipped = [line for batch in found for line in batch.skipped]
     num_images = settings.build().count()
     assert sum(len(batch.keys) for batch in found) == num_images - len(skipped)
@@ -101,12 +101,12 @@ def test_broken_images_are_replaced_and_named(kind, tmp_path):
 def test_a_source_of_broken_images_is_an_error(kind, tmp_path):
     settings = make(kind, tmp_path, broken=tuple(range(24)))
     with pytest.raises(UserError, match="not one can be read; the first"):
-        check(settings)
+        settings.build().check()
     data = DataSettings(train=settings, num_workers=0)
     with pytest.raises(UserError, match="1000 unreadable images in a row"):
-        next(train_batches(data, settings, Feed(16, 2)))
+        next(OpenData(data).train_batches(settings, Feed(16, 2)))
     with pytest.raises(UserError, match="none of the 24 images that were tried can be read"):
-        next(val_batches(data, settings, Feed(16, 5)))
+        next(OpenData(data.model_copy(update={"val": settings})).val_batches(Feed(16, 5)))
 
 
 # --- folder
@@ -127,23 +127,23 @@ def test_a_name_that_is_not_unicode(tmp_path):
     (tmp_path / os.fsdecode(b"\xff\xe9.jpg")).write_bytes(jpeg(1))
     (tmp_path / "größe.jpg").write_bytes(jpeg(2))
     settings = FolderSettings(path=str(tmp_path))
-    check(settings)
+    settings.build().check()
     assert settings.build().count() == 2
 
 
 def test_missing_and_empty_folders(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: there is no such folder; give"):
-        check(FolderSettings(path=str(tmp_path / "nowhere")))
+        FolderSettings(path=str(tmp_path / "nowhere")).build().check()
     with pytest.raises(UserError, match="there is no image in this folder or below it"):
-        check(FolderSettings(path=str(tmp_path)))
+        FolderSettings(path=str(tmp_path)).build().check()
     (tmp_path / "file.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="this is a file"):
-        check(FolderSettings(path=str(tmp_path / "file.jpg")))
+        FolderSettings(path=str(tmp_path / "file.jpg")).build().check()
 
 
 def test_a_file_that_vanishes_is_skipped(tmp_path):
     settings = make_folder(tmp_path)
-    batches = train_batches(DataSettings(train=settings, num_workers=0), settings, Feed(16, 24))
+    batches = OpenData(DataSettings(train=settings, num_workers=0)).train_batches(settings, Feed(16, 24))
     (tmp_path / "class0" / "000.jpg").unlink()
     assert next(batches).skipped == ("class0/000.jpg: No such file or directory",)
 
@@ -164,12 +164,12 @@ def test_shards_are_found_by_braces_globs_and_folders(tmp_path):
         source = WebDatasetSettings(path=str(tmp_path / path)).build()
         assert source.shards == expected
     with pytest.raises(UserError, match=r"00004.tar: there is no such tar shard"):
-        check(WebDatasetSettings(path=str(tmp_path / "{00000..00009}.tar")))
+        WebDatasetSettings(path=str(tmp_path / "{00000..00009}.tar")).build().check()
     with pytest.raises(UserError, match="local or mounted disk"):
-        check(WebDatasetSettings(path="s3://bucket/{00000..00009}.tar"))
+        WebDatasetSettings(path="s3://bucket/{00000..00009}.tar").build().check()
     (tmp_path / "a.tar.gz").write_bytes(b"")
     with pytest.raises(UserError, match="unpack it"):
-        check(WebDatasetSettings(path=str(tmp_path / "a.tar.gz")))
+        WebDatasetSettings(path=str(tmp_path / "a.tar.gz")).build().check()
 
 
 def test_broken_shards_are_named_and_their_good_part_is_read(tmp_path):
@@ -177,8 +177,8 @@ def test_broken_shards_are_named_and_their_good_part_is_read(tmp_path):
     whole = (tmp_path / "00002.tar").read_bytes()
     (tmp_path / "00002.tar").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "00000.tar").write_bytes(BROKEN * 100)
-    check(settings)
-    batches = list(val_batches(DataSettings(train=settings, num_workers=0), settings, Feed(16, 64)))
+    settings.build().check()
+    batches = list(OpenData(DataSettings(train=settings, num_workers=0).model_copy(update={"val": settings})).val_batches(Feed(16, 64)))
     skipped = sorted(line for batch in batches for line in batch.skipped)
     assert [line.partition(": the shard is broken after")[:2] for line in skipped] == [
         ("00000.tar", ": the shard is broken after"),
@@ -192,7 +192,7 @@ def test_shards_without_images(tmp_path):
         pass
     settings = WebDatasetSettings(path=str(tmp_path))
     with pytest.raises(UserError, match="there is no image in it"):
-        check(settings)
+        settings.build().check()
     with pytest.raises(UserError, match="there is no image in them"):
         settings.build().drawn(ORDER, 0)
 
@@ -208,7 +208,7 @@ def test_stated_counts_spare_the_headers_and_change_nothing(tmp_path):
     fresh.drawn(ORDER, 1000)
     assert not fresh._opened
     state_counts(tmp_path, (9, 5, 9, 3))
-    batches = list(val_batches(DataSettings(train=settings, num_workers=0), settings, Feed(16, 64)))
+    batches = list(OpenData(DataSettings(train=settings, num_workers=0).model_copy(update={"val": settings})).val_batches(Feed(16, 64)))
     assert batches[0].skipped == ("00000.tar: 7 images found, 9 stated beside the shard",) * 2
 
 
@@ -252,7 +252,7 @@ def test_parquet_and_splits(tmp_path, monkeypatch):
     table = datasets.load_from_disk(str(tmp_path / "saved"))
     table.to_parquet(str(tmp_path / "some.parquet"))
     settings = HuggingFaceSettings(path=str(tmp_path / "some.parquet"), image="picture", split="val")
-    check(settings)
+    settings.build().check()
     assert settings.build().key(3) == "val/000000003"
     datasets.DatasetDict(train=table, test=table.select(range(5))).save_to_disk(str(tmp_path / "dict"))
     assert HuggingFaceSettings(path=str(tmp_path / "dict"), image="picture", split="test").build().count() == 5
@@ -310,7 +310,7 @@ def test_settings_of_a_mixture_are_checked(tmp_path):
         validate(DataSettings, {"train": train})
     train["weights"] = {"a": 1.0, "b": 2}
     with pytest.raises(UserError) as error:
-        check(validate(DataSettings, {"train": train}).train)
+        validate(DataSettings, {"train": train}).train.build().check()
     assert [problem.split(": there")[0] for problem in error.value.problems] == ["a: /nowhere/a", "b: /nowhere/b"]
 
 
@@ -318,7 +318,7 @@ def test_a_mixture_with_one_broken_source_is_an_error(tmp_path):
     broken = make_folder(tmp_path / "broken", 3, (0, 1, 2))
     settings = MixtureSettings(sources={"good": ScenesSettings(length=5), "bad": broken}, weights={"good": 1.0, "bad": 1.0})
     with pytest.raises(UserError, match=r"^bad: 3 images in .* not one can be read"):
-        check(settings)
+        settings.build().check()
 
 
 def test_a_mixture_without_weights_is_by_size(tmp_path):

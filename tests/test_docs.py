@@ -23,6 +23,7 @@ from amradio.recipe import Recipe
 from amradio.recipes import FOLDER, shipped
 from amradio.students import StudentSettings
 from amradio.teachers import TEACHERS, EmbeddedSettings, TeacherSettings
+from amradio.training.initialization import network_config
 from amradio.yaml12 import parse_yaml
 from data_folders import make_shards
 
@@ -133,7 +134,7 @@ def write_quickstart(folder: Path) -> None:
         "student={type: vit, dim: 32, depth: 6, num_heads: 2}",
         "out=unused",
     )
-    config = recipe.network(teachers)
+    config = network_config(recipe, teachers)
     write_folder(folder, config, config.build(), {"step": 1, "num_steps": 1, "data": "scenes", "agreement": {}})
 
 

@@ -30,7 +30,8 @@ from amradio.engine.prefetch import ahead
 from amradio.engine.settings import OptimizerSettings
 from amradio.features import Features
 from amradio.teachers import Teacher
-from amradio.training import Training, load_teachers
+from amradio.training import Trainer, load_teachers
+from amradio.training.startup_log import introduce
 from amradio.yaml12 import parse_yaml
 from processes import at_step, fill_disk, start, terminate_self
 from runs import assert_same, files, losses, metrics, state
@@ -39,8 +40,8 @@ CPE = ("student.viewport=true", "student.position_dropout=0.3", "engine.ema=0.9"
 """The settings with the most random numbers and the most state."""
 
 
-def training(recipe) -> Training:
-    return Training(recipe, load_teachers(recipe, {}), Processes(torch.device("cpu")), Log(None))
+def training(recipe) -> Trainer:
+    return Trainer(recipe, load_teachers(recipe, {}), Processes(torch.device("cpu")), Log(None))
 
 
 # the optimizer
@@ -77,17 +78,17 @@ def test_the_run_follows_the_schedule_and_each_stage_begins_anew(recipe, tmp_pat
 
 def test_only_matrices_decay(recipe):
     run = training(recipe("optimizer.weight_decay=0.3", "student.layer_scale=1e-5"))
-    decay = {id(p): group["weight_decay"] for group in run.optimizer.param_groups for p in group["params"]}
-    named = dict(run.task.named_parameters())
+    decay = {id(p): group["weight_decay"] for group in run.context.optimizer.param_groups for p in group["params"]}
+    named = dict(run.context.task.named_parameters())
     assert {id(p) for p in named.values()} == decay.keys()
-    linears = [module for module in run.task.modules() if isinstance(module, nn.Linear)]
+    linears = [module for module in run.context.task.modules() if isinstance(module, nn.Linear)]
     weights = {id(module.weight) for module in linears}
     for name, parameter in named.items():
         assert decay[id(parameter)] == (0.3 if id(parameter) in weights else 0.0), name
     spared = [name for name in named if decay[id(named[name])] == 0]
     for part in ("pos_embed", "cls_token", "gamma", "norm1.weight", "bias"):
         assert any(part in name for name in spared), part
-    assert run.task.network.student.patch_generator.pos_embed.ndim > 1
+    assert run.context.task.network.student.patch_generator.pos_embed.ndim > 1
 
 
 def test_decay_reaches_the_weights():
@@ -495,13 +496,14 @@ def test_teachers_take_the_precision_of_the_run_and_emulation_is_named(recipe, m
     words = ("stages.0.steps=1", "evaluate.every=null")
     automatic = training(recipe(*words, "engine.precision=auto"))
     expected = torch.bfloat16 if hardware else torch.float32
-    assert {teacher.compute_dtype for teacher in automatic.task.teachers.values()} == {expected}
+    assert {teacher.compute_dtype for teacher in automatic.context.task.teachers.values()} == {expected}
     exact = training(recipe(*words))  # engine.precision: float32
-    assert {teacher.compute_dtype for teacher in exact.task.teachers.values()} == {torch.float32}
+    assert {teacher.compute_dtype for teacher in exact.context.task.teachers.values()} == {torch.float32}
 
     words = (*words, "engine.precision=bfloat16", "teachers.clip.precision=bfloat16")
     r = recipe(*words)
-    Training(r, load_teachers(r, {}), Processes(torch.device("cpu")), Log(tmp_path)).introduce()
+    trainer = Trainer(r, load_teachers(r, {}), Processes(torch.device("cpu")), Log(tmp_path))
+    introduce(trainer.context, trainer.initial.notes)
     shown = (tmp_path / "train.log").read_text()
     assert "bfloat16, licence" in shown
     for key in ("engine.precision", "teachers.clip.precision"):

@@ -68,22 +68,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(recipe_file, amradio, tmp_path):
 
 def save_own_statistics(folder: str) -> None:
     """Each process writes what it holds after the last step."""
-    from amradio.engine.loop import Job
+    from amradio.training.optimization import Optimization
 
-    init = Job.__init__
+    update = Optimization.update
 
-    def watched(self: Job, *positional, **named) -> None:
-        init(self, *positional, **named)
-        after_step = self.after_step
+    def and_save(self: Optimization, *positional, **named) -> dict:
+        metrics = update(self, *positional, **named)
+        network = self.context.task.network
+        torch.save({k: v for k, v in network.state_dict().items() if "running" in k}, f"{folder}/{self.context.processes.rank}.pt")
+        return metrics
 
-        def and_save() -> None:
-            after_step()
-            network = self.task.module.network
-            torch.save({k: v for k, v in network.state_dict().items() if "running" in k}, f"{folder}/{self.processes.rank}.pt")
-
-        self.after_step = and_save
-
-    Job.__init__ = watched
+    Optimization.update = and_save
 
 
 def test_two_processes_hold_the_same_statistics_and_go_on_bit_for_bit(recipe_file, recipe, tmp_path):

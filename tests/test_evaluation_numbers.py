@@ -9,11 +9,11 @@ import torch.nn.functional as F
 import transformers
 from sklearn.neighbors import KNeighborsClassifier
 
+from amradio import neighbours
 from amradio.cost import macs
 from amradio.data.labelled.classification import ScenesImagesSettings
 from amradio.drawing.lines import Line, draw_lines
 from amradio.errors import UserError
-from amradio.evaluation.classification import knn
 from amradio.evaluation.classification.knn import accuracies, vote
 from amradio.evaluation.classification.linear_probe import Schedule, train_probes
 from amradio.evaluation.classification.retrieval import ownership, ranks
@@ -62,8 +62,8 @@ def test_knn_does_not_depend_on_chunks(chunks: tuple[int, int]) -> None:
 @pytest.mark.parametrize("kind", ["random", "common part", "clusters", "twins"])
 def test_knn_finds_the_neighbours_of_float64(kind: str, rounds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """However the first products are rounded, and however alike all vectors are: nothing that float32 tells apart is missed."""
-    monkeypatch.setattr(knn, "computes_bfloat16", lambda device: rounds)
-    monkeypatch.setattr(knn, "FIRST_TILE", 64)
+    monkeypatch.setattr(neighbours, "computes_bfloat16", lambda device: rounds)
+    monkeypatch.setattr(neighbours, "FIRST_TILE", 64)
     centres = normal(9, 256, seed=5)
 
     def some(count: int, seed: int) -> torch.Tensor:
@@ -74,8 +74,8 @@ def test_knn_finds_the_neighbours_of_float64(kind: str, rounds: bool, monkeypatc
     database, queries = some(12000, 1), some(70, 2)
     if kind == "twins":
         database = torch.cat((database[:6000], database[:6000]))
-    looked, plain = [], knn._reaching
-    monkeypatch.setattr(knn, "_reaching", lambda *given: looked.append(plain(*given)) or looked[-1])
+    looked, plain = [], neighbours._reaching
+    monkeypatch.setattr(neighbours, "_reaching", lambda *given: looked.append(plain(*given)) or looked[-1])
     found = nearest_rows(queries, database, 10, chunks=(4000, 64))
     exact = F.normalize(queries.double(), dim=1) @ F.normalize(database.double(), dim=1).T
     wanted = exact.topk(10).values
@@ -88,11 +88,11 @@ def test_knn_finds_the_neighbours_of_float64(kind: str, rounds: bool, monkeypatc
 
 def test_knn_rounds_no_more_than_it_allows_for() -> None:
     centre = F.normalize(normal(50, 96, seed=3) + 2, dim=1).mean(0)
-    asked = knn._vectors(F.normalize(normal(80, 96, seed=1) + 2, dim=1), centre, is_asked=True)
-    known = knn._vectors(F.normalize(normal(300, 96, seed=2) + 2, dim=1), centre)
+    asked = neighbours._vectors(F.normalize(normal(80, 96, seed=1) + 2, dim=1), centre, is_asked=True)
+    known = neighbours._vectors(F.normalize(normal(300, 96, seed=2) + 2, dim=1), centre)
     rounded = asked.coarse.double() @ known.coarse.double().T + asked.shift.double()
     away = (rounded - asked.exact.double() @ known.exact.double().T).abs()
-    allowed = knn.UNIT * ((2 + knn.UNIT) * asked.norms * known.norms.T + known.shift.abs().T) + knn.SLACK
+    allowed = neighbours.UNIT * ((2 + neighbours.UNIT) * asked.norms * known.norms.T + known.shift.abs().T) + neighbours.SLACK
     assert bool((away <= allowed).all())
     assert float((away / allowed).max()) > 0.05, "a bound that is never come near proves nothing"
 
@@ -101,12 +101,12 @@ def test_knn_looks_through_few_groups_and_misses_nothing() -> None:
     similarities = normal(6, GROUP * 100, seed=4)
     similarities[0, :20] += 10  # all of the best in one group
     least = similarities.topk(20).values[:, -1:]
-    found = knn._reaching(similarities, least, GROUP * 100 - 1)
+    found = neighbours._reaching(similarities, least, GROUP * 100 - 1)
     assert found is not None
     wanted = (similarities >= least)[:, :-1].nonzero()
     assert sorted(zip(*(each.tolist() for each in found), strict=True)) == [tuple(pair) for pair in wanted.tolist()]
     assert found[0].tolist() == sorted(found[0].tolist())
-    assert knn._reaching(similarities, similarities.amin(1, keepdim=True), GROUP * 100) is None
+    assert neighbours._reaching(similarities, similarities.amin(1, keepdim=True), GROUP * 100) is None
 
 
 def test_knn_reads_a_memory_map(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from amradio.affine import Affine
 from amradio.config import Settings, one_of, to_yaml, validate
 from amradio.errors import UserError
 from amradio.features import Features
@@ -16,8 +17,6 @@ from amradio.heads import (
     LinearHeadSettings,
     MlpHeadSettings,
     final_linear,
-    fold_affine,
-    invert_affine,
 )
 from amradio.yaml12 import parse_yaml
 
@@ -104,9 +103,9 @@ def check_fold(head: nn.Module, matrix: bool) -> None:
     inputs = spatial().double()
     before = head(inputs)
     expected = (before @ scale.T if matrix else before * scale) + shift
-    fold_affine(head, scale, shift)
+    Affine(scale, shift).fold(final_linear(head))
     torch.testing.assert_close(head(inputs), expected, rtol=1e-10, atol=1e-10)
-    fold_affine(head, *invert_affine(scale, shift))
+    Affine(scale, shift).inverse().fold(final_linear(head))
     torch.testing.assert_close(head(inputs), before, rtol=1e-9, atol=1e-9)
 
 
@@ -114,7 +113,7 @@ def test_folding_in_float32_rounds_only_once():
     head = randomised(LinearHeadSettings().build(IN, OUT))
     weight, bias = head.final.weight.detach().double(), head.final.bias.detach().double()
     scale, shift = torch.linspace(1e-3, 1e3, OUT), torch.linspace(-1e4, 1e4, OUT)
-    fold_affine(head, scale, shift)
+    Affine(scale, shift).fold(final_linear(head))
     torch.testing.assert_close(head.final.weight, (weight * scale.double()[:, None]).float(), rtol=0, atol=0)
     torch.testing.assert_close(head.final.bias, (bias * scale.double() + shift.double()).float(), rtol=0, atol=0)
     assert head.final.weight.dtype == torch.float32

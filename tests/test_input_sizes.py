@@ -30,6 +30,7 @@ from amradio.students.settings import OwnSettings
 from amradio.students.vit_settings import VitSettings
 from amradio.teachers import ClipSettings, Dinov2Settings, ModelSettings, OpenClipSettings, SamSettings, SiglipSettings
 from amradio.teachers.base import Teacher
+from amradio.training.initialization import network_config
 
 KINDS = {settings.model_fields["type"].default: settings for settings in EVALUATIONS}
 Seen = dict[str, set[tuple[int, int]]]
@@ -60,7 +61,7 @@ def bench_of(teachers: dict[str, Teacher], *words: str, patch_size: int = 64, **
         "out=unused",
         *words,
     )
-    config = recipe.network(teachers)
+    config = network_config(recipe, teachers)
     return Bench(Model(config, config.build()), teachers, **options)
 
 

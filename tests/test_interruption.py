@@ -78,7 +78,7 @@ def test_a_signal_ends_a_command_at_once_with_one_line(finished, pictures, tmp_p
     assert not [path for path in out.iterdir() if path.name != "x.safetensors.parts"], "no unfinished file, no lock"
 
 
-@pytest.mark.parametrize("place", ["amradio.training.checks:check", "amradio.teachers.clip:ClipTeacher.__init__"])
+@pytest.mark.parametrize("place", ["amradio.commands.distill:check_data", "amradio.teachers.clip:ClipTeacher.__init__"])
 def test_a_signal_while_a_run_is_loaded_ends_it_and_nothing_is_written(recipe_file, tmp_path, place):
     ended = start("distill", recipe_file, *WORDS, folder=tmp_path / "printed", prelude=partial(signal_in, place, signal.SIGINT)).wait()
     assert ended.code == 130, ended.errors
@@ -103,7 +103,7 @@ def test_a_signal_in_the_statistics_or_an_evaluation_is_followed_within_it(recip
 def interrupt_the_last_evaluation() -> None:
     from amradio.training import held_out
 
-    real = held_out.HeldOut.measure
+    real = held_out.HeldOut.run
 
     def measure(self, step: int) -> None:
         if step == 4:
@@ -111,7 +111,7 @@ def interrupt_the_last_evaluation() -> None:
             time.sleep(0.05)
         real(self, step)
 
-    held_out.HeldOut.measure = measure
+    held_out.HeldOut.run = measure
 
 
 def test_a_signal_in_the_last_evaluation_and_the_same_command_makes_it(recipe_file, amradio, tmp_path):

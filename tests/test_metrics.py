@@ -8,10 +8,10 @@ from torch import Tensor
 
 import amradio
 from amradio.commands.evaluate import teachers_of
-from amradio.distillation.metrics import compare, with_norm_ratio
+from amradio.distillation.alignment import Pair
+from amradio.distillation.metrics import compare, measure, with_norm_ratio
 from amradio.distillation.normalizers import PerChannelSettings
 from amradio.distillation.statistics import Normalizer, set_statistics
-from amradio.distillation.task import Pair, cosines
 from amradio.evaluation.features.teacher_agreement import Comparison
 from amradio.evaluation.suite import Suite
 from amradio.formats.model_card import agreement_table
@@ -44,7 +44,7 @@ def test_a_drift_of_the_norm_is_seen(drift: float, shape: tuple[int, ...]) -> No
     normalizer = Normalizer(4)
     set_statistics(normalizer, PerChannelSettings(), mean.double(), std.double())
     kind = "summary" if len(shape) == 2 else "spatial"
-    in_target_space = means(cosines(Pair("a", kind, normalizer.to_target(drifted), normalizer.to_target(target)), normalizer))
+    in_target_space = means(measure(Pair("a", kind, normalizer.to_target(drifted), normalizer.to_target(target)), normalizer))
     assert in_target_space == pytest.approx(found, rel=1e-3)
     comparison = Comparison(kind, (mean.double(), std.double()), 4)
     for start in range(0, shape[0], 10):  # uneven batches

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from amradio.data import DataSettings, Feed, train_batches
+from amradio.data import DataSettings, Feed, OpenData
 from amradio.data.folder import FolderSettings
 from amradio.data.full_images import open_images, whole_images
 from amradio.data.labelled.classification import ClassFolderSettings, ImageFolderSettings
@@ -260,7 +260,7 @@ def test_statistics_that_promise_another_number_are_told(stated: int, told: str,
     tar_of(tmp_path / "s.tar", *(f"{number}.jpg" for number in range(5)))
     (tmp_path / "s_stats.json").write_text(f'{{"successes": {stated}}}')
     settings = WebDatasetSettings(path=str(tmp_path / "s.tar"), shuffle_buffer=1)
-    batches = train_batches(DataSettings(train=settings, num_workers=0), settings, Feed(8, 8))
+    batches = OpenData(DataSettings(train=settings, num_workers=0)).train_batches(settings, Feed(8, 8))
     batch = next(batches)
     assert any(told in text for text in (*batch.remarks, *batch.skipped))
     assert len(keys_of(tmp_path / "s.tar")) == 5, "embed counts for itself"
@@ -323,7 +323,7 @@ def test_an_empty_class_and_images_without_one_are_told(tmp_path: Path) -> None:
 
 def test_what_was_passed_over_comes_with_the_first_batch(tmp_path: Path) -> None:
     settings = FolderSettings(path=str(fill(tmp_path / "d")))
-    batches = train_batches(DataSettings(train=settings, num_workers=0), settings, Feed(8, 4))
+    batches = OpenData(DataSettings(train=settings, num_workers=0)).train_batches(settings, Feed(8, 4))
     assert next(batches).remarks == settings.build().notes()
     assert next(batches).remarks == ()
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from amradio.distillation.normalizers import NORMALIZERS, GlobalSettings, NoneSettings, PerChannelSettings
 from amradio.distillation.statistics import Moments, Normalizer, set_statistics
-from amradio.heads import MlpHeadSettings, fold_affine
+from amradio.heads import MlpHeadSettings, final_linear
 
 DIM = 6
 
@@ -118,7 +118,7 @@ def test_folding_into_a_head_gives_raw_teacher_space(settings, upsample):
     head = MlpHeadSettings(upsample_factor=upsample).build(10, DIM)
     normalizer, inputs = calibrated(settings), torch.randn(2, 3, 4, 10)
     wanted = normalizer.to_raw(head(inputs))
-    fold_affine(head, normalizer.scale.double(), normalizer.shift.double())
+    normalizer.affine.double().fold(final_linear(head))
     torch.testing.assert_close(head(inputs), wanted, rtol=1e-5, atol=1e-4)
 
 

@@ -14,6 +14,7 @@ from amradio.formats.model_folder import write_folder
 from amradio.image_input import check_range
 from amradio.recipe import Recipe
 from amradio.teachers import EmbeddedSettings
+from amradio.training.initialization import network_config
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> amradio.Model:
         "stages.0.partitions.0.image_size=32",
         "out=unused",
     )
-    config = recipe.network(teachers)
+    config = network_config(recipe, teachers)
     path = tmp_path_factory.mktemp("model")
     write_folder(path, config, config.build(), {"step": 1, "num_steps": 1, "data": "scenes", "agreement": {}})
     return amradio.load(path)

@@ -11,6 +11,7 @@ from amradio.formats.model_folder import write_folder
 from amradio.recipe import Recipe
 from amradio.recipes import shipped
 from amradio.training import load_teachers
+from amradio.training.initialization import network_config
 from amradio.yaml12 import parse_yaml, write_yaml
 from runs import losses
 
@@ -75,7 +76,7 @@ def model_to_go_on_from(recipe: dict, folder: Path) -> Path:
     old = Recipe.model_validate(
         recipe | {"teachers": {name: recipe["teachers"][name] for name in names}, "student": {"type": "vit"} | SMALL_STUDENT}
     )
-    config = old.network(load_teachers(old, {}))
+    config = network_config(old, load_teachers(old, {}))
     write_folder(folder, config, config.build(), {"step": 1, "num_steps": 1, "data": "none", "agreement": {}})
     return folder
 

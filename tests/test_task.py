@@ -8,23 +8,28 @@ import pytest
 import torch
 from torch import Tensor
 
-import amradio.distillation.task as task_module
+import amradio.distillation.views as views_module
 from amradio import UserError
 from amradio import distill as run_distill
+from amradio.batch import Batch
+from amradio.distillation.alignment import Pair
 from amradio.distillation.balance import FixedSettings
+from amradio.distillation.calibration import calibrate
 from amradio.distillation.losses import mse
+from amradio.distillation.metrics import measure
 from amradio.distillation.normalizers import NORMALIZERS, NormalizeSettings, PerChannelSettings
 from amradio.distillation.statistics import Normalizer, set_statistics
-from amradio.distillation.task import Distillation, Objective, Pair, Partition, calibrate, cosines
+from amradio.distillation.task import Distillation, Objective
+from amradio.distillation.views import Partition
 from amradio.engine.distributed import Processes
 from amradio.engine.log import Log
-from amradio.engine.loop import take_step
 from amradio.features import Features, resize_grid
 from amradio.heads import Head, LinearHeadSettings
+from amradio.images import to_float
 from amradio.network import Network
 from amradio.students import Student
 from amradio.teachers import Teacher
-from amradio.training import Training, load_teachers
+from amradio.training import Trainer, load_teachers
 from runs import state
 
 
@@ -50,11 +55,11 @@ def colours(images: Tensor, offset: float = 0.0) -> Features:
 
 @pytest.fixture
 def train(recipe):
-    """`train("seed=1")`: a Training of three teachers on the CPU, calibrated, and what a step needs."""
+    """`train("seed=1")`: a Trainer of three teachers on the CPU, calibrated, and what a step needs."""
 
-    def build(*words: str, own=None, calibrated: bool = True) -> Training:
+    def build(*words: str, own=None, calibrated: bool = True) -> Trainer:
         r = recipe(*words)
-        run = Training(r, load_teachers(r, own or {}), Processes(torch.device("cpu")), Log(None))
+        run = Trainer(r, load_teachers(r, own or {}), Processes(torch.device("cpu")), Log(None))
         if calibrated:
             prepare(run)
         return run
@@ -62,22 +67,22 @@ def train(recipe):
     return build
 
 
-def batch_of(run: Training, step: int = 0, group: int = 0):
-    stage = run.stages[0]
-    return next(run._open_batches(stage, stage.groups[group], step))
+def batch_of(run: Trainer, step: int = 0, group: int = 0):
+    stage = run.context.stages[0]
+    return next(run.context.feeds.training(stage.groups[group], step))
 
 
-def prepare(run: Training) -> None:
+def prepare(run: Trainer) -> None:
     """Statistics from the first batches of the first stage."""
     found = [
-        (batch_of(run, step, number).images, group.partition) for number, group in enumerate(run.stages[0].groups) for step in range(2)
+        (batch_of(run, step, number), group.partition) for number, group in enumerate(run.context.stages[0].groups) for step in range(2)
     ]
-    calibrate(run.task, found, run.recipe.normalize, run.processes.add_up, None)
+    calibrate(run.context.task, found, run.context.recipe.normalize, run.context.processes.add_up, None)
 
 
-def step(run: Training, number: int = 0) -> dict[str, Tensor]:
-    stage = run.stages[0]
-    return take_step(run._job(), stage, [batch_of(run, number, k) for k in range(len(stage.groups))], 1e-2, True)
+def step(run: Trainer, number: int = 0) -> dict[str, Tensor]:
+    stage = run.context.stages[0]
+    return run.optimization.update(stage, [batch_of(run, number, k) for k in range(len(stage.groups))], 1e-2, True)
 
 
 # what learns
@@ -85,9 +90,9 @@ def step(run: Training, number: int = 0) -> dict[str, Tensor]:
 
 def test_every_parameter_of_student_and_heads_changes_in_one_step(train):
     run = train("student.depth=2", "student.layer_scale=0.1", "student.position_dropout=0.0", "heads.spatial={type: mlp, num_inner: 1}")
-    before = {name: value.clone() for name, value in run.task.named_parameters()}
+    before = {name: value.clone() for name, value in run.context.task.named_parameters()}
     step(run)
-    still = [name for name, value in run.task.named_parameters() if torch.equal(value, before[name])]
+    still = [name for name, value in run.context.task.named_parameters() if torch.equal(value, before[name])]
     assert not still
     names = "\n".join(before)
     for part in ("student.", "heads.clip.summary", "heads.clip.spatial", "heads.dino.spatial", "heads.sam.spatial"):
@@ -102,28 +107,28 @@ def test_heads_outside_a_partition_are_left_alone(train):
     )
     run = train(stages, "optimizer.weight_decay=0.5")
     step(run)
-    before = {name: value.clone() for name, value in run.task.named_parameters()}
-    partition = run.stages[0].groups[0].partition._replace(teachers=("clip",))
-    alone = run.stages[1]._replace(groups=[run.stages[0].groups[0]._replace(partition=partition)])
+    before = {name: value.clone() for name, value in run.context.task.named_parameters()}
+    partition = run.context.stages[0].groups[0].partition._replace(teachers=("clip",))
+    alone = run.context.stages[1]._replace(groups=[run.context.stages[0].groups[0]._replace(partition=partition)])
     for number in (1, 2):
-        take_step(run._job(), alone, [batch_of(run, number)], 1e-2, True)
-    for name, value in run.task.named_parameters():
+        run.optimization.update(alone, [batch_of(run, number)], 1e-2, True)
+    for name, value in run.context.task.named_parameters():
         assert torch.equal(value, before[name]) == name.startswith(("network.heads.dino", "network.heads.sam")), name
 
 
 def test_teachers_are_held_and_not_owned(train):
     run = train()
-    theirs = {id(p) for teacher in run.task.teachers.values() for p in (*teacher.parameters(), *teacher.buffers())}
+    theirs = {id(p) for teacher in run.context.task.teachers.values() for p in (*teacher.parameters(), *teacher.buffers())}
     assert theirs
-    assert not theirs & {id(value) for value in (*run.task.parameters(), *run.task.buffers())}
-    assert not theirs & {id(p) for group in run.optimizer.param_groups for p in group["params"]}
-    run.task.train()
-    assert run.task.network.training
-    assert not any(module.training for teacher in run.task.teachers.values() for module in teacher.modules())
-    assert not any(p.requires_grad for teacher in run.task.teachers.values() for p in teacher.parameters())
-    before = {name: copy.deepcopy(teacher.state_dict()) for name, teacher in run.task.teachers.items()}
+    assert not theirs & {id(value) for value in (*run.context.task.parameters(), *run.context.task.buffers())}
+    assert not theirs & {id(p) for group in run.context.optimizer.param_groups for p in group["params"]}
+    run.context.task.train()
+    assert run.context.task.network.training
+    assert not any(module.training for teacher in run.context.task.teachers.values() for module in teacher.modules())
+    assert not any(p.requires_grad for teacher in run.context.task.teachers.values() for p in teacher.parameters())
+    before = {name: copy.deepcopy(teacher.state_dict()) for name, teacher in run.context.task.teachers.items()}
     step(run)
-    for name, teacher in run.task.teachers.items():
+    for name, teacher in run.context.task.teachers.items():
         assert all(torch.equal(value, before[name][key]) for key, value in teacher.state_dict().items())
 
 
@@ -153,19 +158,19 @@ def test_a_checkpoint_holds_these_keys_and_no_more_bytes(recipe):
 def test_validation_changes_nothing_and_repeats_itself(train):
     run = train("engine.ema=0.9", "student.position_dropout=0.5")
     step(run)
-    run.folder.path.mkdir()
-    before = {key: value.clone() for key, value in (run.task.state_dict() | run.ema.average.state_dict()).items()}
+    run.context.folder.path.mkdir()
+    before = {key: value.clone() for key, value in (run.context.task.state_dict() | run.context.ema.average.state_dict()).items()}
     random = torch.get_rng_state()
-    run.evaluate(6)
-    first = run.agreement
-    run.evaluate(6)
-    assert run.agreement == first
+    run.held_out.run(6)
+    first = run.held_out.agreement
+    run.held_out.run(6)
+    assert run.held_out.agreement == first
     assert set(first) == {"clip/summary", "clip/spatial", "dino/summary", "dino/spatial", "sam/spatial"}
-    after = run.task.state_dict() | run.ema.average.state_dict()
+    after = run.context.task.state_dict() | run.context.ema.average.state_dict()
     assert not [key for key, value in after.items() if not torch.equal(value, before[key])]
     assert torch.equal(torch.get_rng_state(), random)
-    assert run.task.training
-    assert not run.ema.average.training
+    assert run.context.task.training
+    assert not run.context.ema.average.training
 
 
 # the numbers
@@ -183,7 +188,7 @@ def statistics(seed: int = 0, dim: int = 6) -> tuple[Normalizer, Tensor, Tensor]
 def test_cosines_equal_an_independent_computation():
     normalizer, mean, std = statistics()
     prediction, target = torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6)
-    found = cosines(Pair("a", "spatial", prediction, target), normalizer)
+    found = measure(Pair("a", "spatial", prediction, target), normalizer)
     m, s = mean.double().numpy(), std.double().numpy()
     p, t = (x.double().numpy() for x in (prediction, target))
     raw_p, raw_t = p * s + m, t * s + m
@@ -207,10 +212,10 @@ def test_a_constant_answer_scores_nothing_however_high_its_raw_cosine():
     normalizer, _, _ = statistics()
     target = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
     for constant in (torch.zeros(64, 6), torch.full((64, 6), 0.3)):
-        found = cosines(Pair("a", "summary", constant, target), normalizer)
+        found = measure(Pair("a", "summary", constant, target), normalizer)
         assert abs(found["standardised_cosine"].mean()) < 0.1
         assert found["cosine"].mean() > 0.9
-    right = cosines(Pair("a", "summary", target, target), normalizer)
+    right = measure(Pair("a", "summary", target, target), normalizer)
     torch.testing.assert_close(right["standardised_cosine"], torch.ones(64))
 
 
@@ -223,24 +228,22 @@ def test_the_headline_does_not_depend_on_the_target_space(space):
     raw = [torch.randn(5, 6, generator=torch.Generator().manual_seed(k)) + 4 for k in (1, 2)]
     pairs = [Pair("a", "summary", *(n.to_target(x) for x in raw)) for n in (normalizer, reference)]
     torch.testing.assert_close(
-        *(cosines(p, n)["standardised_cosine"] for p, n in zip(pairs, (normalizer, reference), strict=True)), rtol=1e-3, atol=1e-4
+        *(measure(p, n)["standardised_cosine"] for p, n in zip(pairs, (normalizer, reference), strict=True)), rtol=1e-3, atol=1e-4
     )
 
 
 @pytest.mark.parametrize("grid", ["larger", "smaller"])
 def test_maps_are_compared_on_the_larger_or_the_smaller_grid(train, grid):
     run = train("loss.spatial=mse", f"loss.grid={grid}")
-    images = batch_of(run).images
-    partition = run.stages[0].groups[0].partition
-    targets = run.task.targets(images, partition)
-    view = task_module.resize(task_module.to_float(images), (32, 32))
-    predictions = run.task.network(view, torch.rand(4, 8), partition.teachers)
+    task, partition = run.context.task, run.context.stages[0].groups[0].partition
+    prepared = task.prepare(batch_of(run), partition)
+    predictions = task.predict(prepared.views.student, torch.rand(4, 8), partition)
     assert predictions["sam"].spatial.shape[1:3] == (4, 4)
-    shapes = {pair.name: tuple(pair.prediction.shape[1:3]) for pair in run.task.pairs(predictions, targets) if pair.kind == "spatial"}
-    own = {"clip": (4, 4), "dino": targets["dino"].spatial.shape[1:3], "sam": (8, 8)}
+    shapes = {pair.name: tuple(pair.prediction.shape[1:3]) for pair in task.pairs(predictions, prepared) if pair.kind == "spatial"}
+    own = {"clip": (4, 4), "dino": prepared.targets["dino"].spatial.shape[1:3], "sam": (8, 8)}
     choose = max if grid == "larger" else min
     assert shapes == {f"{name}/spatial": choose((4, 4), tuple(size)) for name, size in own.items()}
-    (pair,) = (pair for pair in run.task.pairs(predictions, targets) if pair.name == "sam/spatial")
+    (pair,) = (pair for pair in task.pairs(predictions, prepared) if pair.name == "sam/spatial")
     wanted = resize_grid(predictions["sam"].spatial, (8, 8)) if grid == "larger" else predictions["sam"].spatial
     torch.testing.assert_close(pair.prediction, wanted)
     assert pair.target.shape == pair.prediction.shape
@@ -255,9 +258,9 @@ def test_the_loss_is_the_sum_over_teachers_so_a_teacher_taken_twice_counts_twice
         run = train(
             *none, *(f"teachers.{name}={{type: own}}" for name in names), "optimizer.clip=null", "student.position_dropout=0.0", own=own
         )
-        run.task.network.heads[names[-1]].load_state_dict(run.task.network.heads["a"].state_dict())
+        run.context.task.network.heads[names[-1]].load_state_dict(run.context.task.network.heads["a"].state_dict())
         loss = step(run)["loss"].item()
-        gradients = {name: parameter.grad for name, parameter in run.task.network.student.named_parameters()}
+        gradients = {name: parameter.grad for name, parameter in run.context.task.network.student.named_parameters()}
         found[len(names)] = loss, gradients["patch_generator.embedder.weight"]
     assert found[2][0] == pytest.approx(2 * found[1][0], rel=1e-6)
     torch.testing.assert_close(found[2][1], 2 * found[1][1], rtol=1e-4, atol=1e-6)
@@ -284,22 +287,22 @@ def test_recalibration_keeps_what_the_heads_say_in_raw_space(train):
     run = train("engine.ema=0.9")
     for number in range(3):
         step(run, number)
-    images = task_module.to_float(batch_of(run).images)[..., :32, :32]
+    images = to_float(batch_of(run).images)[..., :32, :32]
 
     def raw() -> list[Tensor]:
-        run.task.eval()
-        networks = (run.task.network, run.ema.average)
+        run.context.task.eval()
+        networks = (run.context.task.network, run.context.ema.average)
         with torch.no_grad():
             found = [network(images, None, ["clip", "sam"]) for network in networks]
-        run.task.train()
+        run.context.task.train()
         heads = [("clip", "summary"), ("clip", "spatial"), ("sam", "spatial")]
-        return [run.task.normalizer(name, kind).to_raw(getattr(each[name], kind)) for each in found for name, kind in heads]
+        return [run.context.task.normalizers.of(name, kind).to_raw(getattr(each[name], kind)) for each in found for name, kind in heads]
 
-    before, shift = raw(), run.task.normalizer("clip", "summary").shift.clone()
-    partition = run.stages[0].groups[0].partition
-    others = [((255 - batch_of(run, k).images), partition) for k in (5, 6)]
-    calibrate(run.task, others, run.recipe.normalize, run.processes.add_up, None, [run.ema.average])
-    assert not torch.allclose(run.task.normalizer("clip", "summary").shift, shift)
+    before, shift = raw(), run.context.task.normalizers.of("clip", "summary").shift.clone()
+    partition = run.context.stages[0].groups[0].partition
+    others = [(batch_of(run, k)._replace(images=255 - batch_of(run, k).images), partition) for k in (5, 6)]
+    calibrate(run.context.task, others, run.context.recipe.normalize, run.context.processes.add_up, None, [run.context.ema.average])
+    assert not torch.allclose(run.context.task.normalizers.of("clip", "summary").shift, shift)
     for one, other in zip(raw(), before, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
@@ -307,15 +310,15 @@ def test_recalibration_keeps_what_the_heads_say_in_raw_space(train):
 def test_folded_heads_speak_raw_teacher_space(train):
     run = train()
     step(run)
-    images = task_module.to_float(batch_of(run).images)[..., :32, :32]
-    folded = run.folded_network().eval()
-    run.task.eval()
+    images = to_float(batch_of(run).images)[..., :32, :32]
+    folded = run.saving.folded_network().eval()
+    run.context.task.eval()
     with torch.no_grad():
-        raw, own = folded(images, None, ["clip", "dino", "sam"]), run.task.network(images, None, ["clip", "dino", "sam"])
+        raw, own = folded(images, None, ["clip", "dino", "sam"]), run.context.task.network(images, None, ["clip", "dino", "sam"])
     for name, kind in (("clip", "summary"), ("clip", "spatial"), ("dino", "spatial"), ("sam", "spatial")):
-        wanted = run.task.normalizer(name, kind).to_raw(getattr(own[name], kind))
+        wanted = run.context.task.normalizers.of(name, kind).to_raw(getattr(own[name], kind))
         torch.testing.assert_close(getattr(raw[name], kind), wanted, rtol=1e-4, atol=1e-4)
-    assert run.task.network.heads["clip"].summary is not folded.heads["clip"].summary
+    assert run.context.task.network.heads["clip"].summary is not folded.heads["clip"].summary
 
 
 def test_statistics_are_those_of_the_images_of_all_partitions(recipe):
@@ -332,11 +335,11 @@ def test_statistics_are_those_of_the_images_of_all_partitions(recipe):
         "stages=[{steps: 1, partitions: [{image_size: 32, batch_size: 4}, {image_size: 16, batch_size: 2}]}]",
     )
     r = recipe("teachers.clip=null", "teachers.dino=null", "teachers.sam=null", *words)
-    run = Training(r, load_teachers(r, {"mine": Planned(watched)}), Processes(torch.device("cpu")), Log(None))
+    run = Trainer(r, load_teachers(r, {"mine": Planned(watched)}), Processes(torch.device("cpu")), Log(None))
     prepare(run)
     rows = torch.cat(seen).numpy()
     assert len(rows) == 2 * 4 + 2 * 2
-    normalizer = run.task.normalizer("mine", "summary")
+    normalizer = run.context.task.normalizers.of("mine", "summary")
     np.testing.assert_allclose(normalizer.mean.numpy(), rows.mean(0), rtol=1e-6)
     np.testing.assert_allclose(normalizer.std.numpy(), rows.std(0), rtol=1e-3)
 
@@ -362,20 +365,21 @@ def test_teachers_of_one_size_share_the_resized_images(train, monkeypatch):
     words = [f"teachers.{name}={{type: own}}" for name in own]
     run = train("teachers.clip=null", "teachers.dino=null", "teachers.sam=null", *words, own=own, calibrated=False)
     sizes: list[tuple[int, int]] = []
-    resize = task_module.resize
-    monkeypatch.setattr(task_module, "resize", lambda images, size: sizes.append(size) or resize(images, size))
-    run.task.targets(torch.randint(0, 255, (2, 3, 48, 48), dtype=torch.uint8), Partition("0.0", ("a", "b", "c"), 48))
-    assert sizes == [(40, 40), (24, 24)]
+    resize = views_module.resize
+    monkeypatch.setattr(views_module, "resize", lambda images, size: sizes.append(size) or resize(images, size))
+    images = torch.randint(0, 255, (2, 3, 48, 48), dtype=torch.uint8)
+    prepared = run.context.task.prepare(Batch(images, ("x", "y"), torch.zeros(2, 8)), Partition("0.0", ("a", "b", "c"), 40))
+    assert sizes == [(40, 40), (24, 24)], "the student shares with its teachers, too"
+    assert prepared.views.student.images is prepared.views.teachers["a"].images
     assert seen["a"] == seen["b"] != seen["c"]
 
 
 def test_bfloat16_autocast_leaves_the_targets_what_they_are(train):
     run = train()
-    images = batch_of(run).images
     partition = Partition("0.0", ("clip", "dino", "sam"), 32)
-    exact = run.task.targets(images, partition)
+    exact = run.context.task.prepare(batch_of(run), partition).targets
     with torch.autocast("cpu", torch.bfloat16):
-        half = run.task.targets(images, partition)
+        half = run.context.task.prepare(batch_of(run), partition).targets
     for name in exact:
         for kind in ("summary", "spatial"):
             a, b = getattr(exact[name], kind), getattr(half[name], kind)
@@ -409,8 +413,8 @@ def test_a_teacher_in_no_partition_is_refused(recipe):
 
 def test_summaries_have_a_slot_each(train):
     run = train()
-    heads = run.config.heads
-    assert run.config.num_summaries == 2
+    heads = run.context.config.heads
+    assert run.context.config.num_summaries == 2
     assert {heads["clip"].slot, heads["dino"].slot} == {0, 1}
     assert heads["sam"].summary is None
 
@@ -439,8 +443,9 @@ def test_a_tiny_task_by_hand():
     task = Distillation(network, {"a": Planned(colours)}, objective)
     partition = Partition("0.0", ("a",), 16, 0.25)
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
-    calibrate(task, [(images, partition)], NormalizeSettings(), lambda sums: None, None)
-    found = task(images, None, partition, measure=True)
+    batch = Batch(images, ("a", "b", "c"), torch.rand(3, 8))
+    calibrate(task, [(batch, partition)], NormalizeSettings(), lambda sums: None, None)
+    found = task(batch, partition, measure=True)
 
     x = images.double().numpy() / 255
     said = colours(torch.from_numpy((x - 0.5) / 0.5))

@@ -1,7 +1,8 @@
-"""The one currency between rooms: what a backbone or a head says about a batch of images."""
+"""The one currency between rooms: the features that a backbone or a head computes for a batch of images."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -12,12 +13,23 @@ KINDS: tuple[Kind, ...] = ("summary", "spatial")
 
 
 class Features(NamedTuple):
-    """What a backbone or a head says about a batch of images."""
+    """The features of a batch of images, of a backbone or of a head."""
 
     summary: Tensor | None
     """[B, D], None where the model has none (SAM)."""
     spatial: Tensor | None
     """[B, H, W, D], channels last, row-major; None where the model has none."""
+
+    def of(self, kind: Kind) -> Tensor | None:
+        """The features of one kind, None where the model has none."""
+        return self.summary if kind == "summary" else self.spatial
+
+    def items(self) -> Iterator[tuple[Kind, Tensor]]:
+        """(kind, features) of every kind that the model has, the summary first."""
+        if self.summary is not None:
+            yield "summary", self.summary
+        if self.spatial is not None:
+            yield "spatial", self.spatial
 
 
 def resize_grid(spatial: Tensor, grid: tuple[int, int], align_corners: bool = False) -> Tensor:

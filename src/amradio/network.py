@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .config import Pixels, Settings, Width, one_of
 from .errors import UserError, brief, shown
-from .features import Features
+from .features import Features, Kind
 from .heads import HEADS, Head
 from .heads.names import head_name_problem as find_problem
 from .licences import Ancestor, of_teachers, united
@@ -52,6 +52,10 @@ class HeadConfig(Settings):
     """Pixels of the student's view at which it was trained last, where that is known."""
     teacher: dict[str, str | int | float | None] = pydantic.Field(default_factory=dict)
     """What the model card says of the teacher: kind, source, licence."""
+
+    def part(self, kind: Kind) -> HeadPart | None:
+        """The layers of one kind, None where it is not predicted."""
+        return self.summary if kind == "summary" else self.spatial
 
 
 class TrainingFacts(Settings):
@@ -251,6 +255,17 @@ class Network(nn.Module):
         self.heads = nn.ModuleDict(heads)
         self.summary_slots = tuple(range(student.num_summaries)) if summary_slots is None else tuple(summary_slots)
         self.rotation, self.block_normalizer = normalizers or Normalizers()
+
+    def head(self, name: str) -> Head:
+        """The head of one teacher; KeyError where there is none."""
+        head = self.heads[name]
+        assert isinstance(head, Head)
+        return head
+
+    def with_heads(self, names: Iterable[str], student: Student | None = None) -> "Network":
+        """A network of the same modules (not copies) with these heads alone. student: takes the student's place."""
+        heads = {name: self.head(name) for name in names}
+        return Network(student or self.student, heads, self.summary_slots, Normalizers(self.rotation, self.block_normalizer))
 
     @property
     def summary_dim(self) -> int:

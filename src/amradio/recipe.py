@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any, Self
 
 import pydantic
 
@@ -15,20 +15,14 @@ from .distillation.normalizers import NormalizeSettings
 from .engine.settings import EngineSettings, OptimizerSettings
 from .errors import UserError, nearest, shown
 from .features import KINDS, Kind
-from .heads import HEADS, MlpHeadSettings
+from .heads import HEADS, HeadSettings, MlpHeadSettings
 from .heads.names import head_name_problem
 from .later import Later
 from .memory import gib, machine_memory
-from .model_student import ModelStudentSettings
 from .students import STUDENTS
+from .students.model import ModelStudentSettings
 from .teachers import TEACHERS
 from .words import read_words
-
-if TYPE_CHECKING:
-    from .beginning import Beginning, Begun, Plan
-    from .network import HeadConfig, HeadPart, NetworkConfig
-    from .students.base import Student
-    from .teachers.base import Teacher
 
 
 class PartitionSettings(Settings):
@@ -67,10 +61,15 @@ class HeadPair(Settings):
     @pydantic.model_validator(mode="after")
     def _reads_its_kind(self) -> Self:
         for kind in KINDS:
-            head = getattr(self, kind)
+            head = self.of(kind)
             if kind not in head.kinds:
-                raise ValueError(f"{kind}: a head of type '{head.type}' with these settings reads {' and '.join(head.kinds)} features only")
+                kinds, found = " and ".join(head.kinds), head.model_dump()["type"]
+                raise ValueError(f"{kind}: a head of type '{found}' with these settings reads {kinds} features only")
         return self
+
+    def of(self, kind: Kind) -> HeadSettings:
+        """The layers of one kind."""
+        return self.summary if kind == "summary" else self.spatial
 
 
 class HeadsSettings(HeadPair):
@@ -216,107 +215,7 @@ class Recipe(Settings):
 
     def weights(self) -> dict[str, float]:
         """The weight of each loss, by its name (`clip/summary`)."""
-        return {f"{name}/{kind}": getattr(found, f"{kind}_weight") for name, found in self.teachers.items() for kind in KINDS}
-
-    def begin(self, teachers: Mapping[str, "Teacher"], stored: "Beginning | None" = None, own: "Student | None" = None) -> "Begun":
-        """The network with the weights that it begins with. stored: that of the run which is resumed; its weights are then to be filled in.
-
-        own: the student of type `own`, an object of the user's.
-        Raises UserError where the model that it goes on from cannot be read or does not fit, or the part to be trained is not there.
-        """
-        from torch import cuda
-
-        from .beginning import begin_again, begin_fresh, begin_from
-        from .network import TRAINED_BYTES, WEIGHT_BYTES
-
-        if stored is not None:
-            return begin_again(stored, self.student.train, own)
-        if isinstance(self.student, ModelStudentSettings):
-            if own is not None:
-                raise UserError("student: an object was passed, but the student is of type 'model'; drop one of both")
-            model = self.student.read()
-            return begin_from(model, self._plan(model.config, teachers), self.student.path, self.student.train)
-        config = self.network(teachers)
-        on_cpu = self.engine.device == "cpu" or (self.engine.device == "auto" and not cuda.is_available())
-        config.check_memory(TRAINED_BYTES if on_cpu else WEIGHT_BYTES)
-        return begin_fresh(config, self.student.train, own)
-
-    def network(self, teachers: Mapping[str, "Teacher"]) -> "NetworkConfig":
-        """The student with one head per teacher, for every kind that the teacher has and that has a weight."""
-        from .network import NetworkConfig
-
-        if isinstance(self.student, ModelStudentSettings):
-            return self._plan(self.student.read().config, teachers).config
-        heads: dict[str, HeadConfig] = {}
-        slot = 0
-        for name, head in self._heads(teachers).items():
-            heads[name] = head.model_copy(update={"slot": slot if head.summary else 0})
-            slot += head.summary is not None and not self.student.shares_summary
-        size = preferred_size(self.stages, heads)
-        found = NetworkConfig(student=self.student, num_summaries=max(1, slot), heads=heads, image_size=size)
-        return found.descended(*(teacher.ancestors for teacher in teachers.values()))
-
-    def _plan(self, model: "NetworkConfig", teachers: Mapping[str, "Teacher"]) -> "Plan":
-        from .beginning import plan
-
-        heads = self._heads(teachers)
-        found = plan(model, heads, preferred_size(self.stages, heads))
-        found = found._replace(config=found.config.descended(*(teacher.ancestors for teacher in teachers.values())))
-        new = {
-            name for name, head in found.config.heads.items() for kind in KINDS if getattr(head, kind) and (name, kind) not in found.kept
-        }
-        idle = [name for name in self.heads.by_teacher if name not in new]
-        if idle:
-            way_out = "leave the key out, or name the teacher otherwise to give it a new head"
-            raise UserError(*(f"heads.by_teacher.{name}: the model's head '{name}' keeps its layers; {way_out}" for name in idle))
-        return found
-
-    def _heads(self, teachers: Mapping[str, "Teacher"]) -> "dict[str, HeadConfig]":
-        """A new head for each teacher; which summary it reads is not settled."""
-        from .network import HeadConfig
-
-        heads = {}
-        for name, teacher in teachers.items():
-            summary, spatial = (self._part(name, teacher, kind) for kind in KINDS)
-            heads[name] = HeadConfig(summary=summary, spatial=spatial, teacher=_card(self.teachers[name], teacher))
-        preferred = preferred_size(self.stages, heads)
-        for name in heads:
-            sizes = _last_sizes(self.stages, name)
-            heads[name] = heads[name].model_copy(update={"image_size": preferred if preferred in sizes else max(sizes)})
-        return heads
-
-    def _part(self, name: str, teacher: "Teacher", kind: Kind) -> "HeadPart | None":
-        from .network import HeadPart
-
-        dim = getattr(teacher, f"{kind}_dim")
-        if dim is None or getattr(self.teachers[name], f"{kind}_weight") == 0:
-            return None
-        pair = self.heads.by_teacher.get(name, self.heads)
-        return HeadPart(head=getattr(pair, kind), dim=dim)
-
-
-def preferred_size(stages: Sequence[StageSettings], heads: Mapping[str, "HeadConfig"]) -> int:
-    """px of the last stage at which most summaries are taught, of several those at which most teachers are, of several the largest.
-
-    The order of the partitions does not count. Summaries come first because recognition is what is measured at this size: for CLIP and
-    DINOv2 at 432 px and SAM, which has no summary, at 1024 px it is 432.
-    """
-    taught: dict[int, set[str]] = {}
-    for partition in stages[-1].partitions:
-        taught.setdefault(partition.image_size, set()).update(partition.teachers or heads)
-    return max(
-        taught, key=lambda size: (sum(heads[name].summary is not None for name in taught[size] & heads.keys()), len(taught[size]), size)
-    )
-
-
-def _last_sizes(stages: Sequence[StageSettings], name: str) -> list[int]:
-    """px of the partitions of a teacher in the last stage that it is in."""
-    found = [[each.image_size for each in stage.partitions if each.teachers is None or name in each.teachers] for stage in stages]
-    return next((sizes for sizes in reversed(found) if sizes), [stages[-1].partitions[0].image_size])
-
-
-def _card(settings: Any, teacher: "Teacher") -> dict[str, str | int | float | None]:
-    return {"type": settings.type, "source": teacher.source, "licence": teacher.licence}
+        return {f"{name}/{kind}": settings.weight(kind) for name, settings in self.teachers.items() for kind in KINDS}
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = ()) -> list[str]:

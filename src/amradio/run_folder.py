@@ -6,19 +6,27 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .beginning import Beginning
-from .config import to_yaml, validate
+from .config import Settings, to_yaml, validate
 from .engine.checkpoint import Checkpoints
 from .engine.lock import NAME, Lock
 from .engine.settings import WITHOUT_EFFECT
 from .environment import environment
 from .errors import UserError
 from .files import aside_of, disk_errors, read_json, read_text, user_path, write_aside
+from .network import NetworkConfig
 from .recipe import Recipe, changed_keys
 from .yaml12 import parse_yaml
 
 FREE_KEYS = (*WITHOUT_EFFECT, "data.num_workers", "out")
 """Keys that may differ when a run is resumed."""
+
+
+class NetworkRecord(Settings):
+    """What a run trains, as it was settled when the run began: `network.json`, so that it resumes without the model it continues from."""
+
+    network: NetworkConfig
+    new_summaries: list[int]
+    """Summaries that are trained whatever part of the student is."""
 
 
 class RunFolder:
@@ -66,18 +74,18 @@ class RunFolder:
             "take these back to resume it, or give another out folder"
         ]
 
-    def beginning(self) -> Beginning | None:
+    def network_record(self) -> NetworkRecord | None:
         """What the run that can be resumed here trains; None where there is none. Raises UserError where its `network.json` is damaged."""
         file = self.path / "network.json"
         if not self.checkpoints.steps() or not file.is_file():
             return None
         try:
-            return validate(Beginning, read_json(file), f"{file}: ")
+            return validate(NetworkRecord, read_json(file), f"{file}: ")
         except UserError as error:
             advice = "restore this file from a copy of the run, or give another out folder and start again"
             raise UserError(*(f"{problem.removesuffix('; copy or download it again')}; {advice}" for problem in error.problems)) from None
 
-    def begin(self, recipe: Recipe, beginning: Beginning, lock: Lock) -> None:
+    def begin(self, recipe: Recipe, record: NetworkRecord, lock: Lock) -> None:
         """Creates the folder, or makes it ready to resume; what a run that never saved a checkpoint left is cleared.
 
         Raises UserError where another process has the lock.
@@ -90,7 +98,7 @@ class RunFolder:
                     (self.path / name).unlink(missing_ok=True)
                 for name in ("calibration", "evaluations", "images"):
                     shutil.rmtree(self.path / name, ignore_errors=True)
-                self.write("network.json", beginning.model_dump_json(indent=1) + "\n")
+                self.write("network.json", record.model_dump_json(indent=1) + "\n")
             self.write("config.yaml", to_yaml(recipe))
             self.write("environment.json", json.dumps(environment(), indent=1) + "\n")
 

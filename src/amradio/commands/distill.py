@@ -9,6 +9,7 @@ import torch
 
 from ..config import to_yaml
 from ..console import note, outlive_console
+from ..data import OpenData
 from ..devices import autocast_dtype, find_device
 from ..engine.distributed import Processes, failures_of_peers
 from ..engine.log import Log
@@ -17,8 +18,7 @@ from ..recipe import Recipe
 from ..run_folder import RunFolder
 from ..students.base import Student
 from ..teachers.base import Teacher
-from ..training import Training, check_data, check_extras, check_sizes, describe_data, load_teachers
-from ..training.periodic_evaluation import PeriodicSuite
+from ..training import PeriodicSuite, Trainer, check_data, check_extras, check_sizes, describe_data, initialize, load_teachers
 from .tables import print_table
 
 Say = Callable[[str], None]
@@ -47,30 +47,28 @@ def _distill(recipe: Recipe, own: Mapping[str, Teacher], processes: Processes, s
     log = Log(aloud=processes.is_first)
     with folder.lock() as lock:
         processes.first_does(lambda: lock.take() if folder.is_run else None)
-        loaded, problems = _load(recipe, own, folder, log.say)
+        data = OpenData(recipe.data)
+        loaded, problems = _load(recipe, data, own, folder, log.say)
         met = list(dict.fromkeys(problem for found in processes.gather(problems) for problem in found))
         if met:
             raise UserError(*met, on_all_processes=True)
-        training = Training(recipe, loaded, processes, log, student)
-        training.monitor.within = within
-        processes.first_does(lambda: folder.begin(recipe, training.begun.beginning, lock))
-        if processes.is_first:
-            log.open(folder.path, recipe.engine.track)
-        training.introduce()
-        for note in _few_images(recipe) if processes.is_first else ():
-            training.log.warn(note)
-        training.run()
+        trainer = Trainer(recipe, loaded, processes, log, student, data)
+        trainer.monitor.within = within
+        trainer.begin(lock)
+        for note in _few_images(recipe, data) if processes.is_first else ():
+            log.warn(note)
+        trainer.run()
     return folder.path
 
 
-def _load(recipe: Recipe, own: Mapping[str, Teacher], folder: RunFolder, say: Say) -> tuple[dict[str, Teacher], list[str]]:
+def _load(recipe: Recipe, data: OpenData, own: Mapping[str, Teacher], folder: RunFolder, say: Say) -> tuple[dict[str, Teacher], list[str]]:
     """The teachers, and what stands against the run: all that can be found out before anything is written."""
     problems = recipe.memory_problems(int(os.environ.get("WORLD_SIZE", "1")))
     if problems:
         return {}, problems
     problems = folder.check(recipe)
     say("looking at the data")
-    problems += check_data(recipe) + check_extras(recipe)
+    problems += check_data(recipe, data) + check_extras(recipe)
     problems += [
         f"teachers: '{name}' was passed, but the recipe has no teacher of that name and the type 'own'"
         for name in own
@@ -86,19 +84,20 @@ def _load(recipe: Recipe, own: Mapping[str, Teacher], folder: RunFolder, say: Sa
 
 def dry_run(recipe: Recipe) -> None:
     """Prints the resolved recipe, the teachers, the student and the data found; trains nothing and writes nothing."""
-    device = find_device(recipe.engine.device)
-    loaded, problems = _load(recipe, {}, RunFolder(recipe.out), note)
+    device, data = find_device(recipe.engine.device), OpenData(recipe.data)
+    folder = RunFolder(recipe.out)
+    loaded, problems = _load(recipe, data, {}, folder, note)
     if problems:
         raise UserError(*problems)
-    stored = RunFolder(recipe.out).beginning()
-    needs_no_weights = stored is None and recipe.student_is_random and recipe.evaluate.suite is None
+    record = folder.network_record()
+    needs_no_weights = record is None and recipe.student_is_random and recipe.evaluate.suite is None
     with torch.device("meta" if needs_no_weights else "cpu"):  # a network of any size costs no memory where nothing is read or run
-        begun = recipe.begin(loaded, stored)
-    network = begun.network
+        initial = initialize(recipe, loaded, record)
+    network = initial.network
     problems = check_sizes(recipe, network, 1)
     if problems:
         raise UserError(*problems)
-    PeriodicSuite(recipe, loaded, device).check(begun.config, network)
+    PeriodicSuite(recipe, loaded, device).check(initial.config, network)
     print(to_yaml(recipe))
     rows = [
         (
@@ -119,17 +118,17 @@ def dry_run(recipe: Recipe) -> None:
     rows = [("student", _millions(student), student.patch_size, student.num_summaries, student.summary_dim)]
     rows += [(f"head {name}", _millions(head), "-", "-", "-") for name, head in network.heads.items()]
     print_table("Network", ("part", "M parameters", "patch", "summaries", "channels"), rows)
-    print("\n".join(begun.notes), end="\n" if begun.notes else "")
-    print_table("Data", ("key", "found"), list(describe_data(recipe).items()))
-    print("".join(f"warning: {note}\n" for note in _few_images(recipe)), end="")
+    print("\n".join(initial.notes), end="\n" if initial.notes else "")
+    print_table("Data", ("key", "found"), list(describe_data(recipe, data).items()))
+    print("".join(f"warning: {note}\n" for note in _few_images(recipe, data)), end="")
     precision = autocast_dtype(recipe.engine.precision, device) or torch.float32
     print(f"{recipe.num_steps} steps on {device} in {str(precision).removeprefix('torch.')} would be written to {recipe.out}")
 
 
-def _few_images(recipe: Recipe) -> Iterator[str]:
+def _few_images(recipe: Recipe, data: OpenData) -> Iterator[str]:
     """The partitions whose batch is larger than their data."""
     for key, settings in recipe.partitions():
-        count = recipe.data.open_train(settings.source or recipe.data.train).count(settings.batch_size)
+        count = data.train(settings.source or recipe.data.train).count(settings.batch_size)
         if count < settings.batch_size:
             yield (
                 f"{key}.batch_size: {settings.batch_size:,} images a step of data with {count:,}, so that a step holds an image several "

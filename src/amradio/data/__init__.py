@@ -7,7 +7,7 @@ import pydantic
 
 from ..config import AsTuple, Factor, Settings, Share, Workers, one_of
 from ..lazy import lazily
-from .holdout import Part
+from .holdout import HoldOut
 from .mixture import MixtureSettings
 from .source import Source, SourceSettings
 from .sources import SINGLE_SOURCES
@@ -15,7 +15,7 @@ from .sources import SINGLE_SOURCES
 SOURCES: tuple[type[SourceSettings], ...] = (*SINGLE_SOURCES, MixtureSettings)
 
 if TYPE_CHECKING:
-    from .batch import Batch
+    from ..batch import Batch
     from .loader import Feed
 
     AnySource = SourceSettings
@@ -25,18 +25,15 @@ else:
 __all__ = [
     "SOURCES",
     "AnySource",
-    "Batch",
     "DataSettings",
     "Feed",
+    "OpenData",
     "Source",
     "SourceSettings",
-    "check",
     "describe",
-    "train_batches",
-    "val_batches",
 ]
 
-__getattr__ = lazily(__name__, {"Batch": "batch", "Feed": "loader"})
+__getattr__ = lazily(__name__, {"Feed": "loader"})
 
 
 class DataSettings(Settings):
@@ -72,51 +69,59 @@ class DataSettings(Settings):
         """Whether there are held-out images."""
         return self.val is not None or self.hold_out is not None
 
-    def open_train(self, source: SourceSettings) -> Source:
-        """`source`, less what is held out where it is `train`."""
-        opened = source.build()
-        return Part(opened, self.hold_out, held_out=False) if self.hold_out is not None and source == self.train else opened
 
-    def open_val(self) -> Source:
-        """The held-out images; there must be some."""
-        if self.val is not None:
-            return self.val.build()
-        assert self.hold_out is not None, "there is neither val nor hold_out"
-        return Part(self.train.build(), self.hold_out, held_out=True)
+class OpenData:
+    """The sources of a run, each opened once and handed to everyone who reads them: to open a folder is to list it."""
+
+    def __init__(self, settings: DataSettings):
+        self.settings = settings
+        self._sources: dict[str, Source] = {}
+
+    def source(self, settings: SourceSettings) -> Source:
+        """The opened source of these settings; raises UserError where it is missing or holds no images."""
+        key = settings.model_dump_json()
+        if key not in self._sources:
+            self._sources[key] = settings.build()
+        return self._sources[key]
+
+    def train(self, settings: SourceSettings) -> Source:
+        """The source of a partition, less what is held out where it is `data.train`."""
+        source, share = self.source(settings), self.settings.hold_out
+        return HoldOut(source, share, held_out=False) if share is not None and settings == self.settings.train else source
+
+    def val(self) -> Source:
+        """The held-out images; there must be some (`DataSettings.has_val`)."""
+        if self.settings.val is not None:
+            return self.source(self.settings.val)
+        assert self.settings.hold_out is not None, "there is neither val nor hold_out"
+        return HoldOut(self.source(self.settings.train), self.settings.hold_out, held_out=True)
+
+    def train_batches(self, source: SourceSettings, feed: "Feed", start_step: int = 0, num_workers: int | None = None) -> "Iterator[Batch]":
+        """Batches of the steps start_step, start_step + 1, ... without end; closing the iterator ends its workers.
+
+        Images are uint8 [feed.batch_size / feed.world_size, 3, feed.image_size, feed.image_size]. Step k of one seed is the same
+        on any number of processes and workers and after any resume. Unreadable images are replaced; each is listed in `skipped`.
+        num_workers: loading processes; None for those of the settings.
+        Raises UserError where the source is missing or gives out.
+        """
+        from .loader import Crop, train_loader
+
+        settings = self.settings
+        crop = Crop(settings.crop_scale, settings.crop_ratio, settings.flip)
+        workers = settings.num_workers if num_workers is None else num_workers
+        return train_loader(self.train(source), feed, crop, start_step, workers)
+
+    def val_batches(self, feed: "Feed", limit: int | None = None) -> "Iterator[Batch]":
+        """The first `limit` held-out images (None: all), each once and in a fixed order: short side resized, central square.
+
+        The last batch may be smaller, none is empty; unreadable images are left out, each is listed in `skipped`. Each process gets
+        its share of every batch. Raises UserError where not one image can be read.
+        """
+        from .loader import val_loader
+
+        return val_loader(self.val(), feed, limit, self.settings.num_workers)
 
 
-def train_batches(settings: DataSettings, source: SourceSettings, feed: "Feed", start_step: int = 0) -> "Iterator[Batch]":
-    """Batches of the steps start_step, start_step + 1, ... without end; closing the iterator ends its workers.
-
-    Images are uint8 [feed.batch_size / feed.world_size, 3, feed.image_size, feed.image_size]. Step k of one seed is the same
-    on any number of processes and workers and after any resume. UnreadableError images are replaced and named in `skipped`.
-    Raises UserError where the source is missing or gives out.
-    """
-    from .loader import Crop, train_loader
-
-    crop = Crop(settings.crop_scale, settings.crop_ratio, settings.flip)
-    return train_loader(settings.open_train(source), feed, crop, start_step, settings.num_workers)
-
-
-def val_batches(settings: DataSettings, source: SourceSettings | None, feed: "Feed", limit: int | None = None) -> "Iterator[Batch]":
-    """The first `limit` images (None: all), each once and in a fixed order: short side resized, central square.
-
-    source: None for the held-out images of `settings`.
-
-    The last batch may be smaller, none is empty; unreadable images are left out and named in `skipped`. Each process gets
-    its share of every batch. Raises UserError where not one image can be read.
-    """
-    from .loader import val_loader
-
-    return val_loader(source.build() if source else settings.open_val(), feed, limit, settings.num_workers)
-
-
-def describe(source: SourceSettings) -> str:
-    """`3,490 images in /path`, and what was passed over there; raises UserError where the source is missing."""
-    built = source.build()
-    return "; ".join((built.describe(), *built.notes()))
-
-
-def check(source: SourceSettings) -> None:
-    """Raises UserError where the source is missing, empty, or holds not a single readable image."""
-    source.build().check()
+def describe(source: Source) -> str:
+    """`3,490 images in /path`, and what was passed over there."""
+    return "; ".join((source.describe(), *source.notes()))

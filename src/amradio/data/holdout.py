@@ -7,7 +7,7 @@ from .decode import Encoded
 from .source import Order, Place, Source
 
 
-class Part(Source):
+class HoldOut(Source):
     """Every k-th image of a source in its fixed order (held out), or all the others; in a folder of classes each class gives its share."""
 
     def __init__(self, source: Source, share: float, held_out: bool):

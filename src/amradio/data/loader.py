@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..batch import Batch
 from ..errors import UserError
 from . import stateless_random as chance
-from .batch import Batch
 from .decode import Box, centre_box, crop_and_resize, random_box
 from .guard import UnreadableError
 from .loading_processes import load_items
 from .source import Order, Place, Source
 
 MAX_ATTEMPTS = 1000
-"""UnreadableError pictures in a row, for one position, after which a run stops."""
+"""Unreadable images in a row, for one position, after which a run stops."""
 NUM_DRAWS = 8
 _DRAWS, _CROPS = 0, 1  # streams of random numbers
 

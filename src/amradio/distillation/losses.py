@@ -15,6 +15,8 @@ from ..config import Settings, Weight, one_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..features import Kind
+
 Loss = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
@@ -41,7 +43,15 @@ def _per_sample(values: Tensor) -> Tensor:
     return values.flatten(1).mean(1) if values.ndim > 1 else values
 
 
-class CosineSettings(Settings):
+class LossTerm(Settings):
+    """A loss of one kind of feature."""
+
+    def build(self) -> Loss:
+        """The loss as a pure function of prediction and target: float32 [B], one number a sample."""
+        raise NotImplementedError
+
+
+class CosineSettings(LossTerm):
     """1 - cosine similarity: direction alone. AM-RADIO's choice for summaries, with raw targets (`normalize.summary: none`)."""
 
     type: Literal["cosine"] = "cosine"
@@ -51,7 +61,7 @@ class CosineSettings(Settings):
         return cosine
 
 
-class MseSettings(Settings):
+class MseSettings(LossTerm):
     """Squared error. With standardised targets the choice of PHI-S for spatial features."""
 
     type: Literal["mse"] = "mse"
@@ -61,7 +71,7 @@ class MseSettings(Settings):
         return mse
 
 
-class SmoothL1Settings(Settings):
+class SmoothL1Settings(LossTerm):
     """Squared error below `beta`, absolute error above."""
 
     type: Literal["smooth_l1"] = "smooth_l1"
@@ -73,7 +83,7 @@ class SmoothL1Settings(Settings):
         return lambda prediction, target: smooth_l1(prediction, target, self.beta)
 
 
-class MatchSettings(Settings):
+class MatchSettings(LossTerm):
     """AM-RADIO's spatial loss: a mix of cosine and smooth L1, so that magnitudes are learnt too (section 3.3: L_match)."""
 
     type: Literal["match"] = "match"
@@ -99,16 +109,25 @@ class MatchSettings(Settings):
         return match
 
 
-LOSSES = (CosineSettings, MseSettings, SmoothL1Settings, MatchSettings)
+LOSSES: tuple[type[LossTerm], ...] = (CosineSettings, MseSettings, SmoothL1Settings, MatchSettings)
+
+if TYPE_CHECKING:
+    AnyLoss = LossTerm
+else:
+    AnyLoss = one_of(LOSSES)
 
 
 class LossSettings(Settings):
     """Which loss for which kind of feature."""
 
-    summary: one_of(LOSSES) = MseSettings()  # type: ignore[valid-type]
+    summary: AnyLoss = MseSettings()
     """Loss of the summaries. With targets per channel the squared error also teaches how large a deviation is; the cosine leaves it free,
     and exported heads got worse the longer they trained (docs/LOG.md, 2026-11-26). AM-RADIO: cosine on raw targets."""
-    spatial: one_of(LOSSES) = MseSettings()  # type: ignore[valid-type]
+    spatial: AnyLoss = MseSettings()
     """Loss of the maps. On targets per channel MSE was measured to beat AM-RADIO's mix, on raw targets too (docs/LOG.md, 2026-11-26)."""
     grid: Literal["larger", "smaller"] = "larger"
     """Where student and teacher maps differ in size: the grid on which they are compared (AM-RADIO: larger, RADIOv2.5: smaller)."""
+
+    def of(self, kind: Kind) -> LossTerm:
+        """The loss of one kind of feature."""
+        return self.summary if kind == "summary" else self.spatial

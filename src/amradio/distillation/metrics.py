@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .alignment import Pair
+from .statistics import Normalizer
+
 SMALLEST_NORM = 1e-6
 """A mean norm of standardised targets below this (targets that never change) counts as this, so that the ratio stays finite."""
 
@@ -44,3 +47,8 @@ def with_norm_ratio(means: Mapping[str, Number]) -> dict[str, Number]:
     found = {name: value for name, value in means.items() if name not in ("prediction_norm", "target_norm")}
     found["norm_ratio"] = means["prediction_norm"] / (means["target_norm"] + SMALLEST_NORM)
     return found
+
+
+def measure(pair: Pair, normalizer: Normalizer) -> dict[str, Tensor]:
+    """What `compare` measures of a pair in target space, per sample, float32 [B]."""
+    return compare(normalizer.to_raw(pair.prediction), normalizer.to_raw(pair.target), normalizer.mean, normalizer.std)

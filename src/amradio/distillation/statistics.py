@@ -1,36 +1,50 @@
-"""Normalisers: teacher features -> targets, with statistics that are calibrated before a stage and constant from then on."""
+"""Normalizers as modules: teacher features -> targets, with statistics that are calibrated before a stage and constant from then on."""
+
+from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ..config import Settings
+from ..affine import Affine
+from ..features import KINDS, Kind
+from .normalizers import NormalizerSettings
 
 SMALLEST_STD = 1e-6
 """Channels that never change are left at their scale instead of being divided by zero."""
 
 
 class Moments:
-    """Mean and variance per channel over all samples and positions, summed in float64.
+    """Mean and variance per channel over all samples and positions, and on request the covariance, summed in float64.
 
-    `sums` is one float64 tensor [2 D + 1] (sums, sums of squares, count), so that processes add theirs up.
+    `sums` is one float64 tensor (sums [D], sums of squares [D], with covariance sums of products [D * D], count), so that processes add
+    theirs up.
     """
 
-    def __init__(self, dim: int, device: torch.device | str = "cpu"):
-        """dim: channels D."""
-        self.dim = dim
-        self.sums = torch.zeros(2 * dim + 1, dtype=torch.float64, device=device)
+    def __init__(self, dim: int, device: torch.device | str = "cpu", covariance: bool = False):
+        """dim: channels D. covariance: also sum the products of channels; D x D numbers."""
+        self.dim, self.has_covariance = dim, covariance
+        self.sums = torch.zeros(2 * dim + dim * dim * covariance + 1, dtype=torch.float64, device=device)
 
     def update(self, features: Tensor) -> None:
         """Takes in features [..., D]."""
         rows = features.detach().reshape(-1, self.dim).double()
-        self.sums += torch.cat((rows.sum(0), rows.square().sum(0), rows.new_tensor([rows.shape[0]])))
+        products = [(rows.T @ rows).flatten()] if self.has_covariance else []
+        self.sums += torch.cat((rows.sum(0), rows.square().sum(0), *products, rows.new_tensor([rows.shape[0]])))
 
     def finish(self) -> tuple[Tensor, Tensor]:
         """(mean, standard deviation) per channel, float64 [D]."""
         count = self.sums[-1]
         assert count > 0, "no features were taken in"
         mean = self.sums[: self.dim] / count
-        return mean, (self.sums[self.dim : -1] / count - mean.square()).clamp_min(0).sqrt()
+        return mean, (self.sums[self.dim : 2 * self.dim] / count - mean.square()).clamp_min(0).sqrt()
+
+    def covariance(self) -> Tensor:
+        """Covariance of the channels, float64 [D, D], symmetric; only where it was asked for."""
+        assert self.has_covariance, "the covariance was not summed"
+        mean, _ = self.finish()
+        products = self.sums[2 * self.dim : -1].unflatten(0, (self.dim, self.dim)) / self.sums[-1]
+        return products - torch.outer(mean, mean)
 
 
 class Normalizer(nn.Module):
@@ -60,11 +74,36 @@ class Normalizer(nn.Module):
         """Target space -> raw teacher space, [..., D]."""
         return targets * self.scale + self.shift
 
+    @property
+    def affine(self) -> Affine:
+        """The map from target space to raw teacher space."""
+        return Affine(self.scale, self.shift)
 
-def set_statistics(normalizer: Normalizer, settings: Settings, mean: Tensor, std: Tensor) -> None:
-    """Fills a normaliser from float64 statistics [D] as `settings` (one of NORMALIZERS) says."""
+
+class HeadNormalizers(nn.ModuleDict):
+    """The normalizers of all heads, by teacher and kind; in a state dict `clip.summary.mean`, ..."""
+
+    def __init__(self, dims: Mapping[str, Mapping[Kind, int]]):
+        """dims: channels of every kind of every teacher that has a head."""
+        super().__init__({name: nn.ModuleDict({kind: Normalizer(dim) for kind, dim in kinds.items()}) for name, kinds in dims.items()})
+
+    def of(self, teacher: str, kind: Kind) -> Normalizer:
+        """The normalizer of one teacher's kind of feature; KeyError where there is none."""
+        kinds = self[teacher]
+        assert isinstance(kinds, nn.ModuleDict)
+        module = kinds[kind]
+        assert isinstance(module, Normalizer)
+        return module
+
+    def by_name(self) -> dict[tuple[str, Kind], Normalizer]:
+        """Every normalizer by (teacher, kind)."""
+        return {(name, kind): self.of(name, kind) for name, kinds in self.items() for kind in KINDS if kind in cast(nn.ModuleDict, kinds)}
+
+
+def set_statistics(normalizer: Normalizer, settings: NormalizerSettings, mean: Tensor, std: Tensor) -> None:
+    """Fills a normalizer from float64 statistics [D] as `settings` (one of NORMALIZERS) says."""
     std = torch.where(std < SMALLEST_STD, torch.ones_like(std), std)
-    shift, scale = settings.affine(mean, std)  # type: ignore[attr-defined]
+    shift, scale = settings.affine(mean, std)
     for name, value in (("mean", mean), ("std", std), ("shift", shift), ("scale", scale)):
         getattr(normalizer, name).copy_(value)
     normalizer.calibrated.fill_(True)

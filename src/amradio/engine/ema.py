@@ -1,10 +1,11 @@
 """A moving average of a module's weights."""
 
 import copy
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -20,9 +21,17 @@ class Ema(Generic[Module]):
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Moves the average towards the module's present weights; other state is copied."""
-        own, theirs = self.average.state_dict(), module.state_dict()
-        floats = [key for key, value in own.items() if value.is_floating_point()]
+        averages, present = self.average.state_dict(), module.state_dict()
+        floats = [key for key, value in averages.items() if value.is_floating_point()]
         for key in floats:
-            own[key].lerp_(theirs[key], 1 - self.decay)
-        for key in own.keys() - floats:
-            own[key].copy_(theirs[key])
+            averages[key].lerp_(present[key], 1 - self.decay)
+        for key in averages.keys() - floats:
+            averages[key].copy_(present[key])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """That of the average."""
+        return self.average.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Fills the average; RuntimeError where a key is missing or left over."""
+        self.average.load_state_dict(state)

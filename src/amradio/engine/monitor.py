@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..batch import Batch
 from ..console import duration
 from ..errors import UserError
 from .distributed import Processes
@@ -43,6 +44,7 @@ class Monitor:
         self._num_images = 0
         self._taken: int | None = None
         self._begun = 0.0
+        self._rate = 0.0
 
     def begin(self, num_steps: int) -> None:
         """Starts the clock; called when a stage begins or goes on. num_steps: of the whole run."""
@@ -52,8 +54,9 @@ class Monitor:
         self._steps = []
         self._num_images = 0
 
-    def take(self, step: int, metrics: Mapping[str, Tensor], batches: Sequence[Any]) -> None:
-        """The numbers of the step that was just done, and its batches."""
+    def take(self, step: int, metrics: Mapping[str, Tensor], batches: Sequence[Batch], rate: float) -> None:
+        """The numbers of the step that was just done, its batches, and its learning rate."""
+        self._rate = rate
         self._steps.append(_Step(step, metrics, [batch.keys for batch in batches]))
         self._num_images += sum(len(batch.keys) for batch in batches)
         self._skipped += [reason for batch in batches for reason in batch.skipped]
@@ -63,7 +66,20 @@ class Monitor:
             self._taken += 1
             self._estimate(step)
 
-    def flush(self, step: int, rate: float) -> None:
+    @property
+    def has_steps(self) -> bool:
+        """Whether there are steps that have not been reported."""
+        return bool(self._steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For state.json of a checkpoint."""
+        return {"skipped_images": self.num_skipped}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From what `state_dict` returned."""
+        self.num_skipped = state["skipped_images"]
+
+    def flush(self, step: int) -> None:
         """Checks and reports what was taken in; raises UserError on every process where any number of any process is not finite."""
         if not self._steps:
             return
@@ -80,7 +96,7 @@ class Monitor:
             numbers |= dict(zip(measured, last.tolist(), strict=True))
         self._report_remarks()
         self._report_skipped()
-        self._report(step, numbers | {"learning_rate": rate})
+        self._report(step, numbers | {"learning_rate": self._rate})
         self._steps, self._num_images = [], 0
 
     def _report(self, step: int, numbers: dict[str, float]) -> None:

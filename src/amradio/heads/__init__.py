@@ -6,7 +6,7 @@ from ..lazy import lazily
 from .settings import HEADS, AttentionHeadSettings, HeadSettings, LinearHeadSettings, MlpHeadSettings
 
 if TYPE_CHECKING:
-    from .layers import AttentionHead, Head, LinearHead, MlpHead, final_linear, fold_affine, invert_affine
+    from .layers import AttentionHead, Head, LinearHead, MlpHead, final_linear
 
 __all__ = [
     "HEADS",
@@ -19,9 +19,7 @@ __all__ = [
     "MlpHead",
     "MlpHeadSettings",
     "final_linear",
-    "fold_affine",
-    "invert_affine",
 ]
 
-_LAYERS = ("AttentionHead", "Head", "LinearHead", "MlpHead", "final_linear", "fold_affine", "invert_affine")
+_LAYERS = ("AttentionHead", "Head", "LinearHead", "MlpHead", "final_linear")
 __getattr__ = lazily(__name__, dict.fromkeys(_LAYERS, "layers"))

@@ -2,12 +2,11 @@
 
 from functools import partial
 
-import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..features import Features
+from ..features import Features, Kind
 
 
 class MlpHead(nn.Module):
@@ -83,6 +82,10 @@ class Head(nn.Module):
         self.slot = slot
         self.summary_dim = summary_dim
 
+    def part(self, kind: Kind) -> nn.Module | None:
+        """The layers of one kind, None where it is not predicted."""
+        return self.summary if kind == "summary" else self.spatial
+
     def forward(self, features: Features) -> Features:
         """Student's summary [B, n * summary_dim] and spatial [B, H, W, D] -> summary [B, out], spatial [B, uH, uW, out]."""
         summary = spatial = None
@@ -106,37 +109,6 @@ def final_linear(module: nn.Module) -> nn.Linear:
         final = final[-1]
     assert isinstance(final, nn.Linear)
     return final
-
-
-@torch.no_grad()
-def fold_affine(module: nn.Module, scale: Tensor, shift: Tensor) -> None:
-    """Rewrites the last linear layer, in place and in float64, so that the output y becomes `scale * y + shift`.
-
-    scale: [out], or a matrix [out, out] that multiplies y as a column (`scale @ y`; PHI-S, W = Θ W'); shift: [out].
-    An upsampling head is rewritten for each of its cells alike. `fold_affine(m, *invert_affine(scale, shift))` undoes it.
-    """
-    linear = final_linear(module)
-    out_dim = shift.shape[0]
-    assert linear.out_features % out_dim == 0
-    assert scale.shape in ((out_dim,), (out_dim, out_dim))
-    device = linear.weight.device
-    matrix = _as_matrix(scale).to(device, torch.float64)
-    weight = linear.weight.double().unflatten(0, (-1, out_dim))
-    bias = linear.bias.double().unflatten(0, (-1, out_dim))
-    linear.weight.copy_((matrix @ weight).flatten(0, 1))
-    linear.bias.copy_((bias @ matrix.T + shift.to(device, torch.float64)).flatten())
-
-
-def invert_affine(scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale and shift, float64, that undo `scale * y + shift`; shapes as of `fold_affine`."""
-    if scale.ndim == 1:
-        return 1 / scale.double(), -shift.double() / scale.double()
-    inverse = torch.linalg.inv(scale.double())
-    return inverse, -inverse @ shift.double()
-
-
-def _as_matrix(scale: Tensor) -> Tensor:
-    return torch.diag(scale) if scale.ndim == 1 else scale
 
 
 def _norm_gelu_linear(in_dim: int, out_dim: int) -> nn.Sequential:

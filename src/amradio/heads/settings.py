@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class HeadSettings(Settings):
-    """What is common to all heads; each kind adds its own keys and `build`."""
+    """What is common to all heads; each kind adds `type`, its own keys and `build`."""
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..features import Features
+from ..features import Features, Kind
 from ..images import central_square, resize
 from ..licences import Ancestor
 
@@ -48,6 +48,10 @@ class Teacher(nn.Module):
         self.input_size = input_size
         self.licence = licence
         self.source = source
+
+    def dim(self, kind: Kind) -> int | None:
+        """Channels of one kind of feature, None where the teacher has none."""
+        return self.summary_dim if kind == "summary" else self.spatial_dim
 
     def freeze(self) -> Self:
         """Evaluation mode, no gradients."""

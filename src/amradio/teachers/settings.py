@@ -11,6 +11,7 @@ from ..errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from ..features import Kind
     from .base import Teacher
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -25,6 +26,10 @@ class TeacherSettings(Settings):
     """Weight of the spatial loss; 0 where the map is not to be learnt."""
     precision: Precision = "auto"
     """Weights of the frozen model; norms always stay in float32. auto: as the models beside it, `engine.precision` in a run."""
+
+    def weight(self, kind: "Kind") -> float:
+        """Weight of the loss of one kind of feature."""
+        return self.summary_weight if kind == "summary" else self.spatial_weight
 
     def at(self, autocast: "torch.dtype | None") -> Self:
         """These settings with the precision `auto` replaced by that of the models beside the teacher: `autocast`, or float32 for None."""

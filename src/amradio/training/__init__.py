@@ -1,5 +1,9 @@
-from .checks import check_data, check_extras, check_sizes, describe_data
-from .setup import Teachers, load_teachers
-from .trainer import Training
+"""A recipe becomes a run: everything is checked first, then loaded, then trained in the run folder."""
 
-__all__ = ["Teachers", "Training", "check_data", "check_extras", "check_sizes", "describe_data", "load_teachers"]
+from .checks import check_data, check_extras, check_sizes, describe_data
+from .initialization import initialize
+from .periodic_evaluation import PeriodicSuite
+from .setup import load_teachers
+from .trainer import Trainer
+
+__all__ = ["PeriodicSuite", "Trainer", "check_data", "check_extras", "check_sizes", "describe_data", "initialize", "load_teachers"]

@@ -6,16 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distillation.metrics import with_norm_ratio
-from ..distillation.task import Distillation, Partition, cosines
-from ..images import resize, to_float
+from ..batch import Batch
+from ..distillation.metrics import measure, with_norm_ratio
+from ..distillation.task import Distillation
+from ..distillation.views import Partition
 
 Agreement = dict[str, dict[str, float]]
 
 
 @torch.no_grad()
 def agreement(
-    task: Distillation, batches: Iterable[Any], partition: Partition, autocast: torch.dtype | None, gather: Callable[[Any], list[Any]]
+    task: Distillation, batches: Iterable[Batch], partition: Partition, autocast: torch.dtype | None, gather: Callable[[Any], list[Any]]
 ) -> Agreement:
     """`{"clip/summary": {"standardised_cosine": ..., "cosine": ..., "constant_cosine": ..., "norm_ratio": ...}}`, over all images.
 
@@ -27,7 +28,7 @@ def agreement(
     sums: dict[str, Tensor] = {}
     count = torch.zeros((), dtype=torch.float64, device=_device(task))
     for batch in batches:
-        for name, value in _measure(task, batch.images.to(_device(task)), partition, autocast).items():
+        for name, value in _measure(task, batch.to(_device(task)), partition, autocast).items():
             sums[name] = sums.get(name, torch.zeros_like(count)) + value.double().sum()
         count += batch.images.shape[0]
     task.train(was_training)
@@ -43,15 +44,15 @@ def agreement(
     return {feature: with_norm_ratio(row) for feature, row in rows.items()}
 
 
-def _measure(task: Distillation, images: Tensor, partition: Partition, autocast: torch.dtype | None) -> dict[str, Tensor]:
-    with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
-        targets = task.targets(images, partition)
-        view = resize(to_float(images), (partition.image_size, partition.image_size))
-        predictions = task.network(view, None, partition.teachers)
-    found: dict[str, Tensor] = {}
-    for pair in task.pairs(predictions, targets):
-        found |= {f"{pair.name}/{name}": value for name, value in cosines(pair, task.normalizer(pair.teacher, pair.kind)).items()}
-    return found
+def _measure(task: Distillation, batch: Batch, partition: Partition, autocast: torch.dtype | None) -> dict[str, Tensor]:
+    with torch.autocast(batch.images.device.type, autocast, enabled=autocast is not None):
+        prepared = task.prepare(batch, partition)
+        predictions = task.predict(prepared.views.student, None, partition)
+    measured: dict[str, Tensor] = {}
+    for pair in task.pairs(predictions, prepared):
+        values = measure(pair, task.normalizers.of(pair.teacher, pair.kind))
+        measured |= {f"{pair.name}/{name}": value for name, value in values.items()}
+    return measured
 
 
 def _device(task: Distillation) -> torch.device:

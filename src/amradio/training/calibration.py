@@ -1,48 +1,67 @@
 """Statistics of the teachers before a stage's first step, and the pictures of what every model sees."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from ..distillation.task import Partition, calibrate
+from ..batch import Batch
+from ..distillation.calibration import calibrate
+from ..distillation.views import Partition
 from ..drawing.contact_sheet import contact_sheet
-from ..engine.loop import Stage
 from ..files import disk_errors
 from ..tensors import write_tensors
-from .schedule import Group
+from .schedule import Group, Stage
 from .setup import Context
 
+DRAWN_IMAGES = 8
+"""Images of the first batch that the contact sheet shows."""
 FEW = 100
 """Images from which a channel's deviation is known to within 7 % (1 / sqrt(2 N)); targets are divided by it."""
 
 
 class Calibration:
-    """Measures, and keeps in `calibration/stage_0/clip_summary.safetensors` (mean, std, shift, scale) with a manifest."""
+    """Measures the statistics of the stage that begins at a step, before its first update; a hook of the trainer.
+
+    They are kept in `calibration/stage_0/clip_summary.safetensors` (mean, std, shift, scale) with a manifest.
+    """
 
     def __init__(self, context: Context):
         self.context = context
 
+    def due(self, step: int, stopping: bool) -> bool:
+        """Whether a stage begins at `step` whose statistics are not set."""
+        stage = self._beginning_at(step)
+        return stage is not None and stage.number != self.context.calibrated_stage and not stopping
+
+    def run(self, step: int) -> None:
+        """Sets the normalizers; see `measure`."""
+        stage = self._beginning_at(step)
+        assert stage is not None
+        self.measure(stage)
+
+    def _beginning_at(self, step: int) -> Stage | None:
+        return next((stage for stage in self.context.stages if stage.start == step), None)
+
     def measure(self, stage: Stage) -> None:
-        """Sets the normalisers from the stage's first batches. Raises StopAskedError, with nothing changed, where a stop is asked for."""
+        """Sets the normalizers from the stage's first batches. Raises StopAskedError, with nothing changed, where a stop is asked for."""
         context = self.context
         followers = [context.ema.average] if context.ema else []
-        names = list(_teachers(stage))
-        what = f"stage {stage.number + 1} of {len(context.stages)}: statistics of {', '.join(names)}"
+        what = f"stage {stage.number + 1} of {len(context.stages)}: statistics of {', '.join(stage.teachers)}"
         settings, add_up = context.recipe.normalize, context.processes.add_up
         total = len(stage.groups) * settings.batches
         with context.log.phase(f"{what} over {settings.batches} batches"):
             images = context.log.watch(self._images(stage), what, total)
             calibrate(context.task, images, settings, add_up, context.autocast, followers)
+        context.calibrated_stage = stage.number
         self._warn_of_few(stage)
         context.processes.first_does(lambda: self._write(stage))
 
     def _warn_of_few(self, stage: Stage) -> None:
         recipe = self.context.recipe
-        counts = dict.fromkeys(_teachers(stage), 0)
+        counts = dict.fromkeys(stage.teachers, 0)
         for group in stage.groups:
             for name in group.partition.teachers:
                 counts[name] += recipe.normalize.batches * group.settings.batch_size
@@ -60,30 +79,32 @@ class Calibration:
         for stage in begun:
             if not step or self._is_whole(stage):
                 continue
-            later = {name for other in begun[begun.index(stage) + 1 :] for name in _teachers(other)}
-            lost = [name for name in _teachers(stage) if name in later]
+            later = {name for other in begun[begun.index(stage) + 1 :] for name in other.teachers}
+            lost = [name for name in stage.teachers if name in later]
             if lost:
                 self.context.log.warn(f"{self._folder(stage)}: incomplete, and a later stage has measured {', '.join(lost)} anew since")
             else:
                 self.context.log.say(f"{self._folder(stage)}: incomplete; written again")
                 self.context.processes.first_does(lambda stage=stage: self._write(stage))
 
-    def _images(self, stage: Stage) -> Iterator[tuple[Tensor, Partition]]:
+    def _images(self, stage: Stage) -> Iterator[tuple[Batch, Partition]]:
         context = self.context
         for group in stage.groups:
             batches = context.feeds.training(group, stage.start)
             for index in range(context.recipe.normalize.batches):
-                images = next(batches).images.to(context.processes.device)
+                batch = next(batches).to(context.processes.device)
                 context.stop.check(context.processes.any)
                 if index == 0 and context.processes.is_first:
-                    self._draw_first_batch(stage, group, images)
-                yield images, group.partition
+                    self._draw_first_batch(stage, group, batch)
+                yield batch, group.partition
 
-    def _draw_first_batch(self, stage: Stage, group: Group, images: Tensor) -> None:
+    def _draw_first_batch(self, stage: Stage, group: Group, batch: Batch) -> None:
         folder = self.context.folder.path
         name = "first_batch.png" if (stage.number, group.partition.name) == (0, "0.0") else f"first_batch_{group.partition.name}.png"
+        views = self.context.task.views.of(batch.images[:DRAWN_IMAGES], group.partition)
+        rows = {"student": views.student.images} | {f"teacher {teacher}": view.images for teacher, view in views.teachers.items()}
         with disk_errors(folder):
-            contact_sheet(self.context.task.views(images[:8], group.partition), folder / "images" / name)
+            contact_sheet(rows, folder / "images" / name)
 
     def _folder(self, stage: Stage) -> Path:
         return self.context.folder.path / "calibration" / f"stage_{stage.number}"
@@ -93,21 +114,19 @@ class Calibration:
         manifest: dict[str, Any] = {"batches": self.context.recipe.normalize.batches, "teachers": {}}
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for name, kinds in task.normalizers.items():
-                for kind, normalizer in kinds.items():  # type: ignore[union-attr]
-                    tensors = {key: value for key, value in normalizer.state_dict().items() if key != "calibrated"}
-                    write_tensors(tensors, folder / f"{name}_{kind}.safetensors")
+            for (name, kind), normalizer in task.normalizers.by_name().items():
+                tensors = {key: value for key, value in normalizer.state_dict().items() if key != "calibrated"}
+                write_tensors(tensors, folder / f"{name}_{kind}.safetensors")
         for group in stage.groups:
             for name in group.partition.teachers:
                 teacher = task.teachers[name]
                 sizes = manifest["teachers"].setdefault(name, {"source": teacher.source, "sizes": []})["sizes"]
-                sizes.append(list(teacher.size_for(group.partition.image_size, group.partition.image_size)))
+                sizes.append(list(task.views.teacher_size(name, group.partition)))
         self.context.folder.write(f"calibration/stage_{stage.number}/manifest.json", json.dumps(manifest, indent=1) + "\n")
 
     def _is_whole(self, stage: Stage) -> bool:
         folder = self._folder(stage)
-        normalizers = self.context.task.normalizers.items()
-        files = [folder / f"{name}_{kind}.safetensors" for name, kinds in normalizers for kind in kinds]  # type: ignore[union-attr]
+        files = [folder / f"{name}_{kind}.safetensors" for name, kind in self.context.task.normalizers.by_name()]
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             for file in files:
@@ -116,8 +135,3 @@ class Calibration:
         except (OSError, ValueError, RecursionError, SafetensorError):
             return False
         return isinstance(manifest, dict) and isinstance(manifest.get("teachers"), dict)
-
-
-def _teachers(stage: Stage) -> Iterable[str]:
-    """The names of a stage's teachers, once each."""
-    return dict.fromkeys(name for group in stage.groups for name in group.partition.teachers)

@@ -2,32 +2,32 @@
 
 import importlib.util
 
-from ..data import Feed, check, describe
+from ..data import Feed, OpenData, describe
 from ..errors import UserError
 from ..network import Network
 from ..recipe import Recipe
 
 
-def check_data(recipe: Recipe) -> list[str]:
+def check_data(recipe: Recipe, data: OpenData) -> list[str]:
     """What is wrong with the data sources, one sentence each."""
     problems = []
     for key, source in recipe.sources().items():
         try:
-            check(source)
+            data.source(source).check()
         except UserError as error:
             problems += [f"{key}: {problem}" for problem in error.problems]
     if recipe.data.hold_out is not None and not problems:
         try:
-            recipe.data.open_val()
+            data.val()
         except UserError as error:
             problems += error.problems
     return problems
 
 
-def describe_data(recipe: Recipe) -> dict[str, str]:
+def describe_data(recipe: Recipe, data: OpenData) -> dict[str, str]:
     """`{"data.train": "3,490 images in /path"}`."""
-    found = {key: describe(source) for key, source in recipe.sources().items()}
-    return found | ({"data.hold_out": recipe.data.open_val().describe()} if recipe.data.hold_out is not None else {})
+    described = {key: describe(data.source(source)) for key, source in recipe.sources().items()}
+    return described | ({"data.hold_out": data.val().describe()} if recipe.data.hold_out is not None else {})
 
 
 def check_extras(recipe: Recipe) -> list[str]:

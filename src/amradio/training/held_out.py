@@ -1,16 +1,21 @@
 """Agreement of the heads with their teachers on held-out images, measured during the run."""
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain, count
+from typing import Any
 
+from ..batch import Batch
+from ..distillation.views import Partition
 from .agreement import Agreement, agreement
 from .schedule import Group
 from .setup import Context
 
 
 class HeldOut:
-    """Measures into evaluations/ and metrics.jsonl, with the averaged weights where there are any."""
+    """Measures into evaluations/ and metrics.jsonl, with the averaged weights where there are any; a hook of the trainer."""
 
     def __init__(self, context: Context):
         self.context = context
@@ -18,35 +23,43 @@ class HeldOut:
         self.step: int | None = None
         """The last step that was measured."""
 
-    def due(self, step: int) -> bool:
-        """Whether it is to be measured at `step`: at every multiple of the period, 0 included, and at the end; once."""
-        every = self.context.recipe.evaluate.every
-        if not self.context.recipe.data.has_val or every is None or step == self.step:
+    def due(self, step: int, stopping: bool) -> bool:
+        """Whether it is to be measured at `step`: at every multiple of the period, 0 included, and at the end; once; not when stopping."""
+        context = self.context
+        if stopping or step == self.step or not context.recipe.data.has_val or context.calibrated_stage is None:
             return False
-        return step % every == 0 or step == self.context.recipe.num_steps
+        return context.is_due(step, context.recipe.evaluate.every)
 
-    def measure(self, step: int) -> None:
+    def run(self, step: int) -> None:
         """For every teacher of the stage that `step` ends or is in. Raises StopAskedError where a stop is asked for meanwhile."""
         context = self.context
         stage = next(stage for stage in context.stages if step <= stage.end)
-        found: Agreement = {}
-        with context.log.phase(f"step {step}: evaluating on held-out images"), self._averaged_weights():
+        rows: Agreement = {}
+        with context.clock.paused(), context.log.phase(f"step {step}: evaluating on held-out images"), self._averaged_weights():
             for group in stage.groups:
                 for name, row in self._agreement(group).items():
-                    found[name if name not in found else f"{name}@{group.partition.image_size}"] = row
-        self.agreement, self.step = found, step
-        context.log.record({"step": step} | {f"val/{name}/{key}": value for name, row in found.items() for key, value in row.items()})
-        summary = "  ".join(f"{name} {row['standardised_cosine']:.3f} ({row['norm_ratio']:.2f})" for name, row in found.items())
+                    rows[_new_name(name, group.partition, rows)] = row
+        self.agreement, self.step = rows, step
+        context.log.record({"step": step} | {f"val/{name}/{key}": value for name, row in rows.items() for key, value in row.items()})
+        summary = "  ".join(f"{name} {row['standardised_cosine']:.3f} ({row['norm_ratio']:.2f})" for name, row in rows.items())
         context.log.say(f"held out at step {step}, standardised cosine (norm ratio): {summary}")
-        text = json.dumps(found, indent=1) + "\n"
+        text = json.dumps(rows, indent=1) + "\n"
         context.processes.first_does(lambda: context.folder.write(f"evaluations/step_{step:09d}/held_out.json", text))
+
+    def state_dict(self) -> dict[str, Any]:
+        """For state.json of a checkpoint."""
+        return {"agreement": self.agreement, "evaluated": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From what `state_dict` returned."""
+        self.agreement, self.step = copy.deepcopy(state["agreement"]), state["evaluated"]
 
     def _agreement(self, group: Group) -> Agreement:
         context = self.context
         batches = context.log.watch(self._batches(group), f"held-out images of partition {group.partition.name}")
         return agreement(context.task, batches, group.partition, context.autocast, context.processes.gather)
 
-    def _batches(self, group: Group) -> Iterator:
+    def _batches(self, group: Group) -> Iterator[Batch]:
         """Of several processes one may have a batch less than another, so only a run on one process can stop between two batches."""
         for batch in self.context.feeds.held_out(group):
             if self.context.processes.world_size == 1:
@@ -65,3 +78,9 @@ class HeldOut:
         finally:
             task.network = own
             ema.average.eval()
+
+
+def _new_name(name: str, partition: Partition, taken: Container[str]) -> str:
+    """`clip/summary`; where another partition of the stage has that teacher too, `clip/summary@48`, then `clip/summary@48#2`, ..."""
+    names = chain([name, f"{name}@{partition.image_size}"], (f"{name}@{partition.image_size}#{number}" for number in count(2)))
+    return next(candidate for candidate in names if candidate not in taken)

@@ -3,22 +3,21 @@
 import copy
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 
-from ..engine.log import Log
 from ..errors import UserError
 from ..evaluation.base import Metric, Result, floor_warning
 from ..evaluation.progress import Item
 from ..evaluation.suite import plain, prepare, run_suite
-from ..interruption import Stop, StopAskedError
+from ..interruption import StopAskedError
 from ..model import Model
 from ..network import Network, NetworkConfig
 from ..recipe import Recipe
-from ..run_folder import RunFolder
 from ..teachers.base import Teacher
+from .setup import Context
 
 
 class Score(NamedTuple):
@@ -31,7 +30,7 @@ class Score(NamedTuple):
 
 
 class PeriodicSuite:
-    """Runs the suite when it is due, on a copy of the student, with the teachers that the run holds; the training notices nothing of it."""
+    """Runs the suite when it is due, on a copy of the student, with the teachers that the run holds; training is not affected by it."""
 
     def __init__(self, recipe: Recipe, teachers: Mapping[str, Teacher], device: torch.device):
         """teachers: those of the run; the suite's own beside them are loaded here. Raises UserError where one is missing."""
@@ -54,22 +53,24 @@ class PeriodicSuite:
         except UserError as error:
             raise UserError(*(f"evaluate.suite.{problem}" for problem in error.problems)) from None
 
-    def due(self, step: int) -> bool:
-        """Whether the suite is to be run at `step`: at every multiple of its period, 0 included, and at the end; once."""
-        period = self.recipe.evaluate.suite_every or self.recipe.evaluate.every
-        if self.suite is None or period is None or step == self.done:
-            return False
-        return step % period == 0 or step == self.recipe.num_steps
+    def state_dict(self) -> dict[str, Any]:
+        """For state.json of a checkpoint."""
+        return {"suite": self.done}
 
-    def run(self, step: int, model: tuple[NetworkConfig, Network], folder: RunFolder, log: Log, stop: Stop) -> bool:
-        """Measures into evaluations/ and metrics.jsonl; one process does it, while the others wait.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From what `state_dict` returned."""
+        self.done = state["suite"]
 
-        Returns false, with nothing written, where a stop is asked for meanwhile. model: as it is exported; it is copied, since a `Model`
-        is frozen. The run's random numbers stay as they are.
+    def measure(self, step: int, config: NetworkConfig, exported: Network, context: Context) -> bool:
+        """Measures into evaluations/ and metrics.jsonl, on this process.
+
+        exported: the network as it is exported; it is copied, since a `Model` is frozen. The run's random numbers stay as they are.
+        Returns false, with nothing written, where a stop is asked for meanwhile.
         """
         assert self.suite is not None
-        begun = time.perf_counter()
-        config, network = model[0], copy.deepcopy(model[1])
+        folder, log, stop = context.folder, context.log, context.stop
+        start = time.perf_counter()
+        network = copy.deepcopy(exported)
         network.student.fuse_attention(True)  # as in a model that is loaded, whatever is quicker in training
 
         def watch(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
@@ -86,7 +87,7 @@ class PeriodicSuite:
             folder.write(f"evaluations/step_{step:09d}/{name}.json", json.dumps({"step": step} | plain(result), indent=1) + "\n")
         found = list(scores(results))
         log.record({"step": step} | {f"eval/{each.evaluation}/{each.model}/{each.metric.name}": each.value for each in found})
-        log.say(f"suite at step {step} ({time.perf_counter() - begun:.1f} s): {'; '.join(_in_brief(results, found))}")
+        log.say(f"suite at step {step} ({time.perf_counter() - start:.1f} s): {'; '.join(_in_brief(results, found))}")
         for name, result in results.items():
             if self._is_first and (warning := floor_warning(result, "teacher/")):  # a student may yet learn
                 log.warn(f"{name}: {warning}")
@@ -95,6 +96,31 @@ class PeriodicSuite:
                     log.warn(f"{name}: {note.removeprefix('warning: ')}")
         self._is_first = False
         return True
+
+
+class SuiteHook:
+    """Runs a `PeriodicSuite` during training, on the network as it is exported; a hook of the trainer."""
+
+    def __init__(self, context: Context, suite: PeriodicSuite, export: Callable[[], Network]):
+        """export: the network with averaged weights and heads that predict raw teacher features (`Saving.folded_network`)."""
+        self.context, self.suite, self.export = context, suite, export
+
+    def due(self, step: int, stopping: bool) -> bool:
+        """Whether the suite is to be run at `step`: every multiple of its period, 0 included, and the end; once; not when stopping."""
+        context, suite = self.context, self.suite
+        if stopping or suite.suite is None or step == suite.done or context.calibrated_stage is None:
+            return False
+        evaluate = context.recipe.evaluate
+        return context.is_due(step, evaluate.suite_every or evaluate.every)
+
+    def run(self, step: int) -> None:
+        """One process measures while the others wait. Raises StopAskedError, with nothing written, where a stop is asked for meanwhile."""
+        context = self.context
+        with context.clock.paused():
+            exported = self.export()
+            if not context.processes.first_does(lambda: self.suite.measure(step, context.config, exported, context)):
+                raise StopAskedError
+        self.suite.done = step
 
 
 def scores(results: Mapping[str, Result]) -> Iterator[Score]:

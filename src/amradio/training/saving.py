@@ -1,10 +1,10 @@
 """Checkpoints and the model folder of a run, and how a run is filled from its last checkpoint."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import pydantic
 import torch
@@ -12,12 +12,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..config import Settings, to_yaml, validate
-from ..distillation.task import fold_normalizers
+from ..distillation.calibration import fold_normalizers
 from ..engine.checkpoint import Checkpoint
 from ..errors import UserError
 from ..files import disk_errors
 from ..formats.model_folder import CARD_FILE, WEIGHTS_FILE, read_config, write_folder
-from ..network import Network, NetworkConfig, Normalizers, load_exactly
+from ..network import Network, load_exactly
 from ..students.finetuning import merged
 from .setup import Context
 
@@ -39,31 +39,62 @@ class Progress(Settings):
     """Unreadable images that were met."""
 
 
+class Stateful(Protocol):
+    """An owner of state that goes into state.json; its keys are fields of `Progress`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, of JSON."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes the owner's keys out of all that state.json holds."""
+        ...
+
+
 class Saving:
-    """Writes and reads the state of a run; one process writes."""
+    """Writes and reads the state of a run, over all owners of state; one process writes. A hook of the trainer."""
 
-    def __init__(self, context: Context, config: NetworkConfig, optimizer: torch.optim.Optimizer):
-        self.context, self.config, self.optimizer = context, config, optimizer
-        self.saved: int | None = None
-        """The step of the newest checkpoint."""
+    def __init__(self, context: Context, owners: Sequence[Stateful]):
+        """owners: of the state beside task, averaged weights, optimizer and random numbers."""
+        self.context, self.owners = context, owners
+        self.saved: tuple[int, Progress] | None = None
+        """The step of the newest checkpoint and what its state.json holds."""
 
-    def save(self, step: int, progress: Progress) -> None:
-        """A checkpoint and the model folder; of a step that has a checkpoint already, `progress` and the model folder alone.
+    def due(self, step: int, stopping: bool) -> bool:
+        """Whether there is to be a checkpoint at `step`: at every multiple of the period, at the end and before a stop. One that exists
+        is written anew at the end where something was measured after it."""
+        if not step:  # nothing is lost: the same command starts again
+            return False
+        if self.saved is not None and self.saved[0] == step:
+            return step == self.context.num_steps and self.saved[1] != self.progress
+        return stopping or self.context.is_due(step, self.context.recipe.engine.checkpoint_every)
+
+    def run(self, step: int) -> None:
+        """A checkpoint and the model folder; of a step that has a checkpoint already, state.json and the model folder alone.
 
         Raises UserError where the disk refuses, on every process; earlier checkpoints are whole then.
         """
+        progress = self.progress
         with self.context.log.phase_if_long(f"saving step {step}"):
             self.context.processes.first_does(partial(self.write, step, progress))
-        self.saved = step
+        self.saved = step, progress
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is."""
+        state: dict[str, Any] = {"num_steps": self.context.num_steps}
+        for owner in self.owners:
+            state |= owner.state_dict()
+        return Progress.model_validate(copy.deepcopy(state))
 
     def write(self, step: int, progress: Progress) -> None:
         """The same, on this process."""
-        checkpoints, task, ema = self.context.folder.checkpoints, self.context.task, self.context.ema
-        if step == self.saved:
+        context, checkpoints = self.context, self.context.folder.checkpoints
+        if self.saved is not None and step == self.saved[0]:
             checkpoints.note(step, progress.model_dump())
         else:
-            tensors = {"task": task.state_dict()} | ({"ema": ema.average.state_dict()} if ema else {})
-            other = {"optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
+            tensors = {"task": context.parallel.full_state()} | ({"ema": context.ema.state_dict()} if context.ema else {})
+            other = {"optimizer": context.optimizer.state_dict(), "rng": torch.get_rng_state()}
             checkpoints.save(step, tensors, other, progress.model_dump())
         self.write_model(step, progress)
 
@@ -72,10 +103,12 @@ class Saving:
         recipe, folder = self.context.recipe, self.context.folder
         notes = {"step": step, "num_steps": progress.num_steps, "data": self.context.feeds.description, "agreement": progress.agreement}
         with disk_errors(folder.path):
-            write_folder(folder.model, self.config, self.folded_network(), notes | {"recipe": to_yaml(recipe)})
+            write_folder(folder.model, self.context.config, self.folded_network(), notes | {"recipe": to_yaml(recipe)})
 
-    def complete(self, step: int, progress: Progress) -> None:
-        """Writes the model folder where it is missing or that of another step: a kill may come between a checkpoint and its model."""
+    def complete(self) -> None:
+        """After a resume: writes the model folder where it is missing or of another step, as a kill before it was written leaves it."""
+        assert self.saved is not None
+        step, progress = self.saved
         if self.context.processes.first_does(lambda: step == model_step(self.context.folder.model)):
             return
         self.context.log.say(f"{self.context.folder.model}: missing or not of step {step}; written again")
@@ -85,35 +118,38 @@ class Saving:
         """The network as it is exported: averaged weights where there are any, heads that predict raw teacher features."""
         task, ema = self.context.task, self.context.ema
         network = ema.average if ema else task.network
-        heads: dict[str, Any] = dict(copy.deepcopy(network.heads))
-        exported = Network(merged(network.student), heads, network.summary_slots, Normalizers(network.rotation))
+        exported = network.with_heads(network.heads, merged(network.student))
+        exported.heads = copy.deepcopy(exported.heads)
         fold_normalizers(task, exported)
         return exported
 
-    def resume(self) -> tuple[int, Progress] | None:
-        """Fills everything from the last checkpoint; its step and progress, None where there is none.
+    def resume(self) -> int:
+        """Fills all owners of state from the last checkpoint; returns its step, 0 where there is none.
 
         Raises UserError, which names the file and what to do, where the checkpoint is damaged or of another network.
         """
         found = self.context.folder.checkpoints.load()
         if found is None:
-            return None
+            return 0
         progress = self._fit(found, "state.json", lambda: validate(Progress, found.state))
         self._fit(found, "task.safetensors", lambda: load_exactly(self.context.task, self._tensors(found, "task"), "task"))
         ema = self.context.ema
         if ema is not None:
             self._fit(found, "ema.safetensors", lambda: load_exactly(ema.average, self._tensors(found, "ema"), "ema"))
         self._fit(found, "optimizer.pt", lambda: self._fill_optimizer(found.other))
-        self.saved = found.step
-        return found.step, progress
+        for owner in self.owners:
+            owner.load_state_dict(progress.model_dump())
+        self.saved = found.step, progress
+        return found.step
 
     def _fill_optimizer(self, other: dict[str, Any]) -> None:
-        own = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        optimizer = self.context.optimizer
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for index, moments in other["optimizer"]["state"].items():
             for name, value in moments.items():
-                if isinstance(value, Tensor) and value.ndim and value.shape != own[index].shape:
-                    raise ValueError(f"{name} of parameter {index} is {list(value.shape)}, not {list(own[index].shape)}")
-        self.optimizer.load_state_dict(other["optimizer"])
+                if isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape:
+                    raise ValueError(f"{name} of parameter {index} is {list(value.shape)}, not {list(parameters[index].shape)}")
+        optimizer.load_state_dict(other["optimizer"])
         torch.set_rng_state(other["rng"])
 
     @staticmethod

@@ -1,54 +1,65 @@
-"""Stages and partitions of a recipe, and where the images of each come from."""
+"""Stages and partitions of a recipe, and the batches of each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
-from ..data import Batch, Feed, SourceSettings, train_batches, val_batches
-from ..distillation.task import Distillation, Partition
+from ..batch import Batch
+from ..data import Feed, OpenData, SourceSettings
+from ..distillation.views import Partition, ViewMaker
 from ..engine.distributed import Processes
-from ..engine.loop import Stage
 from ..recipe import PartitionSettings, Recipe
+
+PARTITION_SEED_STRIDE = 7919
+"""Partition k of a stage draws its images with seed + k times this: so two partitions see different images. A prime, so that no two seeds
+that a user would try meet; runs that have several partitions resume exactly only while it stays as it is."""
 
 
 class Group(NamedTuple):
-    """A partition as the loop carries it around: what the task needs, and where its images come from."""
+    """A partition in training: what the task needs, and where its images come from."""
 
     settings: PartitionSettings
     partition: Partition
     view_size: int
+    """px of the square crops that are read, at least as large as what any model sees of them."""
     source: SourceSettings
     seed: int
 
 
-def find_stages(recipe: Recipe, task: Distillation) -> Iterator[Stage]:
+class Stage(NamedTuple):
+    """Steps `start` (included) to `end` (excluded) of a run, on one set of partitions."""
+
+    number: int
+    start: int
+    end: int
+    groups: Sequence[Group]
+
+    @property
+    def teachers(self) -> list[str]:
+        """The names of the stage's teachers, once each."""
+        return list(dict.fromkeys(name for group in self.groups for name in group.partition.teachers))
+
+
+def find_stages(recipe: Recipe, views: ViewMaker) -> Iterator[Stage]:
     """The stages of a recipe, in order, with their first and last step."""
     start = 0
     for index, stage in enumerate(recipe.stages):
-        groups = [_group(recipe, task, f"{index}.{number}", settings) for number, settings in enumerate(stage.partitions)]
+        groups = [_group(recipe, views, f"{index}.{number}", settings) for number, settings in enumerate(stage.partitions)]
         yield Stage(index, start, start + stage.steps, groups)
         start += stage.steps
 
 
-def _group(recipe: Recipe, task: Distillation, name: str, settings: PartitionSettings) -> Group:
-    names = tuple(settings.teachers or recipe.teachers)
-    size = settings.image_size
-    sizes = [size, *(side for teacher in names for side in task.teachers[teacher].size_for(size, size))]
-    seed = recipe.seed + 7919 * int(name.partition(".")[2])
-    return Group(
-        settings,
-        Partition(name, names, size, settings.weight),
-        settings.view_size or max(sizes),
-        settings.source or recipe.data.train,
-        seed,
-    )
+def _group(recipe: Recipe, views: ViewMaker, name: str, settings: PartitionSettings) -> Group:
+    partition = Partition(name, tuple(settings.teachers or recipe.teachers), settings.image_size, settings.weight)
+    seed = recipe.seed + PARTITION_SEED_STRIDE * int(name.partition(".")[2])
+    return Group(settings, partition, settings.view_size or views.largest_size(partition), settings.source or recipe.data.train, seed)
 
 
 class Feeds:
     """The batches of every partition that fall to this process."""
 
-    def __init__(self, recipe: Recipe, processes: Processes):
-        self.recipe, self.processes = recipe, processes
+    def __init__(self, recipe: Recipe, data: OpenData, processes: Processes):
+        self.recipe, self.data, self.processes = recipe, data, processes
 
     def of(self, group: Group) -> Feed:
         """Size, seed and share of a partition."""
@@ -56,14 +67,14 @@ class Feeds:
 
     def training(self, group: Group, step: int) -> Iterator[Batch]:
         """Batches of training from `step` on, without end."""
-        return train_batches(self.recipe.data, group.source, self.of(group), step)
+        return self.data.train_batches(group.source, self.of(group), step)
 
     def held_out(self, group: Group) -> Iterator[Batch]:
         """The held-out images, `evaluate.batches` batches at most."""
         limit = self.recipe.evaluate.batches * group.settings.batch_size
-        return val_batches(self.recipe.data, None, self.of(group), limit)
+        return self.data.val_batches(self.of(group), limit)
 
     @cached_property
     def description(self) -> str:
         """`3,490 images in /path`, of the training source."""
-        return self.recipe.data.open_train(self.recipe.data.train).describe()
+        return self.data.train(self.recipe.data.train).describe()

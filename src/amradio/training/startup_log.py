@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import torch
 
-from ..data import Feed, train_batches
+from ..data import Feed
 from ..devices import in_hardware
 from .setup import Context
 
@@ -13,13 +13,13 @@ LOADING_TRIAL = 32
 """Images of which the speed of loading is measured at the start."""
 
 
-def introduce(context: Context, student_type: str, notes: Iterable[str]) -> None:
+def introduce(context: Context, notes: Iterable[str]) -> None:
     """Student, teachers, data and how fast they are read. notes: where the student's weights come from."""
     network, device, log = context.task.network, context.processes.device, context.log
     precision = _word(context.autocast or torch.float32)
     heads = sum(p.numel() for p in network.heads.parameters()) / 1e6
     log.say(
-        f"student {student_type}: {sum(p.numel() for p in network.student.parameters()) / 1e6:.2f} M parameters, "
+        f"student {context.config.student.type}: {sum(p.numel() for p in network.student.parameters()) / 1e6:.2f} M parameters, "
         f"heads {heads:.2f} M; {context.processes.world_size} x {device}, {torch.get_num_threads()} threads, {precision}"
     )
     for name, teacher in context.task.teachers.items():
@@ -54,8 +54,8 @@ def _warn_of_emulation(context: Context) -> None:
 def _loading_speed(context: Context) -> float:
     """Images/s that one core draws or reads and crops for the first partition."""
     group = context.stages[0].groups[0]
-    alone = context.recipe.data.model_copy(update={"num_workers": 0})
-    batches = train_batches(alone, group.source, Feed(group.view_size, LOADING_TRIAL, group.seed))
+    feed = Feed(group.view_size, LOADING_TRIAL, group.seed)
+    batches = context.feeds.data.train_batches(group.source, feed, num_workers=0)
     next(batches)  # opens files and warms caches
     begun = time.perf_counter()
     next(batches)

@@ -1,216 +1,194 @@
-"""A recipe becomes a job: everything is checked first, then loaded, then the loop runs it in its run folder."""
+"""The training loop: optimizer steps, and hooks that log, evaluate, save and calibrate between them."""
 
-import copy
 import time
-import warnings
-from collections.abc import Iterator
-from functools import partial
-from typing import cast
+from collections.abc import Generator, Sequence
+from typing import Protocol, cast
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
+from ..batch import Batch
 from ..console import duration
-from ..data import Batch
-from ..devices import autocast_dtype
-from ..distillation.losses import Loss
-from ..distillation.task import Distillation, Objective, speak_raw
+from ..data import OpenData
 from ..engine.distributed import Processes
-from ..engine.ema import Ema
-from ..engine.log import Clock, Log
-from ..engine.loop import Job, Stage, train
+from ..engine.lock import Lock
+from ..engine.log import Log
 from ..engine.monitor import Monitor
-from ..engine.optimizer import build_optimizer
 from ..errors import UserError
-from ..features import KINDS, Kind
-from ..interruption import Stop, StopAskedError
-from ..network import Network
+from ..interruption import StopAskedError
 from ..recipe import Recipe
 from ..run_folder import RunFolder
 from ..students.base import Student
 from ..teachers.base import Teacher
-from .agreement import Agreement
 from .calibration import Calibration
 from .checks import check_sizes
 from .held_out import HeldOut
-from .periodic_evaluation import PeriodicSuite
-from .saving import Progress, Saving
-from .schedule import Feeds, Group, find_stages
-from .setup import Context, Teachers
+from .initialization import initialize
+from .optimization import Ahead, Optimization
+from .periodic_evaluation import PeriodicSuite, SuiteHook
+from .saving import Saving
+from .schedule import Stage
+from .setup import Context, Teachers, build_context
 from .startup_log import introduce
 
 
-class Training:
-    """One run of a recipe on this machine: what is loaded, and the steps from the run folder's state to the end."""
+class Hook(Protocol):
+    """Something that is done between two steps. Once it has run at a step, it is no longer due there."""
 
-    def __init__(self, recipe: Recipe, teachers: Teachers, processes: Processes, log: Log, student: Student | None = None):
-        """teachers: loaded, on the CPU. student: one of type `own`. Raises UserError where sizes do not fit."""
-        self.recipe, self.processes, self.log = recipe, processes, log
-        self.folder = RunFolder(recipe.out, recipe.engine.keep)
+    def due(self, step: int, stopping: bool) -> bool:
+        """Whether it is to be run when `step` steps are done. stopping: the run ends here, at a user's or a scheduler's wish."""
+        ...
+
+    def run(self, step: int) -> None:
+        """Does it. May raise StopAskedError, with nothing changed, where a stop is asked for meanwhile."""
+        ...
+
+
+class Reporting:
+    """Logs the numbers of the steps since the last report, and checks that they are finite, before anything is saved."""
+
+    def __init__(self, context: Context, monitor: Monitor):
+        self.context, self.monitor = context, monitor
+
+    def due(self, step: int, stopping: bool) -> bool:
+        """Whether there is something to report, and `step` is one to report or to save at."""
+        engine, is_due = self.context.recipe.engine, self.context.is_due
+        return self.monitor.has_steps and (stopping or is_due(step, engine.log_every) or is_due(step, engine.checkpoint_every))
+
+    def run(self, step: int) -> None:
+        """One line; raises UserError where a number is not finite."""
+        self.monitor.flush(step)
+
+
+class Trainer:
+    """One run of a recipe on this machine, from the run folder's state to the end."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        teachers: Teachers,
+        processes: Processes,
+        log: Log,
+        student: Student | None = None,
+        data: OpenData | None = None,
+    ):
+        """Builds everything and writes nothing.
+
+        teachers: loaded, on the CPU.
+        student: the user's object, where the recipe's student is a custom one.
+        data: the sources, where they have been opened already.
+        Raises UserError where sizes do not fit, or the suite of evaluations lacks something.
+        """
+        folder = RunFolder(recipe.out, recipe.engine.keep)
         torch.manual_seed(recipe.seed)
-        self.begun = recipe.begin(teachers, self.folder.beginning(), student)
-        self.config, network = self.begun.config, self.begun.network
-        problems = check_sizes(recipe, network, processes.world_size)
+        self.initial = initialize(recipe, teachers, folder.network_record(), student)
+        problems = check_sizes(recipe, self.initial.network, processes.world_size)
         if problems:
             raise UserError(*problems)
-        processes.share_batch_statistics(network)
-        clock = Clock(processes.device)
-        self.monitor = Monitor(processes, log, clock)
-        losses: dict[Kind, Loss] = {kind: getattr(recipe.loss, kind).build() for kind in KINDS}
-        objective = Objective(losses, recipe.balance.build(recipe.weights()), recipe.loss.grid)
-        moved = {name: teacher.to(processes.device) for name, teacher in teachers.items()}
-        self.task = Distillation(network, moved, objective, clock.part).to(processes.device)
-        speak_raw(self.task, self.begun.kept)
-        self.ema = Ema(network, recipe.engine.ema) if recipe.engine.ema else None
-        self.stages = list(find_stages(recipe, self.task))
-        autocast = autocast_dtype(recipe.engine.precision, processes.device)
-        # Seen: the fused kernel's backward on a CPU in bfloat16 halves the speed of a ViT-tiny step (317 -> 178 images/s a core).
-        network.student.fuse_attention(not (processes.device.type == "cpu" and autocast is torch.bfloat16))
-        self.suite = PeriodicSuite(recipe, moved, processes.device)
-        self.suite.check(self.config, network)
-        spared = {f"network.student.{name}" for name in network.student.no_decay() | self.begun.partly_trained}
-        self.optimizer = build_optimizer(self.task, recipe.optimizer, spared)
-        self.context = Context(
-            recipe=recipe,
-            processes=processes,
-            log=log,
-            folder=self.folder,
-            task=self.task,
-            ema=self.ema,
-            stages=self.stages,
-            feeds=Feeds(recipe, processes),
-            clock=clock,
-            stop=Stop(),
-            autocast=autocast,
-        )
+        self.context = build_context(recipe, teachers, self.initial, data or OpenData(recipe.data), processes, log)
+        self.suite = PeriodicSuite(recipe, self.context.task.teachers, processes.device)
+        self.suite.check(self.initial.config, self.initial.network)
+        self.monitor = Monitor(processes, log, self.context.clock)
+        self.optimization = Optimization(self.context)
         self.calibration, self.held_out = Calibration(self.context), HeldOut(self.context)
-        self.saving = Saving(self.context, self.config, self.optimizer)
+        self.saving = Saving(self.context, (self.held_out, self.suite, self.monitor))
+        evaluations = self.held_out, SuiteHook(self.context, self.suite, self.saving.folded_network)
+        self.hooks: Sequence[Hook] = (Reporting(self.context, self.monitor), *evaluations, self.saving, self.calibration)
+        self.stopping = False
+        self._stage: Stage | None = None
+        self._steps: Generator[tuple[Sequence[Batch], Ahead | None]] | None = None
 
-    @property
-    def agreement(self) -> Agreement:
-        """Held-out agreement as it was measured last."""
-        return self.held_out.agreement
+    def begin(self, lock: Lock) -> None:
+        """Makes the run folder ready, opens its log and logs what is about to be run.
 
-    @property
-    def progress(self) -> Progress:
-        """How far the run is, for a checkpoint."""
-        return Progress(
-            num_steps=self.recipe.num_steps,
-            agreement=self.held_out.agreement,
-            evaluated=self.held_out.step,
-            suite=self.suite.done,
-            skipped_images=self.monitor.num_skipped,
-        )
-
-    def introduce(self) -> None:
-        """Logs what is about to be run."""
-        introduce(self.context, self.config.student.type, self.begun.notes)
+        Raises UserError where another process has the lock, or the disk refuses.
+        """
+        context = self.context
+        context.processes.first_does(lambda: context.folder.begin(context.recipe, self.initial.record, lock))
+        if context.processes.is_first:
+            context.log.open(context.folder.path, context.recipe.engine.track)
+        introduce(context, self.initial.notes)
 
     def run(self) -> int:
-        """Trains from the last checkpoint, or from the start, to the end or a signal; returns the step reached."""
-        begun_at = self.resume()
-        if self.recipe.engine.compile:
+        """Trains from the last checkpoint, or from the start, to the end or until a signal asks to stop; returns the step reached."""
+        context = self.context
+        first = step = self.resume()
+        if context.recipe.engine.compile:
             self._compile()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
-            reached = train(self._job(), begun_at)
+            with context.stop as stop:
+                self._run_hooks(step)
+                while step < context.num_steps and not self.stopping:
+                    self._take_step(step)
+                    step += 1
+                    self._run_hooks(step)
+                is_pending = any(hook.due(step, False) for hook in self.hooks)
+                stop.was_followed = self.stopping and (step < context.num_steps or is_pending)
         finally:
-            self.log.close()
-        self._conclude(begun_at, reached, time.perf_counter() - begun)
-        return reached
+            self._close_steps()
+            context.log.close()
+        self._conclude(first, step, time.perf_counter() - start)
+        return step
+
+    def _run_hooks(self, step: int) -> None:
+        """Runs the hooks that are due when `step` steps are done, the first of the list first, until none is due."""
+        context = self.context
+        if context.processes.world_size == 1 or context.is_due(step, context.recipe.engine.log_every):
+            self.stopping = self.stopping or context.processes.any(context.stop.asked)
+        while (hook := next((hook for hook in self.hooks if hook.due(step, self.stopping)), None)) is not None:
+            try:
+                hook.run(step)
+            except StopAskedError:
+                self.stopping = True
+
+    def _take_step(self, step: int) -> None:
+        """Step number `step`, from 0."""
+        context = self.context
+        stage = next(stage for stage in context.stages if step < stage.end)
+        if self._steps is None or stage is not self._stage:
+            self._close_steps()
+            self._stage, self._steps = stage, self.optimization.steps(stage, step)
+            self.monitor.begin(context.num_steps)
+        with context.clock.part("data"):
+            batches, prepared = next(self._steps)
+        measure = context.is_due(step + 1, context.recipe.engine.log_every)
+        metrics = self.optimization.take(stage, step, batches, measure, prepared)
+        self.monitor.take(step + 1, metrics, batches, self.optimization.rate)
+
+    def _close_steps(self) -> None:
+        """Ends the loading processes and threads."""
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
 
     def _compile(self) -> None:
         """Compiles what the steps run; evaluations beside them run copies of the student, and the teachers as they are."""
-        self.log.say("compiling student and teachers: the first step takes minutes")
-        self.task.network.student.compile()
-        self.task.teachers.update({name: cast(Teacher, torch.compile(teacher)) for name, teacher in self.task.teachers.items()})
+        self.context.log.say("compiling student and teachers: the first step takes minutes")
+        task = self.context.task
+        task.network.student.compile()
+        task.teachers.update({name: cast(Teacher, torch.compile(teacher)) for name, teacher in task.teachers.items()})
 
-    def _conclude(self, begun_at: int, reached: int, seconds: float) -> None:
-        num_steps = self.recipe.num_steps
+    def _conclude(self, first: int, step: int, seconds: float) -> None:
+        num_steps, log, folder = self.context.num_steps, self.context.log, self.context.folder
         if self.context.stop.was_followed:
-            left = "" if reached < num_steps else ", before the last evaluation"
-            self.log.say(f"Stopped ({self.context.stop.name}) at step {reached} of {num_steps}{left}. Run the same command to resume.")
+            left = "" if step < num_steps else ", before the last evaluation"
+            log.say(f"Stopped ({self.context.stop.name}) at step {step} of {num_steps}{left}. Run the same command to resume.")
             return
-        steps = f"{num_steps} steps" if not begun_at else f"the last {num_steps - begun_at} of {num_steps} steps"
+        steps = f"{num_steps} steps" if not first else f"the last {num_steps - first} of {num_steps} steps"
         took = f"{seconds:.0f} s" if seconds < 120 else duration(seconds)
-        done = f"Finished {steps} in {took}" if reached > begun_at else f"All {num_steps} steps were done"
-        self.log.say(f"{done}. Model: {self.folder.model}. Next: amradio evaluate {self.folder.path}")
-
-    def _job(self) -> Job:
-        model: nn.Module = self.task
-        if self.processes.world_size > 1:
-            device_ids = [self.processes.device.index] if self.processes.device.type == "cuda" else None
-            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch 2.7 knows no other name for this
-                model = DistributedDataParallel(self.task, device_ids=device_ids, broadcast_buffers=False)
-        return Job(
-            task=model,
-            prepare=self.task.targets,
-            optimizer=self.optimizer,
-            stages=self.stages,
-            engine=self.recipe.engine,
-            schedule=self.recipe.optimizer,
-            processes=self.processes,
-            monitor=self.monitor,
-            clock=self.context.clock,
-            stop=self.context.stop,
-            autocast=self.context.autocast,
-            open_batches=self._open_batches,
-            begin_stage=self.calibration.measure,
-            evaluate=self._evaluate_aside,
-            evaluate_due=lambda step: self.held_out.due(step) or self.suite.due(step),
-            save=self.save,
-            spare=self._spare,
-            after_step=self._after_step,
-        )
-
-    def _open_batches(self, stage: Stage, group: Group, step: int) -> Iterator[Batch]:
-        del stage
-        return self.context.feeds.training(group, step)
-
-    def _after_step(self) -> None:
-        if self.ema:
-            self.ema.update(self.task.network)
-
-    def _spare(self, stage: Stage) -> None:
-        """Takes the gradients (zeros) from heads that the stage does without: with one, decay and momentum would still move them."""
-        present = {name for group in stage.groups for name in group.partition.teachers}
-        for name, head in self.task.network.heads.items():
-            if name not in present:
-                head.zero_grad(set_to_none=True)
-
-    def _evaluate_aside(self, step: int) -> None:
-        with self.context.clock.paused():
-            if self.held_out.due(step):
-                self.held_out.measure(step)
-            if self.suite.due(step):
-                exported = self.config, self.folded_network()
-                if not self.processes.first_does(partial(self.suite.run, step, exported, self.folder, self.log, self.context.stop)):
-                    raise StopAskedError
-                self.suite.done = step
-
-    def evaluate(self, step: int) -> None:
-        """Held-out agreement with every teacher of the stage that `step` ends or is in, into evaluations/ and metrics.jsonl."""
-        self.held_out.measure(step)
-
-    def save(self, step: int) -> None:
-        """A checkpoint and the model folder; raises UserError where the disk refuses, on every process."""
-        self.saving.save(step, self.progress)
-
-    def folded_network(self) -> Network:
-        """The network as it is exported; see `Saving.folded_network`."""
-        return self.saving.folded_network()
+        done = f"Finished {steps} in {took}" if step > first else f"All {num_steps} steps were done"
+        log.say(f"{done}. Model: {folder.model}. Next: amradio evaluate {folder.path}")
 
     def resume(self) -> int:
         """Fills everything from the last checkpoint and completes the run folder; returns its step, 0 where there is none."""
-        found = self.saving.resume()
-        if found is None:
+        context = self.context
+        step = self.saving.resume()
+        if not step:
             return 0
-        step, progress = found
-        self.held_out.agreement, self.held_out.step = copy.deepcopy(progress.agreement), progress.evaluated
-        self.suite.done, self.monitor.num_skipped = progress.suite, progress.skipped_images
-        self.log.forget_after(step)
-        self.log.say(f"resuming {self.folder.path} from step {step} of {self.recipe.num_steps}")
-        self.saving.complete(step, progress)
+        current = next((stage for stage in context.stages if step <= stage.end), context.stages[-1])
+        context.calibrated_stage = current.number
+        context.log.forget_after(step)
+        context.log.say(f"resuming {context.folder.path} from step {step} of {context.num_steps}")
+        self.saving.complete()
         self.calibration.complete(step)
         return step

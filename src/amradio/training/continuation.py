@@ -1,22 +1,15 @@
-"""What a run begins with: a fresh network, one that goes on from a model, or the one that the run's folder remembers."""
+"""Continuing from a model: which of its heads and summaries are kept, and how a new network is filled from it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .config import Settings
-from .errors import UserError
-from .features import KINDS, Kind
-from .formats import Found
-from .formats.base import peek
-from .formats.model_folder import ancestors_in
-from .licences import Ancestor, ancestor, licence_in, of_teachers, united
-from .names import recognise
-from .network import HeadConfig, HeadPart, Network, NetworkConfig, load_exactly
-from .students.base import Student
-from .students.finetuning import train_rows
+from ..errors import UserError
+from ..features import KINDS, Kind
+from ..licences import of_teachers, united
+from ..network import HeadConfig, HeadPart, Network, NetworkConfig, load_exactly
 
 
 class Plan(NamedTuple):
@@ -149,106 +142,3 @@ def _rows(rows: Tensor, summaries: Sequence[int | None], num_summaries: int, cou
     order = [pattern if slot is None else slot for slot in summaries]
     split = num_summaries * count
     return torch.cat([rows[:split].unflatten(0, (num_summaries, count))[order].flatten(0, 1), rows[split:]])
-
-
-class Beginning(Settings):
-    """What a run trains, as it was resolved when it began: `network.json` of its folder, so that it resumes without the model behind it."""
-
-    network: NetworkConfig
-    new_summaries: list[int]
-    """Summaries that are trained whatever part of the student is."""
-
-
-class Begun(NamedTuple):
-    """A network that is ready to be trained."""
-
-    beginning: Beginning
-    network: Network
-    """On the CPU; what is not trained does not require gradients."""
-    kept: tuple[tuple[str, Kind], ...] = ()
-    """Parts of heads that speak raw teacher space already."""
-    notes: tuple[str, ...] = ()
-    """Where it comes from, a line each."""
-
-    @property
-    def config(self) -> NetworkConfig:
-        """As config.json of the model folder will say."""
-        return self.beginning.network
-
-    @property
-    def partly_trained(self) -> set[str]:
-        """Names of the student's parameters of which only some rows are trained; decay would move the others."""
-        student = self.network.student
-        return set() if all(parameter.requires_grad for parameter in student.parameters()) else set(student.summary_rows)
-
-
-def begin_fresh(config: NetworkConfig, train: Any, own: Student | None = None) -> Begun:
-    """New heads, and a student that is random or started from the weights that its settings name. train: one of `TRAINED`.
-
-    own: the student of type `own`, with the weights that it has.
-    """
-    network = config.build(own)
-    started = network.student.started_from
-    if started is None and own is None and train.type != "all":
-        raise UserError(f"student.train: '{train.type}' trains a part of weights that exist, and this student begins at random; take all")
-    notes = (f"student begins with: {started}",) if started is not None else ()
-    config = config.descended(_of_start(config.student))
-    beginning = Beginning(network=config.without_start(), new_summaries=list(range(config.num_summaries)))
-    return Begun(beginning, network, notes=notes + _choose(network.student, train, beginning.new_summaries) + _sizes(config))
-
-
-def _of_start(student: Any) -> list[Ancestor]:
-    """The model whose weights a student begins with, and those that it was distilled from."""
-    source = student.start_from if "start_from" in type(student).model_fields else None
-    if source is None:
-        return []
-    source = student.model if source == "hub" else source
-    found = recognise(source)
-    folder = found.path if found.kind == "folder" else found.path.parent if found.kind == "file" else None
-    if folder is None:
-        return [ancestor("initial weights", source.removeprefix("hf-hub:").removeprefix("timm/"))]
-    stated = peek(folder / "config.json") or {}
-    return [ancestor("initial weights", source, licence_in(folder)), *ancestors_in(stated, f"{folder / 'config.json'}: ")]
-
-
-def begin_from(model: Found, found: Plan, source: str, train: Any) -> Begun:
-    """Goes on from a model as planned. source: its path."""
-    network = found.config.build()
-    fill(network, model.network, found)
-    beginning = Beginning(network=found.config.without_start(), new_summaries=list(found.new_summaries))
-    notes = (
-        f"student goes on from {source}",
-        *found.notes,
-        *_choose(network.student, train, beginning.new_summaries),
-        *_sizes(found.config),
-    )
-    return Begun(beginning, network, found.kept, notes)
-
-
-def begin_again(beginning: Beginning, train: Any, own: Student | None = None) -> Begun:
-    """The network of a run that is resumed, to be filled from its checkpoint. own: as of `begin_fresh`."""
-    network = beginning.network.build(own)
-    return Begun(beginning, network, notes=_choose(network.student, train, beginning.new_summaries) + _sizes(beginning.network))
-
-
-def _sizes(config: NetworkConfig) -> tuple[str, ...]:
-    """A line where heads are trained at several sizes."""
-    sizes = config.sizes_of_heads()
-    return (f"heads are trained {sizes}; {config.image_size} px is what the model prefers where no size is asked for",) if sizes else ()
-
-
-def _choose(student: Student, train: Any, new_summaries: Sequence[int]) -> tuple[str, ...]:
-    """Freezes what is not trained, in place; a line that says how much is, empty where all of it is."""
-    total = sum(parameter.numel() for parameter in student.parameters())
-    try:
-        train.choose(student, student.blocks_in_order())
-    except UserError as error:
-        raise UserError(*(f"student.train.{problem}" for problem in error.problems)) from None
-    if train.type == "all":
-        return ()
-    for name, count in student.summary_rows.items():
-        train_rows(student.get_parameter(name), [slot * count + row for slot in new_summaries for row in range(count)])
-    chosen = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
-    return (
-        f"student: {train.type} trains {chosen / 1e6:.2f} M parameters beside {total / 1e6:.2f} M, and {len(new_summaries)} new summaries",
-    )

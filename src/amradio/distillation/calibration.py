@@ -1,0 +1,79 @@
+"""Calibration: the statistics of the teachers' features, and the target spaces that are made of them."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..affine import Affine
+from ..batch import Batch
+from ..features import Kind
+from ..heads import final_linear
+from ..network import Network
+from .normalizers import NormalizerSettings, NormalizeSettings
+from .statistics import Moments, Normalizer, set_statistics
+from .task import Distillation
+from .views import Partition
+
+
+@torch.no_grad()
+def calibrate(
+    task: Distillation,
+    batches: Iterable[tuple[Batch, Partition]],
+    settings: NormalizeSettings,
+    add_up: Callable[[Tensor], None],
+    autocast: torch.dtype | None,
+    followers: Iterable[Network] = (),
+) -> None:
+    """Finds the statistics of every teacher and sets the normalizers.
+
+    batches: with their partition, on the device. A teacher that is in several partitions gets one set of statistics, as its one head has
+    one target space. Where a head had a target space already, its last layer is rewritten so that it predicts the same raw features as
+    before.
+    add_up: sums a float64 tensor over all processes, in place.
+    autocast: the precision in which the teachers run in training; None for float32.
+    followers: networks whose heads are rewritten in the same way (moving averages).
+    """
+    normalizers = task.normalizers.by_name()
+    moments: dict[tuple[str, Kind], Moments] = {}
+    for batch, partition in batches:
+        with torch.autocast(batch.images.device.type, autocast, enabled=autocast is not None):
+            targets = task.prepare(batch, partition).targets
+        for name, features in targets.items():
+            for kind, tensor in features.items():
+                if (name, kind) in normalizers:
+                    moments.setdefault((name, kind), Moments(tensor.shape[-1], tensor.device)).update(tensor)
+    for (name, kind), moment in moments.items():
+        add_up(moment.sums)
+        change = _set_target_space(normalizers[name, kind], settings.of(kind), moment)
+        if change is not None:
+            for network in (task.network, *followers):
+                change.fold(_last_layer(network, name, kind))
+
+
+def _set_target_space(normalizer: Normalizer, settings: NormalizerSettings, moments: Moments) -> Affine | None:
+    """The map from the old target space to the new one, None where there was none."""
+    before, was_calibrated = normalizer.affine.double(), bool(normalizer.calibrated)
+    set_statistics(normalizer, settings, *moments.finish())
+    return before.relative_to(normalizer.affine) if was_calibrated else None
+
+
+def mark_as_raw(task: Distillation, parts: Iterable[tuple[str, Kind]]) -> None:
+    """Marks parts of heads (teacher, kind) whose outputs are in raw teacher space already, as in an exported model.
+
+    Their normalizers then count as set, to the identity, so that the first calibration rewrites their last layers as any later one does.
+    """
+    for name, kind in parts:
+        task.normalizers.of(name, kind).calibrated.fill_(True)
+
+
+def fold_normalizers(task: Distillation, network: Network) -> None:
+    """Rewrites the heads of `network` (a copy of the task's) so that they predict raw teacher features, in float64."""
+    for (name, kind), normalizer in task.normalizers.by_name().items():
+        normalizer.affine.double().fold(_last_layer(network, name, kind))
+
+
+def _last_layer(network: Network, name: str, kind: Kind) -> nn.Linear:
+    part = network.head(name).part(kind)
+    assert part is not None
+    return final_linear(part)

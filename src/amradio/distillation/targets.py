@@ -1,0 +1,33 @@
+"""Targets: the raw teacher features of a batch's views, however they are obtained."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from ..batch import Batch
+from ..features import Features
+from ..teachers.base import Teacher
+from .views import Views
+
+
+class Targets(Protocol):
+    """Anything that knows the teachers' features of a batch. An implementation that looks them up finds them by `batch.keys`."""
+
+    def __call__(self, batch: Batch, views: Views) -> dict[str, Features]:
+        """Raw features, float32, of every teacher in `views`, by name. Raises UserError where they cannot be had."""
+        ...
+
+
+class OnlineTeachers:
+    """Computes the features with the frozen teachers themselves.
+
+    Teachers are held, not owned: they are in no state dict, no optimizer and no `.train()`.
+    """
+
+    def __init__(self, teachers: Mapping[str, Teacher]):
+        """teachers: by name, on the device of the batches."""
+        self.teachers = dict(teachers)
+
+    def __call__(self, batch: Batch, views: Views) -> dict[str, Features]:
+        """Runs each teacher on its view; see `Targets`."""
+        del batch  # its keys are of no use to those who compute
+        return {name: self.teachers[name](view.images) for name, view in views.teachers.items()}

@@ -1,0 +1,123 @@
+"""One optimizer step over all partitions' batches: forward, backward, clipping, update."""
+
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+from ..distillation.task import Prepared
+from ..distillation.views import Partition
+from ..engine.optimizer import learning_rate
+from ..engine.prefetch import ahead
+from .schedule import Stage
+from .setup import Context
+
+
+class Piece(NamedTuple):
+    """A part of one partition's batch, on the CPU."""
+
+    batch: Batch
+    partition: Partition
+
+
+Ahead = Future[list[Prepared]]
+"""What is computed of every piece of a step while the step before it runs."""
+
+
+class Optimization:
+    """Takes the optimizer steps of a run."""
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.rate = 0.0
+        """The learning rate of the last step."""
+
+    def steps(self, stage: Stage, step: int) -> Generator[tuple[Sequence[Batch], Ahead | None]]:
+        """The batches of each step from `step` to the stage's end, and what is prepared of them where `engine.prepare_ahead` is on."""
+        feeds = self.context.feeds
+        batches: Iterator[tuple[Batch, ...]] = zip(*[feeds.training(group, step) for group in stage.groups], strict=True)
+        limited = islice(batches, stage.end - step)
+        if self.context.recipe.engine.prepare_ahead:
+            yield from ahead(limited, partial(self._prepare, stage))
+        else:
+            yield from ((batch, None) for batch in limited)
+
+    def _prepare(self, stage: Stage, batches: Sequence[Batch]) -> list[Prepared]:
+        """Called in another thread; autocast is each thread's own."""
+        context = self.context
+        with self._autocast():
+            return [
+                context.task.prepare(piece.batch.to(context.processes.device), piece.partition) for piece in self._pieces(stage, batches)
+            ]
+
+    def take(self, stage: Stage, step: int, batches: Sequence[Batch], measure: bool, prepared: Ahead | None = None) -> dict[str, Tensor]:
+        """Step number `step` of the run at its scheduled learning rate; see `update`."""
+        rate = learning_rate(self.context.recipe.optimizer, step - stage.start, stage.end - stage.start)
+        return self.update(stage, batches, rate, measure, prepared)
+
+    def update(
+        self, stage: Stage, batches: Sequence[Batch], rate: float, measure: bool, prepared: Ahead | None = None
+    ) -> dict[str, Tensor]:
+        """One optimizer step over a batch of every partition of the stage, cut into `engine.accumulate` pieces.
+
+        measure: also report cosines and norm ratios. prepared: a result for each piece, where it is computed ahead.
+        Returns the named numbers, float32 [] each, still on the device.
+        """
+        context, self.rate = self.context, rate
+        accumulate = context.recipe.engine.accumulate
+        for group in context.optimizer.param_groups:
+            group["lr"] = rate
+        context.optimizer.zero_grad(set_to_none=True)
+        pieces = self._pieces(stage, batches)
+        with context.clock.part("waiting") if prepared else nullcontext():
+            results: Sequence[Prepared | None] = prepared.result() if prepared else [None] * len(pieces)
+        gathered: dict[str, list[Tensor]] = {}
+        for number, (piece, result) in enumerate(zip(pieces, results, strict=True), 1):
+            with context.parallel.accumulating(last=number == len(pieces)):
+                for name, value in self._backward(piece, measure, result).items():
+                    gathered.setdefault(name, []).append(value)
+        metrics = {name: torch.stack(values).mean() for name, values in gathered.items()}
+        metrics["loss"] = torch.stack(gathered["loss"]).sum() / accumulate
+        self._clear_unused_gradients(stage)
+        with context.clock.part("student"):
+            metrics["gradient_norm"] = context.parallel.clip(context.recipe.optimizer.clip or float("inf"))
+            context.optimizer.step()
+        if context.ema is not None:
+            context.ema.update(context.task.network)
+        return metrics
+
+    def _backward(self, piece: Piece, measure: bool, prepared: Prepared | None) -> dict[str, Tensor]:
+        context = self.context
+        batch = piece.batch.to(context.processes.device)
+        with self._autocast():
+            output = context.parallel(batch, piece.partition, measure, prepared)
+        loss = context.parallel.complete(output.loss, context.task.unused_parameters(piece.partition))
+        with context.clock.part("student"):
+            (loss / context.recipe.engine.accumulate).backward()
+        return output.metrics
+
+    def _pieces(self, stage: Stage, batches: Sequence[Batch]) -> list[Piece]:
+        """Every partition's batch, cut into `accumulate` pieces."""
+        count = self.context.recipe.engine.accumulate
+        return [
+            Piece(batch.piece(number, count), group.partition)
+            for group, batch in zip(stage.groups, batches, strict=True)
+            for number in range(count)
+        ]
+
+    def _clear_unused_gradients(self, stage: Stage) -> None:
+        """Clears the (zero) gradients of heads that are unused in this stage, so that weight decay and momentum do not change them."""
+        present = set(stage.teachers)
+        for name, head in self.context.task.network.heads.items():
+            if name not in present:
+                head.zero_grad(set_to_none=True)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self.context.autocast
+        return torch.autocast(self.context.processes.device.type, dtype, enabled=dtype is not None)
