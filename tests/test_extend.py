@@ -26,7 +26,8 @@ from typing import Literal
 import torch.nn.functional as F
 
 from ..features import Features
-from .base import Teacher, TeacherSettings
+from .base import Teacher
+from .settings import TeacherSettings
 
 
 class ColourSettings(TeacherSettings):
@@ -60,7 +61,8 @@ from typing import Literal
 from torch import nn
 
 from ..features import Features
-from .base import Student, StudentRow, StudentSettings
+from .base import Student
+from .settings import StudentRow, StudentSettings
 
 
 class FlatSettings(StudentSettings):
@@ -144,7 +146,7 @@ def extended(tmp_path: Path) -> Path:
     add(copy / "students" / "__init__.py", "from .vit_settings import ", "from .flat import FlatSettings\nfrom .vit_settings import ")
     text = (copy / "students" / "__init__.py").read_text()
     (copy / "students" / "__init__.py").write_text(text.replace("] = (", "] = (FlatSettings, ", 1))
-    add(copy / "losses.py", "\nLOSSES = (", LOSS + "AbsoluteSettings, ")
+    add(copy / "distillation/losses.py", "\nLOSSES: tuple[type[LossTerm], ...] = (", LOSS + "AbsoluteSettings, ")
     return copy.parent
 
 
