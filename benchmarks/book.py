@@ -26,7 +26,7 @@ class Book:
 
     def write(self, row: str, part: str, settings: Any, found: Mapping[str, Any]) -> None:
         """Enters a part and writes the file, aside and then renamed."""
-        self.rows.setdefault(row, {})[part] = {"settings": _plain(settings), "load average": round(os.getloadavg()[0], 2), **found}
+        self.rows.setdefault(row, {})[part] = {"settings": _plain(settings), "load_average": round(os.getloadavg()[0], 2), **found}
         self.content["environment"] = environment()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         aside = self.path.with_suffix(".part")

@@ -54,7 +54,10 @@ from amradio.words import read_words
 
 ROOT = Path(__file__).parents[1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LOSS = "FD loss"
+LOSS, LOSS_TITLE, TRAINING_SECONDS = "fd_loss", "FD loss", "training seconds"
+COSTS = {"parameters_m": "M parameters", "gmacs": "GMACs"}
+TRAINING = {LOSS: LOSS_TITLE, "training_seconds": TRAINING_SECONDS}
+"""Key in the JSON file -> column of the table."""
 TEACHERS = "teachers"
 
 
@@ -134,8 +137,8 @@ def measure_cost(row: Row, speed: SpeedSettings) -> dict[str, Any]:
     shadow = row.shadow()
     size = legal_size(shadow, speed.image_size)
     found: dict[str, Any] = {
-        "M parameters": sum(p.numel() for p in shadow.parameters()) / 1e6,
-        "GMACs": macs(shadow, torch.rand(1, 3, *size, device=next(shadow.parameters()).device)) / 1e9,
+        "parameters_m": sum(p.numel() for p in shadow.parameters()) / 1e6,
+        "gmacs": macs(shadow, torch.rand(1, 3, *size, device=next(shadow.parameters()).device)) / 1e9,
         "input": list(size),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -173,7 +176,7 @@ def distilled(recipe: Recipe) -> dict[str, Any]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     speed = statistics.median(line["images_per_second"] for line in lines if "images_per_second" in line)
     images = sum(stage.steps * sum(p.batch_size for p in stage.partitions) for stage in recipe.stages)
-    found = {"steps": recipe.num_steps, "training images/s": speed, "training seconds": images / speed, "seconds of this call": seconds}
+    found = {"steps": recipe.num_steps, "training_images_per_second": speed, "training_seconds": images / speed, "seconds": seconds}
     return found | {LOSS: held_out_loss(recipe), "agreement": lines[-1]}
 
 
@@ -194,9 +197,9 @@ def held_out_loss(recipe: Recipe) -> float:
 
 
 def scores(results: Mapping[str, Result], model: str) -> dict[str, float]:
-    """`{"k-NN k=20": 81.2}`: the first headline of every evaluation for one row of the models."""
+    """`{"k-NN/k20": 81.2}`: the first headline of every evaluation for one row of the models."""
     first = {name: next(metric.name for metric in result.metrics if metric.headline) for name, result in results.items()}
-    return {f"{name} {metric}": results[name].rows[model][metric] for name, metric in first.items() if model in results[name].rows}
+    return {f"{name}/{metric}": results[name].rows[model][metric] for name, metric in first.items() if model in results[name].rows}
 
 
 def of_teachers(suite: Suite, names: list[str]) -> Suite:
@@ -272,9 +275,9 @@ class Comparing:
     def _flat(self, name: str) -> dict[str, Any]:
         parts = self.book.rows[name]
         cost = parts.get("cost", {})
-        flat = {"model": name} | {key: cost[key] for key in ("M parameters", "GMACs") if key in cost}
-        flat |= {speed_title(found): found["images/s"] for found in cost.get("speeds", ())}
-        flat |= {key: parts["distillation"][key] for key in (LOSS, "training seconds") if "distillation" in parts}
+        flat = {"model": name} | {title: cost[key] for key, title in COSTS.items() if key in cost}
+        flat |= {speed_title(found): found["images_per_second"] for found in cost.get("speeds", ())}
+        flat |= {title: parts["distillation"][key] for key, title in TRAINING.items() if "distillation" in parts}
         for found in parts.get("scores", {}).get("scores", {}).values():
             flat |= found
         return flat
@@ -285,7 +288,7 @@ class Comparing:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         self.file.with_suffix(".md").write_text(markdown(rows, columns, self.comparison.against), encoding="utf-8")
         speed = [key for key in columns if "images/s" in key]
-        qualities = [key for key in columns if key not in ("model", "M parameters", "GMACs", "training seconds", *speed)]
+        qualities = [key for key in columns if key not in ("model", *COSTS.values(), TRAINING_SECONDS, *speed)]
         if not speed or not qualities:
             return
         axis = max(speed, key=lambda key: (sum(key in row for row in rows), speed.index(key)))
@@ -303,7 +306,7 @@ def panel(rows: list[dict[str, Any]], axis: str, quality: str) -> Panel:
         for row in rows
         if axis in row and quality in row
     ]
-    return Panel(quality, points, lower_is_better=quality == LOSS)
+    return Panel(quality, points, lower_is_better=quality == LOSS_TITLE)
 
 
 def compare(comparison: Comparison, runs: Path, only: list[str], throughput_only: bool) -> Path:

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from amradio.distillation.losses import Loss, MatchSettings, cosine, mse
+from amradio.distillation.metrics import compare, with_norm_ratio
 from amradio.environment import environment
 from amradio.heads import MlpHead
 
@@ -134,13 +135,11 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 def measure(data: Data, found: Tensor) -> dict[str, float]:
     """Of exported summaries [N, D] in raw teacher space."""
     mean, std = moments(data.train_y)
-    prediction, target = (found - mean) / std, (data.test_y - mean) / std
+    means = with_norm_ratio({name: float(values.mean()) for name, values in compare(found, data.test_y, mean, std).items()})
     return {
         "score": data.score(found),
-        "standardized cosine": float(F.cosine_similarity(prediction, target).mean()),
-        "norm ratio": float(prediction.norm(dim=1).mean() / target.norm(dim=1).mean()),
-        "raw cosine": float(F.cosine_similarity(found, data.test_y).mean()),
-        "raw norm ratio": float(found.norm(dim=1).mean() / data.test_y.norm(dim=1).mean()),
+        **{name: means[name] for name in ("standardized_cosine", "norm_ratio", "cosine")},
+        "raw_norm_ratio": float(found.norm(dim=1).mean() / data.test_y.norm(dim=1).mean()),
     }
 
 

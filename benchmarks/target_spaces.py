@@ -48,13 +48,13 @@ evaluations:
 
 
 def numbers(results: dict[str, dict]) -> dict[str, float]:
-    """One number a column of the table: `evaluation row metric`, of headline metrics."""
+    """One number a column of the table: `evaluation/row/metric`, of headline metrics."""
     found = {}
     for name, result in results.items():
         for metric in result["metrics"]:
             if metric["headline"]:
                 found |= {
-                    f"{name} {row} {metric['name']}": values[metric["name"]]
+                    f"{name}/{row}/{metric['name']}": values[metric["name"]]
                     for row, values in result["rows"].items()
                     if metric["name"] in values
                 }

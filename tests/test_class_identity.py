@@ -130,4 +130,4 @@ def test_classes_of_one_name_keep_their_own_score() -> None:
         }
 
     result = score(TwoOfOneName(), logits, Bench(None, {}))
-    assert result.details["iou by class"]["x"] == {"sky": 100, "crane (1)": 50, "crane (2)": 0}
+    assert result.details["iou_by_class"]["x"] == {"sky": 100, "crane (1)": 50, "crane (2)": 0}

@@ -136,7 +136,7 @@ def test_at_step_0_it_agrees_as_the_finished_model_did(recipe, finished):
     before, after = agreement(finished, 6), agreement(folder, 0)
     assert len(before) == 5 * 4
     assert after == pytest.approx(before, abs=1e-3)
-    assert agreement(folder, 6)["val/dino/spatial/standardised_cosine"] > before["val/dino/spatial/standardised_cosine"]
+    assert agreement(folder, 6)["val/dino/spatial/standardized_cosine"] > before["val/dino/spatial/standardized_cosine"]
     assert amradio.load(folder).heads == ("clip", "dino", "sam")
 
 
@@ -187,7 +187,7 @@ def test_a_teacher_of_ones_own_gets_a_head_and_a_summary(recipe, finished, capsy
     assert model.heads == ("dino", "sam", "mine")
     assert "Made from a model of clip (not stated" in (folder / "model" / "README.md").read_text(), "whose head is gone, but not its terms"
     assert model(torch.rand(1, 3, 32, 32), heads=["mine"])["mine"].summary.shape == (1, 3)
-    begun, learnt = (agreement(folder, step)["val/mine/spatial/standardised_cosine"] for step in (0, 6))
+    begun, learnt = (agreement(folder, step)["val/mine/spatial/standardized_cosine"] for step in (0, 6))
     assert learnt > begun
 
 

@@ -67,7 +67,7 @@ def curve(folder: Path) -> dict[str, Any]:
     for row in metrics(folder):
         for name, value in row.items():
             if name.endswith(("loss", "cosine", "norm_ratio", "gradient_norm")):
-                values.setdefault(name.replace("standardised", "standardized"), []).append(float(f"{value:.7g}"))
+                values.setdefault(name, []).append(float(f"{value:.7g}"))
     return {"values": values, "digest": digest({key: value for key, value in state(folder).items() if value.numel()})}
 
 

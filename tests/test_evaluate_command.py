@@ -45,7 +45,7 @@ def test_a_run_folder(run_folder: Path, evaluation_file: Path, tmp_path: Path, c
         assert {"rows", "settings", "counts", "seconds", "fingerprint", "floors", "metrics", "details"} <= set(result)
     assert set(found["results"]["knn"]["rows"]) >= {"student", "student/sam", "teacher/dino"}
     assert found["results"]["knn"]["settings"]["k"] == [3]
-    assert set(found["results"]["agreement"]["details"]["by size"]["student/dino"]) == {"32", "48"}
+    assert set(found["results"]["agreement"]["details"]["by_size"]["student/dino"]) == {"32", "48"}
 
 
 def test_a_model_folder(run_folder: Path, teacher_folders: dict[str, Path]) -> None:
@@ -74,7 +74,7 @@ def test_what_the_user_can_put_right(run_folder: Path, capsys: pytest.CaptureFix
 
 
 def test_columns_gaps_and_the_best() -> None:
-    metrics = [Metric("a"), Metric("b", "cos"), Metric("c", "", "lower"), Metric("hidden", headline=False)]
+    metrics = [Metric("a", "a"), Metric("b", "b", "cos"), Metric("c", "c", "", "lower"), Metric("hidden", "hidden", headline=False)]
     rows = {
         "student": {"a": 50.0, "c": 3.0},
         "student/clip": {"a": 60.0, "b": 0.5, "c": 2.0, "hidden": 1.0},

@@ -1,6 +1,8 @@
 """The evaluation room: every evaluation keeps the contract; the student is computed once; images are read as they lie there."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 
 from amradio.config import validate
 from amradio.data.labelled.classification import ClassFolderSettings, CocoCaptionsSettings, ScenesImagesSettings, labels_in
-from amradio.data.scenes import draw_scene
+from amradio.data.scenes import CLASS_NAMES, draw_scene
 from amradio.errors import UserError
 from amradio.evaluation import EVALUATIONS, Bench, EvaluationSettings, Result, measure
 from amradio.evaluation.cache import FeatureCache, Summaries
@@ -17,8 +19,8 @@ from amradio.evaluation.predictors import predictors
 from amradio.evaluation.reading import Broken, encode, readable
 from amradio.evaluation.suite import plain
 from amradio.evaluation.summaries import summaries
-from amradio.features import Features
-from amradio.image_input import centre_crop
+from amradio.features import KINDS, Features
+from amradio.images import centre_crop
 from evaluations import SMALL, tiny_bench
 
 TYPES = {settings.model_fields["type"].default: settings for settings in EVALUATIONS}
@@ -59,6 +61,27 @@ def test_every_evaluation_says_rows_of_finite_numbers(kind: str, bench: Bench) -
     assert result.seconds > 0
     assert all(isinstance(count, int) for count in result.counts.values())
     assert json.loads(json.dumps(plain(result)))["rows"] == result.rows
+
+
+def keys_in(content: object) -> Iterator[str]:
+    """All keys of JSON, however deep."""
+    if isinstance(content, dict):
+        yield from content
+    for value in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        yield from keys_in(value)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TYPES if kind in SMALL])
+def test_names_in_json_are_identifiers(kind: str, bench: Bench) -> None:
+    """Of metrics, counts and details; names that a user gave (rows, classes) and px are no names of ours."""
+    found = plain(measured(kind, bench))
+    models = {*found["rows"], *(f"{row}/{kind}" for row in found["rows"] for kind in KINDS)} | {
+        f"{name}/{kind}" for name in bench.teachers for kind in KINDS
+    }
+    names = {metric["name"] for metric in found["metrics"]} | set(keys_in([found["counts"], found["details"]]))
+    names -= models | {*CLASS_NAMES, "background"}
+    assert [name for name in names if not re.fullmatch(r"[a-z][a-z0-9_]*|[0-9]+", name)] == []
+    assert all(metric["title"] for metric in found["metrics"])
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TYPES if kind in SMALL and kind not in TIMED])

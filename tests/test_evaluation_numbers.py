@@ -219,7 +219,7 @@ def test_statistics_of_known_features() -> None:
     features = torch.tensor([[3.0, 4.0], [3.0, -4.0]])
     numbers, details = describe_features(features)
     assert numbers["norm"] == 5
-    assert details == {"channel mean": [3.0, 0.0], "channel std": [0.0, 4.0]}
+    assert details == {"channel_mean": [3.0, 0.0], "channel_std": [0.0, 4.0]}
     grid = torch.arange(12.0).reshape(1, 3, 4, 1)
     assert spread_cells(grid, 4).flatten().tolist() == [0, 3, 6, 9]
     assert spread_cells(grid, 50).shape == (1, 12, 1)
@@ -263,12 +263,12 @@ def test_agreement_of_known_features() -> None:
         return found.values()
 
     perfect = values(target)
-    assert perfect["std cosine"] == pytest.approx(1, abs=1e-5)
-    assert perfect["CKA"] == pytest.approx(1, abs=1e-6)
+    assert perfect["standardized_cosine"] == pytest.approx(1, abs=1e-5)
+    assert perfect["cka"] == pytest.approx(1, abs=1e-6)
     assert perfect["loss"] == pytest.approx(0, abs=1e-5)
     constant = values(statistics[0].float().expand_as(target))
-    assert constant["std cosine"] == pytest.approx(0, abs=1e-3)
-    assert constant["cosine"] == pytest.approx(constant["constant cosine"], abs=1e-5)
+    assert constant["standardized_cosine"] == pytest.approx(0, abs=1e-3)
+    assert constant["cosine"] == pytest.approx(constant["constant_cosine"], abs=1e-5)
     assert constant["fidelity"] == pytest.approx(1, rel=1e-5), "the mean explains nothing: error = variance"
     noisy = values(target + 0.5 * normal(50, 3, 3, 6, seed=2))
     noise = (0.5 * normal(50, 3, 3, 6, seed=2)).square().sum(-1).mean()
@@ -276,7 +276,7 @@ def test_agreement_of_known_features() -> None:
 
 
 def test_a_collapse_is_said_plainly() -> None:
-    key = "spatial std cosine"
+    key = "spatial_standardized_cosine"
     by_size = {"student/dino": {224: {key: 0.8}, 512: {key: 0.75}, 768: {key: 0.2}}, "student/sam": {224: {key: 0.01}, 512: {key: -0.02}}}
     (warning,) = collapses(by_size)
     assert warning.startswith("warning: student/dino spatial collapses at 768 px (0.20), against 0.80 at 224 px")

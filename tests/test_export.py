@@ -22,7 +22,7 @@ from amradio.network import HeadConfig, HeadPart, NetworkConfig
 from amradio.students import EradioSettings, VitSettings
 from runs import files
 
-AGREEMENT = {"clip/summary": {"standardised_cosine": 0.5, "norm_ratio": 0.9, "cosine": 0.75, "constant_cosine": 0.25}}
+AGREEMENT = {"clip/summary": {"standardized_cosine": 0.5, "norm_ratio": 0.9, "cosine": 0.75, "constant_cosine": 0.25}}
 NOTES = {"step": 7, "num_steps": 9, "data": "12 images of teapots", "agreement": AGREEMENT, "recipe": "seed: 41\n"}
 NAMES = [form.name for form in formats.FORMATS]
 READ = [name for name in NAMES if name != "onnx"]

@@ -207,7 +207,7 @@ def test_an_object_is_a_teacher(recipe):
     first = next(row for row in rows if "mine/spatial/loss" in row)
     total = sum(value for key, value in first.items() if key.endswith("/loss")) + first["mine/spatial/loss"]
     assert first["loss"] == pytest.approx(total, rel=1e-5)
-    assert "val/mine/spatial/standardised_cosine" in rows[-1]
+    assert "val/mine/spatial/standardized_cosine" in rows[-1]
     model = amradio.load(folder)
     assert model.config.heads["mine"].teacher["source"] == "my laptop"
     assert model(torch.rand(1, 3, 32, 32), heads=["mine"])["mine"].spatial.shape == (1, 4, 4, 2)

@@ -264,7 +264,7 @@ def test_agreement_is_at_the_size_of_each_head_and_all_see_the_same_square(teach
         "student/dino": "448",
         "student/sam": "1024",
     }
-    assert set(result.details["by size"]["student/sam"]) == {"1024"}
+    assert set(result.details["by_size"]["student/sam"]) == {"1024"}
     asked, result = run(bench_of(teachers), "agreement", data=data, image_sizes=[128, 448])
     assert asked["student"] == {(128, 128), (448, 448)}
     assert describe(result.inputs["student/sam"]) == "128"

@@ -92,7 +92,7 @@ def test_every_normaliser_has_a_way_back(settings):
 
 
 @pytest.mark.parametrize("settings", [kind() for kind in NORMALIZERS], ids=lambda s: s.type)
-def test_standardising_is_per_channel_whatever_the_target_space(settings):
+def test_standardizing_is_per_channel_whatever_the_target_space(settings):
     rows = rows_of(batches())
     normalizer = calibrated(settings)
     found = ((torch.from_numpy(rows).float() - normalizer.mean) / normalizer.std).numpy()

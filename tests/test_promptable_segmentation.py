@@ -226,7 +226,7 @@ def test_scores_on_scenes(sam: SamTeacher):
     large = np.array(sizes) >= 20**2
     for prompt, seen in wanted.items():
         assert row[prompt] == pytest.approx(100 * np.mean(seen), abs=1e-3)
-        assert row[f"{prompt} large"] == pytest.approx(100 * np.mean(np.array(seen)[large]), abs=1e-3)
+        assert row[f"{prompt}_large"] == pytest.approx(100 * np.mean(np.array(seen)[large]), abs=1e-3)
     assert result.counts["large"] == large.sum()
     assert result.counts["small"] + result.counts["medium"] + result.counts["large"] == len(sizes)
     assert 45 < result.floors["box"] < 80

@@ -196,12 +196,12 @@ def test_mean_iou_equals_torchmetrics_and_a_plain_loop():
             both += t != IGNORE and p == t == k
             either += t != IGNORE and (p == k or t == k)
         wanted += [both / either] if either else []
-    assert confusion.scores()["mIoU"] == pytest.approx(100 * np.mean(wanted), abs=1e-9)
+    assert confusion.scores()["mean_iou"] == pytest.approx(100 * np.mean(wanted), abs=1e-9)
     counted = truth != IGNORE
     assert confusion.scores()["accuracy"] == pytest.approx(100 * (predicted == truth)[counted].double().mean().item())
     classification = pytest.importorskip("torchmetrics.classification")
     metric = classification.MulticlassJaccardIndex(7, average="macro", ignore_index=IGNORE)
-    assert confusion.scores()["mIoU"] == pytest.approx(100 * metric(predicted, truth).item(), abs=1e-4)
+    assert confusion.scores()["mean_iou"] == pytest.approx(100 * metric(predicted, truth).item(), abs=1e-4)
 
 
 class Blocks(LabelledMaps):
@@ -250,12 +250,12 @@ def test_the_probe_finds_what_is_there_and_nothing_else():
     evaluation = LinearSegmentation(Blocks(), Blocks(seed=1), SHORT, WholeInference())
     result = evaluation.run({"student": colours, "teacher/x": noise, "teacher/blind": blind}, Bench(None, {}))
     assert set(result.rows) == {"student", "teacher/x"}
-    assert result.rows["student"]["mIoU"] > 99.9
-    assert 10 < result.rows["teacher/x"]["mIoU"] < 30
+    assert result.rows["student"]["mean_iou"] > 99.9
+    assert 10 < result.rows["teacher/x"]["mean_iou"] < 30
     assert 20 < result.rows["teacher/x"]["accuracy"] < 45
-    assert 0 < result.floors["mIoU"] < 30
-    assert result.counts["training images"] == result.counts["images"] == 12
-    assert set(result.details["iou by class"]["student"]) == {"red", "green", "blue"}
+    assert 0 < result.floors["mean_iou"] < 30
+    assert result.counts["training_images"] == result.counts["images"] == 12
+    assert set(result.details["iou_by_class"]["student"]) == {"red", "green", "blue"}
 
 
 def test_the_same_again_on_workers_and_without_room_to_keep_features():
@@ -280,7 +280,7 @@ def test_augmented_training_learns():
         steps=80, batch_size=4, warmup=5, learning_rate=0.05, augmentation=Augmentation(crop_size=16, photometric=False)
     )
     result = LinearSegmentation(Blocks(), Blocks(seed=1), schedule, WholeInference()).run({"a": colours}, Bench(None, {}))
-    assert result.rows["a"]["mIoU"] > 99
+    assert result.rows["a"]["mean_iou"] > 99
 
 
 def test_sliding_windows_equal_the_whole_for_a_model_of_single_pixels():
@@ -297,7 +297,7 @@ def test_sliding_windows_equal_the_whole_for_a_model_of_single_pixels():
         for inference in (WholeInference(), SlideInference(window=8, stride=5, resize=False), SlideInference(window=16, stride=11))
     ]
     whole, cut, resized = (evaluation.run({"a": colours}, Bench(None, {})).rows for evaluation in evaluations)
-    assert cut["a"]["mIoU"] == pytest.approx(whole["a"]["mIoU"], abs=0.01)
+    assert cut["a"]["mean_iou"] == pytest.approx(whole["a"]["mean_iou"], abs=0.01)
     assert resized == whole  # the short side has 16 px already
 
 
@@ -386,8 +386,8 @@ def test_priors_know_places():
     priors = Priors(Halves())
     found = priors.confusions()
     priors.update(found, torch.from_numpy(ids((16, 24), 0, 0, 1)))
-    assert found["position prior"].scores()["mIoU"] == 100
-    assert found["majority class"].scores()["mIoU"] == pytest.approx(100 * (2 / 3) / 2)
+    assert found["position prior"].scores()["mean_iou"] == 100
+    assert found["majority class"].scores()["mean_iou"] == pytest.approx(100 * (2 / 3) / 2)
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "naflex", "open_clip", "timm tower"])
@@ -441,11 +441,11 @@ def test_open_vocabulary_finds_the_classes(tmp_path: Path, monkeypatch: pytest.M
     bench = Bench(None, {"clip": teacher})
     evaluation = OpenVocabularySegmentation(Blocks(3), ["a {}", "the {}"])
     result = evaluation.run({"teacher/clip": seen}, bench)
-    assert result.rows["teacher/clip"]["mIoU"] == 100
+    assert result.rows["teacher/clip"]["mean_iou"] == 100
     assert result.counts["prompts"] == 2
-    assert result.floors["mIoU"] < 60
+    assert result.floors["mean_iou"] < 60
     order[:] = ["green", "blue", "red"]
-    assert evaluation.run({"teacher/clip": seen}, bench).rows["teacher/clip"]["mIoU"] == 0
+    assert evaluation.run({"teacher/clip": seen}, bench).rows["teacher/clip"]["mean_iou"] == 0
     with pytest.raises(UserError, match="has a map"):
         evaluation.run({"teacher/clip": blind}, bench)
     with pytest.raises(UserError, match="text encoder"):
@@ -465,5 +465,5 @@ def test_photographs():
 
     evaluation = LinearSegmentationSettings(train=train, test=test, schedule=schedule).build()
     result = evaluation.run({"student": thumbnails}, Bench(None, {}))
-    assert 10 < result.floors["mIoU"] < 25
+    assert 10 < result.floors["mean_iou"] < 25
     assert result.rows["student"]["accuracy"] > 40

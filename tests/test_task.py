@@ -199,7 +199,7 @@ def test_cosines_equal_an_independent_computation():
     wanted = {
         "cosine": cosine(raw_p, raw_t),
         "constant_cosine": cosine(np.broadcast_to(m, raw_t.shape), raw_t),
-        "standardised_cosine": cosine(p, t),
+        "standardized_cosine": cosine(p, t),
         "prediction_norm": np.linalg.norm(p, axis=-1).mean((1, 2)),
         "target_norm": np.linalg.norm(t, axis=-1).mean((1, 2)),
     }
@@ -213,10 +213,10 @@ def test_a_constant_answer_scores_nothing_however_high_its_raw_cosine():
     target = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
     for constant in (torch.zeros(64, 6), torch.full((64, 6), 0.3)):
         found = measure(Pair("a", "summary", constant, target), normalizer)
-        assert abs(found["standardised_cosine"].mean()) < 0.1
+        assert abs(found["standardized_cosine"].mean()) < 0.1
         assert found["cosine"].mean() > 0.9
     right = measure(Pair("a", "summary", target, target), normalizer)
-    torch.testing.assert_close(right["standardised_cosine"], torch.ones(64))
+    torch.testing.assert_close(right["standardized_cosine"], torch.ones(64))
 
 
 @pytest.mark.parametrize("space", ["none", "global", "per_channel"])
@@ -228,7 +228,7 @@ def test_the_headline_does_not_depend_on_the_target_space(space):
     raw = [torch.randn(5, 6, generator=torch.Generator().manual_seed(k)) + 4 for k in (1, 2)]
     pairs = [Pair("a", "summary", *(n.to_target(x) for x in raw)) for n in (normalizer, reference)]
     torch.testing.assert_close(
-        *(measure(p, n)["standardised_cosine"] for p, n in zip(pairs, (normalizer, reference), strict=True)), rtol=1e-3, atol=1e-4
+        *(measure(p, n)["standardized_cosine"] for p, n in zip(pairs, (normalizer, reference), strict=True)), rtol=1e-3, atol=1e-4
     )
 
 
@@ -461,7 +461,7 @@ def test_a_tiny_task_by_hand():
         loss = ((prediction - target) ** 2).mean()
         assert found.metrics[f"a/{kind}/loss"].item() == pytest.approx(loss, rel=1e-4)
         norm = np.sqrt((prediction**2).sum(-1) * (target**2).sum(-1))
-        assert found.metrics[f"a/{kind}/standardised_cosine"].item() == pytest.approx(
+        assert found.metrics[f"a/{kind}/standardized_cosine"].item() == pytest.approx(
             ((prediction * target).sum(-1) / norm).mean(), rel=1e-3, abs=1e-4
         )
         total += weight * loss

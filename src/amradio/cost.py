@@ -11,14 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from .features import Features
 
 WARM_UP = 2
-
-
 LEAST_CALLS = 5
 
 
 @torch.inference_mode()
 def time_calls(call: Callable[[Tensor], Features], images: Tensor, seconds: float) -> dict[str, float]:
-    """images/s and latency of one call (median, 95th percentile, ms) over calls of `seconds` in all; on CUDA also the peak in MB."""
+    """`images_per_second`, `latency_ms` (median of a call), `latency_p95_ms`, on CUDA `peak_memory_mb`, over calls of `seconds` in all."""
     is_cuda = images.is_cuda
     for _ in range(WARM_UP):
         call(images)
@@ -34,12 +32,12 @@ def time_calls(call: Callable[[Tensor], Features], images: Tensor, seconds: floa
         times.append(time.perf_counter() - begun)
     times.sort()
     median = times[len(times) // 2]
-    found = {
-        "images/s": len(images) / median,
-        "median ms": 1e3 * median,
-        "p95 ms": 1e3 * times[min(len(times) - 1, int(0.95 * len(times)))],
+    measured = {
+        "images_per_second": len(images) / median,
+        "latency_ms": 1e3 * median,
+        "latency_p95_ms": 1e3 * times[min(len(times) - 1, int(0.95 * len(times)))],
     }
-    return found | ({"peak MB": torch.cuda.max_memory_allocated(images.device) / 1e6} if is_cuda else {})
+    return measured | ({"peak_memory_mb": torch.cuda.max_memory_allocated(images.device) / 1e6} if is_cuda else {})
 
 
 def macs(call: Callable[[Tensor], Features], images: Tensor) -> float:

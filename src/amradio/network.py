@@ -58,6 +58,24 @@ class HeadConfig(Settings):
         return self.summary if kind == "summary" else self.spatial
 
 
+RENAMED_MEASURES = {"standardised_cosine": "standardized_cosine"}
+"""Measures of agreement as earlier versions wrote them -> as they are named now."""
+
+
+def with_current_names(rows: object) -> object:
+    """Rows of agreement `{feature: {measure: value}}` of a file of any version, under the names of today; anything else as it is."""
+    if not isinstance(rows, dict):
+        return rows
+    return {
+        feature: {RENAMED_MEASURES.get(name, name): value for name, value in row.items()} if isinstance(row, dict) else row
+        for feature, row in rows.items()
+    }
+
+
+Agreement = Annotated[dict[str, dict[str, Measured]], pydantic.BeforeValidator(with_current_names)]
+"""Held-out agreement by feature (`clip/summary`), then by measure (see `distillation.metrics`)."""
+
+
 class TrainingFacts(Settings):
     """What is known of a model's training; it goes into the card of whatever the model is exported to."""
 
@@ -67,8 +85,8 @@ class TrainingFacts(Settings):
     """Of the whole run."""
     data: str
     """What it was trained on, in words."""
-    agreement: dict[str, dict[str, Measured]] = pydantic.Field(default_factory=dict)
-    """Held-out agreement with each teacher, by `NAME/KIND` (rows as of `evaluation.agreement`)."""
+    agreement: Agreement = pydantic.Field(default_factory=dict)
+    """Held-out agreement with each teacher."""
     recipe: str | None = None
     """The resolved recipe as YAML."""
 

@@ -124,7 +124,7 @@ def block_mask(batch: int, tokens: int, device: torch.device) -> Tensor:
 
 
 def loss_of(student: Branch, teacher: Branch, images: Tensor, statistics: Tensor) -> Tensor:
-    """The loss of one batch, uint8 [B, 3, S, S], whose texture statistics, standardised, are [B, 8]."""
+    """The loss of one batch, uint8 [B, 3, S, S], whose texture statistics, standardized, are [B, 8]."""
     side, batch = images.shape[-1], len(images)
     large, small = round(side * GLOBAL_SIDE / 8) * 8, round(side * LOCAL_SIDE / 8) * 8
     both = torch.cat([view(images, GLOBAL_SCALE, large, 1.0) for _ in range(2)])

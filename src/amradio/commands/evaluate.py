@@ -8,6 +8,7 @@ from typing import Any
 
 from ..config import validate
 from ..console import PHASES
+from ..distillation.metrics import UNCALIBRATED, AgreementProtocol
 from ..environment import environment
 from ..errors import UserError, shown
 from ..evaluation.base import Result
@@ -19,6 +20,7 @@ from ..recipe import Recipe
 from ..students.base import Student
 from ..teachers.base import Teacher
 from ..training import load_teachers
+from ..training.calibration import read_statistics
 from ..words import names_file
 from ..yaml12 import parse_yaml
 from .results import print_results
@@ -48,10 +50,10 @@ def evaluate(
     with PHASES.phase(f"reading {path}"):
         model = load(path, student=student)
     with PHASES.phase("loading teachers"):
-        found = {**teachers_of(user_path(path), teachers or {}, suite), **suite.load_teachers()}
-    results = evaluate_models(model, found, suite)
+        loaded = {**teachers_of(user_path(path), teachers or {}, suite), **suite.load_teachers()}
+    results = evaluate_models(model, loaded, suite, agreement_of(user_path(path), model))
     if file is not None:
-        write_json(results, file, {"path": str(path), "teachers": {name: teacher.source for name, teacher in found.items()}})
+        write_json(results, file, {"path": str(path), "teachers": {name: teacher.source for name, teacher in loaded.items()}})
     return results
 
 
@@ -68,9 +70,11 @@ def _suite(words: Sequence[str]) -> Suite:
         raise UserError(*error.problems, hint) from None
 
 
-def evaluate_models(model: Model | None, teachers: Mapping[str, Teacher], suite: Suite) -> dict[str, Result]:
-    """The same for models that are loaded: measures, prints the table, returns the results by evaluation."""
-    results = run_suite(suite, suite.bench(model, teachers, PHASES.progress), PHASES.phase)
+def evaluate_models(
+    model: Model | None, teachers: Mapping[str, Teacher], suite: Suite, agreement: AgreementProtocol = UNCALIBRATED
+) -> dict[str, Result]:
+    """The same for models that are loaded: measures, prints the table, returns the results by evaluation. agreement: see `agreement_of`."""
+    results = run_suite(suite, suite.bench(model, teachers, PHASES.progress, agreement), PHASES.phase)
     print_results(results)
     return results
 
@@ -80,17 +84,41 @@ def teachers_of(path: Path, own: Mapping[str, Teacher], suite: Suite) -> dict[st
 
     Raises UserError where one cannot be loaded.
     """
-    config = path / "config.yaml"
-    if not config.is_file():
+    recipe = _recipe_of(path)
+    if recipe is None:
         return dict(own)
-    data = parse_yaml(read_text(config), str(config))
-    recipe = validate(Recipe, data, f"{config}: ")
     missing = [name for name, settings in recipe.teachers.items() if settings.type == "own" and name not in own]
     if missing:
         raise UserError(
             *(f"teachers: '{name}' is an object of one's own; pass it: amradio.evaluate(..., teachers=...)" for name in missing)
         )
     return {**load_teachers(for_suite(recipe, suite), {name: own[name] for name in own if name in recipe.teachers}), **own}
+
+
+def agreement_of(path: Path, model: Model) -> AgreementProtocol:
+    """How the run that made a model compares heads with teachers: its grid, and the statistics that it calibrated.
+
+    path: a run folder; a model folder has no statistics, and its grid is that of the recipe in its config.json where there is one.
+    Raises UserError where the run's files are damaged.
+    """
+    recipe = _recipe_of(path)
+    facts = model.config.training
+    if recipe is not None:
+        return AgreementProtocol(recipe.loss.grid, read_statistics(path, recipe, facts.step if facts is not None else recipe.num_steps))
+    text = facts.recipe if facts is not None else None
+    try:
+        stated = validate(Recipe, parse_yaml(text, "recipe")) if text else None
+    except UserError:  # of another version
+        stated = None
+    return AgreementProtocol(stated.loss.grid) if stated is not None else UNCALIBRATED
+
+
+def _recipe_of(path: Path) -> Recipe | None:
+    """The recipe of a run folder, None where `path` is none. Raises UserError where it cannot be read."""
+    config = path / "config.yaml"
+    if not config.is_file():
+        return None
+    return validate(Recipe, parse_yaml(read_text(config), str(config)), f"{config}: ")
 
 
 def for_suite(recipe: Recipe, suite: Suite) -> Recipe:

@@ -9,7 +9,7 @@ from ..recipe import Recipe
 from ..run_folder import RunFolder
 from ..training import load_teachers
 from .distill import distill
-from .evaluate import SCENES, evaluate_models, for_suite, write_json
+from .evaluate import SCENES, agreement_of, evaluate_models, for_suite, write_json
 
 RECIPE = "quickstart"
 TRAINING_SECONDS = 240.0
@@ -28,7 +28,8 @@ def quickstart(*words: str, evaluations: str | Path = SCENES) -> Path:
         return folder.path  # stopped; the same command goes on
     teachers = load_teachers(for_suite(recipe, suite), {})
     print()
-    results = evaluate_models(load(folder.model), teachers, suite)
+    model = load(folder.model)
+    results = evaluate_models(model, teachers, suite, agreement_of(folder.path, model))
     file = folder.path / "evaluations" / f"step_{recipe.num_steps:09d}" / "scenes.json"
     write_json(results, file, {"path": str(folder.path), "teachers": {name: teacher.source for name, teacher in teachers.items()}})
     print("\n".join(["", *_verdict(results), f"The model lies in {folder.model}. Load it:", ""]))
@@ -44,12 +45,12 @@ def _verdict(results: dict[str, Result]) -> list[str]:
     teachers = [row for name, row in rows.items() if name.startswith("teacher/")]
     if not heads or not teachers:
         return []
-    one, all_teachers = rows["student"], 1 / sum(1 / row["images/s"] for row in teachers)
-    million = one["M parameters"] + sum(row["M parameters"] - one["M parameters"] for row in heads)
-    speed = 1 / (1 / one["images/s"] + sum(max(0.0, 1 / row["images/s"] - 1 / one["images/s"]) for row in heads))
+    one, all_teachers = rows["student"], 1 / sum(1 / row["images_per_second"] for row in teachers)
+    million = one["parameters_m"] + sum(row["parameters_m"] - one["parameters_m"] for row in heads)
+    speed = 1 / (1 / one["images_per_second"] + sum(max(0.0, 1 / row["images_per_second"] - 1 / one["images_per_second"]) for row in heads))
     return [
         f"Cost: the student with all its heads has {million:.2f} M parameters and does {speed:,.0f} images/s; the {len(teachers)} teachers "
-        f"together have {sum(row['M parameters'] for row in teachers):.2f} M and do {all_teachers:,.0f}. The student costs "
+        f"together have {sum(row['parameters_m'] for row in teachers):.2f} M and do {all_teachers:,.0f}. The student costs "
         f"{all_teachers / speed:.2f} of its teachers.",
         "",
     ]

@@ -55,7 +55,7 @@ def print_results(results: Mapping[str, Result]) -> None:
     for name, result in results.items():
         _print_by_size(name, result)
     for name, result in results.items():
-        counts = ", ".join(f"{count:,} {what}" for what, count in result.counts.items() if count or what != "broken")
+        counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in result.counts.items() if count or what != "broken")
         print(f"{name}: {counts}; {result.seconds:.1f} s" + "".join(f"; {note}" for note in result.notes))
 
 
@@ -107,7 +107,7 @@ def headline_columns(results: Mapping[str, Result]) -> list[Column]:
             if metric.headline and values:
                 unit = " %" if metric.unit == "%" else ""
                 below = below_floor(result, metric)
-                found.append(Column(f"{name}\n{metric.name}{unit}", metric, values, result.floors.get(metric.name), below))
+                found.append(Column(f"{name}\n{metric.title}{unit}", metric, values, result.floors.get(metric.name), below))
     return found
 
 
@@ -168,14 +168,14 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def _print_by_size(name: str, result: Result) -> None:
-    by_size = result.details.get("by size", {})
+    by_size = result.details.get("by_size", {})
     sizes = list(dict.fromkeys(size for values in by_size.values() for size in values))
     if len(sizes) < 2:
         return
     rows = []
     for model, values in by_size.items():
         for metric in (metric for metric in result.metrics if metric.headline):
-            if any(metric.name in each for each in values.values()):
+            if any(metric.name in row for row in values.values()):
                 cells = (f"{values[size][metric.name]:.3f}" if metric.name in values.get(size, {}) else "-" for size in sizes)
-                rows.append((f"{model} {metric.name}", *cells))
+                rows.append((f"{model} {metric.title}", *cells))
     print_table(f"{name} by px of the student's view", ("what", *(f"{size} px" for size in sizes)), rows)

@@ -1,6 +1,6 @@
 """Calibration: the statistics of the teachers' features, and the target spaces that are made of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from ..batch import Batch
 from ..features import Kind
 from ..heads import final_linear
 from ..network import Network
+from .metrics import AgreementProtocol
 from .normalizers import NormalizerSettings, NormalizeSettings
 from .statistics import Moments, Normalizer, set_statistics
 from .task import Distillation
@@ -71,6 +72,13 @@ def fold_normalizers(task: Distillation, network: Network) -> None:
     """Rewrites the heads of `network` (a copy of the task's) so that they predict raw teacher features, in float64."""
     for (name, kind), normalizer in task.normalizers.by_name().items():
         normalizer.affine.double().fold(_last_layer(network, name, kind))
+
+
+def agreement_protocol(task: Distillation, teachers: Container[str]) -> AgreementProtocol:
+    """How the task compares heads with teachers: its grid, and (copies of) its statistics. teachers: those calibrated so far."""
+    normalizers = {key: normalizer for key, normalizer in task.normalizers.by_name().items() if key[0] in teachers}
+    statistics = {key: (normalizer.mean.clone(), normalizer.std.clone()) for key, normalizer in normalizers.items()}
+    return AgreementProtocol(task.objective.grid, statistics)
 
 
 def _last_layer(network: Network, name: str, kind: Kind) -> nn.Linear:

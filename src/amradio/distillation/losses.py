@@ -62,7 +62,7 @@ class CosineSettings(LossTerm):
 
 
 class MseSettings(LossTerm):
-    """Squared error. With standardised targets the choice of PHI-S for spatial features."""
+    """Squared error. With standardized targets the choice of PHI-S for spatial features."""
 
     type: Literal["mse"] = "mse"
 

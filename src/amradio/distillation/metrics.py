@@ -1,19 +1,37 @@
 """How near predictions are to their targets: one computation for the training log, held-out images and the evaluation `agreement`."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .alignment import Pair
+from ..features import Kind
+from .alignment import GridRule, Pair
 from .statistics import Normalizer
 
 SMALLEST_NORM = 1e-6
-"""A mean norm of standardised targets below this (targets that never change) counts as this, so that the ratio stays finite."""
+"""A mean norm of standardized targets below this (targets that never change) counts as this, so that the ratio stays finite."""
 
 Number = TypeVar("Number", float, Tensor)
+MeanAndStd = tuple[Tensor, Tensor]
+"""Of each channel of a teacher's feature, [D] each."""
+
+
+@dataclass(frozen=True)
+class AgreementProtocol:
+    """How a run compares predictions with targets, so that evaluations beside it measure the same number."""
+
+    grid: GridRule = "larger"
+    """Which of two grids maps are compared on (`loss.grid` of the recipe)."""
+    statistics: Mapping[tuple[str, Kind], MeanAndStd] = field(default_factory=dict)
+    """By teacher and kind, as they were calibrated; none for those that were not."""
+
+
+UNCALIBRATED = AgreementProtocol()
+"""Of a model whose run is not known."""
 
 
 @torch.no_grad()
@@ -23,13 +41,13 @@ def compare(prediction: Tensor, target: Tensor, mean: Tensor, std: Tensor) -> di
     prediction, target: [B, D] or [B, H, W, D] in raw teacher space, on one grid. mean, std: [D], of the raw targets; no std is 0 (see
     `normalize.set_statistics`).
     cosine: in raw teacher space. constant_cosine: that of a constant prediction, the mean; the floor of the former.
-    standardised_cosine: of both, centred and scaled per channel; a constant prediction scores about 0.
+    standardized_cosine: of both, centred and scaled per channel; a constant prediction scores about 0.
     prediction_norm, target_norm: lengths of the two, centred and scaled per channel.
     """
     prediction, target, mean, std = prediction.float(), target.float(), mean.float(), std.float()
     standard_prediction, standard_target = (prediction - mean) / std, (target - mean) / std
     found = {
-        "standardised_cosine": F.cosine_similarity(standard_prediction, standard_target, dim=-1),
+        "standardized_cosine": F.cosine_similarity(standard_prediction, standard_target, dim=-1),
         "cosine": F.cosine_similarity(prediction, target, dim=-1),
         "constant_cosine": F.cosine_similarity(mean.expand_as(target), target, dim=-1),
         "prediction_norm": standard_prediction.norm(dim=-1),
@@ -41,7 +59,7 @@ def compare(prediction: Tensor, target: Tensor, mean: Tensor, std: Tensor) -> di
 def with_norm_ratio(means: Mapping[str, Number]) -> dict[str, Number]:
     """Means over samples of what `compare` returns, with `norm_ratio` in place of the two norms: mean prediction_norm / mean target_norm.
 
-    1 is right. Below 1 predictions vary too little around the mean (0: a constant), above 1 too much. No cosine of standardised features
+    1 is right. Below 1 predictions vary too little around the mean (0: a constant), above 1 too much. No cosine of standardized features
     depends on it, but what an exported head predicts does.
     """
     found = {name: value for name, value in means.items() if name not in ("prediction_norm", "target_norm")}

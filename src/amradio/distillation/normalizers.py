@@ -31,7 +31,7 @@ class NoneSettings(NormalizerSettings):
 
 
 class GlobalSettings(NormalizerSettings):
-    """One mean and one standard deviation for all channels (PHI-S, Table 1: global standardisation)."""
+    """One mean and one standard deviation for all channels (PHI-S, Table 1: global standardization)."""
 
     type: Literal["global"] = "global"
 
@@ -43,7 +43,7 @@ class GlobalSettings(NormalizerSettings):
 
 
 class PerChannelSettings(NormalizerSettings):
-    """Mean and standard deviation of each channel (PHI-S, Table 1: standardisation)."""
+    """Mean and standard deviation of each channel (PHI-S, Table 1: standardization)."""
 
     type: Literal["per_channel"] = "per_channel"
 
@@ -67,7 +67,7 @@ class NormalizeSettings(Settings):
     summary: AnyNormalizer = PerChannelSettings()
     """Target space of the summaries. Per channel, so that the loss sees what tells images apart and not their common mean."""
     spatial: AnyNormalizer = PerChannelSettings()
-    """Target space of the maps. With MSE, the default loss, standardising ranks 3.8 to 4.2, raw targets 5.3 to 7.8 (PHI-S, Table 13)."""
+    """Target space of the maps. With MSE, the default loss, standardizing ranks 3.8 to 4.2, raw targets 5.3 to 7.8 (PHI-S, Table 13)."""
     batches: Positive = 32
     """Batches of each partition from which the statistics are calibrated before a stage."""
 

@@ -13,7 +13,7 @@ from ..errors import UserError
 from .distributed import Processes
 from .log import Clock, Log, memory_in_use
 
-HEADLINE = "/standardised_cosine"
+HEADLINE = "/standardized_cosine"
 ESTIMATE = (5, 25)
 """Steps of a stage between which the speed is measured for the line that says how long the run will take."""
 NAMED_SKIPS = 5
@@ -172,7 +172,7 @@ class Monitor:
 
 
 def _headline(numbers: Mapping[str, float]) -> str:
-    """`clip 0.81/0.72 sam -/0.70`: standardised cosine of summary / spatial per teacher, on the last step of the interval."""
+    """`clip 0.81/0.72 sam -/0.70`: standardized cosine of summary / spatial per teacher, on the last step of the interval."""
     teachers = dict.fromkeys(name.split("/")[0] for name in numbers if name.endswith(HEADLINE))
     parts = []
     for teacher in teachers:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import Pixels, Positive, Settings
+from ..distillation.metrics import UNCALIBRATED, AgreementProtocol
 from ..errors import UserError, nearest
 from ..features import Features
 from ..model import Model
@@ -27,13 +28,19 @@ class Metric(NamedTuple):
     """One column."""
 
     name: str
-    """As in the rows."""
+    """As in the rows and in JSON: an identifier."""
+    title: str
+    """As printed above its column."""
     unit: Literal["%", "cos", ""] = "%"
     """%: 0 to 100, gaps are in points; cos: -1 to 1; otherwise a plain number."""
     better: Literal["higher", "lower"] | None = "higher"
     """Which is better; None where neither is."""
     headline: bool = True
     """Whether it stands in the table; the machine-readable results have all."""
+
+    def prefixed(self, kind: str) -> "Metric":
+        """The same measure of one kind of feature: `summary_norm_ratio`, printed as `summary norm ratio`."""
+        return self._replace(name=f"{kind}_{self.name}", title=f"{kind} {self.title}")
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def floor_warning(result: Result, among: str = "") -> str:
         measured = [row for row, values in result.rows.items() if metric.name in values and row.startswith(among)]
         below = sorted(row for row in below_floor(result, metric) if row.startswith(among))
         if metric.headline and below:
-            found.append(f"{metric.name}: {'all rows' if len(below) == len(measured) > 1 else ', '.join(below)}")
+            found.append(f"{metric.title}: {'all rows' if len(below) == len(measured) > 1 else ', '.join(below)}")
     floor = result.floor or "the floor"
     return f"not better than {floor}, so these models have not learnt such images: {'; '.join(found)}" if found else ""
 
@@ -106,15 +113,17 @@ class Bench:
         autocast: torch.dtype | None = None,
         num_workers: int = 0,
         progress: Progress = silent,
+        agreement: AgreementProtocol = UNCALIBRATED,
     ):
         """model and teachers lie on one device already.
 
         image_size: px of the views where an evaluation names none; None for the protocol's own, else the size that the student prefers.
         autocast: precision of all models, None for the one that they have. num_workers: processes that read images.
+        agreement: how the run that made the model compares heads with teachers.
         """
         self.model, self.teachers = model, dict(teachers)
         self.image_size, self.autocast = image_size, autocast
-        self.num_workers, self.progress = num_workers, progress
+        self.num_workers, self.progress, self.agreement = num_workers, progress, agreement
         self.cache = FeatureCache()
 
     @property

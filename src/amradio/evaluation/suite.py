@@ -9,6 +9,7 @@ import torch
 
 from ..config import Pixels, Settings, Workers, defaults, one_of, validate
 from ..devices import autocast_dtype, find_device
+from ..distillation.metrics import UNCALIBRATED, AgreementProtocol
 from ..errors import UserError
 from ..model import Model
 from ..teachers import TEACHERS
@@ -41,8 +42,14 @@ class Suite(Settings):
         """Reads a suite from words, each a YAML file or `key=value`, merged left to right; raises UserError with every problem at once."""
         return validate(cls, read_words(words, defaults(cls)))
 
-    def bench(self, model: Model | None, teachers: Mapping[str, Teacher], progress: Progress = silent) -> Bench:
-        """The models on the suite's device. Raises UserError where there is no such device."""
+    def bench(
+        self,
+        model: Model | None,
+        teachers: Mapping[str, Teacher],
+        progress: Progress = silent,
+        agreement: AgreementProtocol = UNCALIBRATED,
+    ) -> Bench:
+        """The models on the suite's device; agreement: of the run that made the model. Raises UserError where there is no such device."""
         device = find_device(self.device)
         moved = {name: teacher.to(device) for name, teacher in teachers.items()}
         return Bench(
@@ -52,6 +59,7 @@ class Suite(Settings):
             autocast=self.autocast,
             num_workers=self.num_workers,
             progress=progress,
+            agreement=agreement,
         )
 
     @property

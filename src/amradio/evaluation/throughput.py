@@ -12,6 +12,15 @@ from ..cost import LEAST_CALLS, macs, time_calls
 from .base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result
 from .predictors import Predictor, inputs_of
 
+METRICS = (
+    Metric("images_per_second", "images/s", ""),
+    Metric("latency_ms", "latency ms", "", "lower"),
+    Metric("latency_p95_ms", "p95 ms", "", "lower", headline=False),
+    Metric("parameters_m", "M parameters", "", "lower"),
+    Metric("gmacs", "GMACs", "", "lower"),
+    Metric("peak_memory_mb", "peak MB", "", "lower"),
+)
+
 
 class ThroughputSettings(EvaluationSettings):
     """Images/s, latency, parameters, GMACs and (on a GPU) peak memory of every model, each at its legal size nearest to `image_sizes`."""
@@ -46,23 +55,15 @@ class Throughput(Evaluation):
             for name, call in calls.items():
                 assert isinstance(call, Predictor)
                 details.setdefault(name, {})[str(size)] = self._measure(call, _part(bench, name), size, bench.device)
-        rows = {name: self._row(found[str(sizes[0])]) for name, found in details.items()}
-        metrics = [
-            Metric("images/s", ""),
-            Metric("latency ms", "", "lower"),
-            Metric("p95 ms", "", "lower", headline=False),
-            Metric("M parameters", "", "lower"),
-            Metric("GMACs", "", "lower"),
-            Metric("peak MB", "", "lower"),
-        ]
+        rows = {name: self._row(by_size[str(sizes[0])]) for name, by_size in details.items()}
         notes = [
             f"throughput at {sizes[0]} px, {max(self.batch_sizes)} images a call; latency of {self.batch_sizes[0]}; "
             "a head includes the student"
         ]
         return Result(
-            metrics=metrics if bench.device.type == "cuda" else metrics[:-1],
+            metrics=METRICS if bench.device.type == "cuda" else METRICS[:-1],
             rows=rows,
-            counts={"calls at least": LEAST_CALLS, "threads": torch.get_num_threads()},
+            counts={"min_calls": LEAST_CALLS, "threads": torch.get_num_threads()},
             inputs=inputs_of(measured[sizes[0]]),
             notes=notes,
             details=details,
@@ -72,20 +73,20 @@ class Throughput(Evaluation):
         draws = torch.Generator().manual_seed(0)
         images = torch.rand(max(self.batch_sizes), 3, size, size, generator=draws).to(device)
         view = call.joint.prepare(images)
-        found: dict[str, Any] = {
+        measured: dict[str, Any] = {
             "input": list(view.shape[-2:]),
-            "M parameters": sum(p.numel() for part in parts for p in part.parameters()) / 1e6,
-            "GMACs": macs(call.fresh, view[:1]) / 1e9,
+            "parameters_m": sum(p.numel() for part in parts for p in part.parameters()) / 1e6,
+            "gmacs": macs(call.fresh, view[:1]) / 1e9,
         }
         for batch in self.batch_sizes:
-            found[f"batch {batch}"] = time_calls(call.fresh, view[:batch], self.seconds)
-        return found
+            measured[f"batch_{batch}"] = time_calls(call.fresh, view[:batch], self.seconds)
+        return measured
 
-    def _row(self, found: Mapping[str, Any]) -> dict[str, float]:
-        first, largest = found[f"batch {self.batch_sizes[0]}"], found[f"batch {max(self.batch_sizes)}"]
-        row = {"images/s": largest["images/s"], "latency ms": first["median ms"], "p95 ms": first["p95 ms"]}
-        row |= {key: found[key] for key in ("M parameters", "GMACs")}
-        return row | ({"peak MB": largest["peak MB"]} if "peak MB" in largest else {})
+    def _row(self, measured: Mapping[str, Any]) -> dict[str, float]:
+        """Of one size, by the names of `METRICS`: latency of the first batch size, images/s and memory of the largest."""
+        first, largest = measured[f"batch_{self.batch_sizes[0]}"], measured[f"batch_{max(self.batch_sizes)}"]
+        values = {**measured, **largest, **{key: first[key] for key in ("latency_ms", "latency_p95_ms")}}
+        return {metric.name: values[metric.name] for metric in METRICS if metric.name in values}
 
 
 def _part(bench: Bench, name: str) -> list[nn.Module]:

@@ -9,7 +9,7 @@ from ..students.base import CLIP_MEAN, CLIP_STD
 LIBRARIES = {"transformers": "transformers", "timm": "timm", "onnx": "onnx"}
 """Format -> the library that the front matter names; amradio for the others."""
 AGREEMENT = {
-    "standardised_cosine": "standardized cosine",
+    "standardized_cosine": "standardized cosine",
     "norm_ratio": "norm ratio",
     "cosine": "raw cosine",
     "constant_cosine": "raw cosine of a constant",

@@ -18,7 +18,7 @@ Agreement = dict[str, dict[str, float]]
 def agreement(
     task: Distillation, batches: Iterable[Batch], partition: Partition, autocast: torch.dtype | None, gather: Callable[[Any], list[Any]]
 ) -> Agreement:
-    """`{"clip/summary": {"standardised_cosine": ..., "cosine": ..., "constant_cosine": ..., "norm_ratio": ...}}`, over all images.
+    """`{"clip/summary": {"standardized_cosine": ..., "cosine": ..., "constant_cosine": ..., "norm_ratio": ...}}`, over all images.
 
     batches: of the data room, this process's share, which may be empty; gather: the value of every process. Changes neither weights nor
     statistics; all teachers of the partition are measured.

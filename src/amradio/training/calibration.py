@@ -9,10 +9,14 @@ from safetensors import SafetensorError, safe_open
 
 from ..batch import Batch
 from ..distillation.calibration import calibrate
+from ..distillation.metrics import MeanAndStd
 from ..distillation.views import Partition
 from ..drawing.contact_sheet import contact_sheet
-from ..files import disk_errors
-from ..tensors import write_tensors
+from ..errors import UserError
+from ..features import KINDS, Kind
+from ..files import disk_errors, read_json
+from ..recipe import Recipe
+from ..tensors import read_tensors, write_tensors
 from .schedule import Group, Stage
 from .setup import Context
 
@@ -135,3 +139,24 @@ class Calibration:
         except (OSError, ValueError, RecursionError, SafetensorError):
             return False
         return isinstance(manifest, dict) and isinstance(manifest.get("teachers"), dict)
+
+
+def read_statistics(run: Path, recipe: Recipe, step: int) -> dict[tuple[str, Kind], MeanAndStd]:
+    """Mean and standard deviation of each channel, [D] each, as a run calibrated them for the stage that `step` is in, by teacher and kind.
+
+    A teacher that only earlier stages had has the statistics of the last of them; one without files has none. Raises UserError where a
+    file is damaged.
+    """
+    statistics: dict[tuple[str, Kind], MeanAndStd] = {}
+    start = 0
+    for number, stage in enumerate(recipe.stages):
+        folder = run / "calibration" / f"stage_{number}"
+        if start < max(step, 1) and (folder / "manifest.json").is_file():
+            teachers = read_json(folder / "manifest.json").get("teachers")
+            if not isinstance(teachers, dict):
+                raise UserError(f"{folder / 'manifest.json'}: it names no teachers; copy the run folder again, or delete {folder}")
+            keys: list[tuple[str, Kind]] = [(name, kind) for name in recipe.teachers if name in teachers for kind in KINDS]
+            tensors = {key: read_tensors(file) for key in keys if (file := folder / f"{key[0]}_{key[1]}.safetensors").is_file()}
+            statistics |= {key: (named["mean"], named["std"]) for key, named in tensors.items() if named.keys() >= {"mean", "std"}}
+        start += stage.steps
+    return statistics

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..distillation.calibration import agreement_protocol
 from ..errors import UserError
 from ..evaluation.base import Metric, Result, floor_warning
 from ..evaluation.progress import Item
@@ -70,6 +71,7 @@ class PeriodicSuite:
         assert self.suite is not None
         folder, log, stop = context.folder, context.log, context.stop
         start = time.perf_counter()
+        calibrated = {name for stage in context.stages if stage.start < max(step, 1) for name in stage.teachers}
         network = copy.deepcopy(exported)
         network.student.fuse_attention(True)  # as in a model that is loaded, whatever is quicker in training
 
@@ -80,14 +82,16 @@ class PeriodicSuite:
 
         try:
             with torch.random.fork_rng(), log.phase(f"step {step}: evaluating {', '.join(self.suite.evaluations)}"):
-                results = run_suite(self.suite, self.suite.bench(Model(config, network), self.teachers, watch))
+                bench = self.suite.bench(Model(config, network), self.teachers, watch, agreement_protocol(context.task, calibrated))
+                results = run_suite(self.suite, bench)
         except StopAskedError:
             return False
         for name, result in results.items():
             folder.write(f"evaluations/step_{step:09d}/{name}.json", json.dumps({"step": step} | plain(result), indent=1) + "\n")
-        found = list(scores(results))
-        log.record({"step": step} | {f"eval/{each.evaluation}/{each.model}/{each.metric.name}": each.value for each in found})
-        log.say(f"suite at step {step} ({time.perf_counter() - start:.1f} s): {'; '.join(_in_brief(results, found))}")
+        headlines = list(scores(results))
+        names = [f"eval/{score.evaluation}/{score.model}/{score.metric.name}" for score in headlines]
+        log.record({"step": step} | {name: score.value for name, score in zip(names, headlines, strict=True)})
+        log.say(f"suite at step {step} ({time.perf_counter() - start:.1f} s): {'; '.join(_in_brief(results, headlines))}")
         for name, result in results.items():
             if self._is_first and (warning := floor_warning(result, "teacher/")):  # a student may yet learn
                 log.warn(f"{name}: {warning}")
@@ -131,14 +135,14 @@ def scores(results: Mapping[str, Result]) -> Iterator[Score]:
                 yield from (Score(name, metric, model, row[metric.name]) for model, row in result.rows.items() if metric.name in row)
 
 
-def _in_brief(results: Mapping[str, Result], found: list[Score]) -> Iterator[str]:
+def _in_brief(results: Mapping[str, Result], headlines: list[Score]) -> Iterator[str]:
     """`k-NN k=20 student 87.1 teacher/dino 95.4` for each evaluation: its first column, the best of the student and of the teachers."""
     for name, result in results.items():
-        metric = next((each for each in result.metrics if any(score[:2] == (name, each) for score in found)), None)
+        metric = next((metric for metric in result.metrics if any(score[:2] == (name, metric) for score in headlines)), None)
         if metric is None:
             continue
         best = max if metric.better != "lower" else min
-        column = [score for score in found if score[:2] == (name, metric)]
+        column = [score for score in headlines if score[:2] == (name, metric)]
         groups = [[score for score in column if score.model.startswith("teacher/") is taught] for taught in (False, True)]
         shown = [best(group, key=lambda score: score.value) for group in groups if group]
-        yield f"{name} {metric.name} " + " ".join(f"{score.model} {score.value:.{1 if metric.unit == '%' else 3}f}" for score in shown)
+        yield f"{name} {metric.title} " + " ".join(f"{score.model} {score.value:.{1 if metric.unit == '%' else 3}f}" for score in shown)

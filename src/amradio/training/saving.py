@@ -17,7 +17,7 @@ from ..engine.checkpoint import Checkpoint
 from ..errors import UserError
 from ..files import disk_errors
 from ..formats.model_folder import CARD_FILE, WEIGHTS_FILE, read_config, write_folder
-from ..network import Network, load_exactly
+from ..network import Agreement, Network, load_exactly
 from ..students.finetuning import merged
 from .setup import Context
 
@@ -29,7 +29,7 @@ class Progress(Settings):
 
     num_steps: Count
     """Of the whole run."""
-    agreement: dict[str, dict[str, float]] = pydantic.Field(default_factory=dict)
+    agreement: Agreement = pydantic.Field(default_factory=dict)
     """Held-out agreement as it was measured last."""
     evaluated: Count | None = None
     """The step at which it was measured."""

@@ -74,11 +74,11 @@ class Knn(Evaluation):
             found = nearest_rows(asked[name].features, known[name].features, max(self.k), bench.device)
             own, wanted = labels[known[name].indices], self.wanted[asked[name].indices]
             reached = accuracies(found, own, wanted, self.k, self.temperature)
-            rows[name] = {f"k={k}": value for k, value in reached.items()}
+            rows[name] = {f"k{k}": value for k, value in reached.items()}
         floors = rows.pop("pixels")
         counts = {"database": len(self.database), "queries": len(self.queries), "classes": len(self.database.classes)}
         return Result(
-            metrics=[Metric(f"k={k}") for k in self.k],
+            metrics=[Metric(f"k{k}", f"k={k}") for k in self.k],
             rows=rows,
             counts=counts | {"broken": len(broken.reasons)},
             fingerprint=f"{self.database.fingerprint()}-{self.queries.fingerprint()}",

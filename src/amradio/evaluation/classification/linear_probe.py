@@ -19,7 +19,7 @@ HELD_OUT = 10
 
 
 class LinearClassificationSettings(EvaluationSettings):
-    """Softmax regression on standardised summaries: SGD with momentum 0.9, cosine schedule, one classifier for each learning rate."""
+    """Softmax regression on standardized summaries: SGD with momentum 0.9, cosine schedule, one classifier for each learning rate."""
 
     type: Literal["linear_classification"] = "linear_classification"
     train: AnyLabelled
@@ -53,7 +53,7 @@ class Schedule(NamedTuple):
 def train_probes(features: Tensor, labels: Tensor, num_classes: int, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """Weights [L, D, C] and biases [L, 1, C] of L classifiers, one a learning rate, trained together on the same batches.
 
-    features: float32 [N, D], standardised; labels: int64 [N]. The same on every call.
+    features: float32 [N, D], standardized; labels: int64 [N]. The same on every call.
     """
     rates = torch.tensor(schedule.learning_rates, device=features.device)[:, None, None]
     weights = [features.new_zeros(len(rates), size, num_classes) for size in (features.shape[1], 1)]
@@ -90,17 +90,17 @@ class LinearClassification(Evaluation):
         for name in predict:
             own, wanted = labels[known[name].indices], self.wanted[asked[name].indices]
             found = self._measure(known[name].features, own, asked[name].features, wanted, bench.device)
-            rows[name], chosen[name] = {"top-1": found[0]}, found[1]
+            rows[name], chosen[name] = {"top1": found[0]}, found[1]
         counts = {"train": len(self.train), "test": len(self.test), "classes": len(self.train.classes), "broken": len(broken.reasons)}
         return Result(
-            metrics=[Metric("top-1")],
+            metrics=[Metric("top1", "top-1")],
             rows=rows,
             counts=counts,
             fingerprint=f"{self.train.fingerprint()}-{self.test.fingerprint()}",
-            floors={"top-1": share_of_most_frequent(self.wanted)},
+            floors={"top1": share_of_most_frequent(self.wanted)},
             floor="always the most frequent class",
             notes=(*broken.note(), "the floor is always the most frequent class"),
-            details={"learning rates": chosen},
+            details={"learning_rates": chosen},
         )
 
     def _measure(self, train: Tensor, labels: Tensor, test: Tensor, wanted: Tensor, device: torch.device) -> tuple[float, float]:

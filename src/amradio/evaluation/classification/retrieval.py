@@ -17,6 +17,8 @@ from ..text_classifier import summary_rows, texted, with_summary
 
 CHUNK = 1024
 """Rows of the table of similarities that are looked at at once."""
+WAYS = {"image_text": "image-text", "text_image": "text-image"}
+"""Texts that are found for images, and images for texts: name in metrics -> title."""
 
 
 class RetrievalSettings(EvaluationSettings):
@@ -63,13 +65,12 @@ class Retrieval(Evaluation):
             for name in calls:
                 if name in found:
                     rows[name] = self._recall(F.normalize(found[name].features, dim=1), words, owns, which)
-        names = [f"{way} R@{k}" for way in ("image-text", "text-image") for k in self.recall]
         return Result(
-            metrics=[Metric(name) for name in names],
+            metrics=[Metric(f"{way}_recall{k}", f"{title} R@{k}") for way, title in WAYS.items() for k in self.recall],
             rows=rows,
             counts={"images": len(kept), "captions": len(texts), "broken": len(broken.reasons)},
             fingerprint=self.images.fingerprint(),
-            floors={f"{way} R@{k}": value for k in self.recall for way, value in chance(owns[:, which], k).items()},
+            floors={f"{way}_recall{k}": value for k in self.recall for way, value in chance(owns[:, which], k).items()},
             floor="chance",
             notes=(*broken.note(), "the floor is chance"),
         )
@@ -77,23 +78,23 @@ class Retrieval(Evaluation):
     def _recall(self, images: Tensor, texts: Tensor, owns: Tensor, which: Tensor) -> dict[str, float]:
         by_image = ranks(images, texts, lambda part: owns[part][:, which])
         by_text = ranks(texts, images, lambda part: owns[:, which[part]].T)
-        found = {f"image-text R@{k}": by_image < k for k in self.recall} | {f"text-image R@{k}": by_text < k for k in self.recall}
-        return {name: 100 * float(hit.double().mean()) for name, hit in found.items()}
+        by_way = dict(zip(WAYS, (by_image, by_text), strict=True))
+        return {f"{way}_recall{k}": 100 * float((rank < k).double().mean()) for way, rank in by_way.items() for k in self.recall}
 
 
 def chance(right: Tensor, k: int) -> dict[str, float]:
-    """{`image-text`, `text-image`: recall at k of a random order, in %}. right: bool [N, M], which of M texts are right for N images.
+    """{`image_text`, `text_image`: recall at k of a random order, in %}. right: bool [N, M], which of M texts are right for N images.
 
     Of M texts of which r are right none is among the first k with the chance (1 - r/M) (1 - r/(M-1)) ... of k factors.
     """
-    found = {}
-    for way, table in (("image-text", right), ("text-image", right.T)):
+    recalls = {}
+    for way, table in zip(WAYS, (right, right.T), strict=True):
         counts, num = table.sum(1).double(), table.shape[1]
         missed = torch.ones_like(counts)
         for drawn in range(min(k, num)):
             missed *= ((num - counts - drawn) / (num - drawn)).clamp_min(0)
-        found[way] = 100 * float(1 - missed.mean())
-    return found
+        recalls[way] = 100 * float(1 - missed.mean())
+    return recalls
 
 
 def ownership(texts: Sequence[str], owner: Tensor, num_images: int) -> tuple[Tensor, Tensor]:

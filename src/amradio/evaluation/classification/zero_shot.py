@@ -55,9 +55,9 @@ class ZeroShot(Evaluation):
                 if name in found:
                     order = (F.normalize(found[name].features, dim=1) @ classes.T).topk(max(tops), dim=1).indices
                     right = order == labels[found[name].indices][:, None]
-                    rows[name] = {f"top-{top}": 100 * float(right[:, :top].any(1).double().mean()) for top in tops}
+                    rows[name] = {f"top{top}": 100 * float(right[:, :top].any(1).double().mean()) for top in tops}
         return Result(
-            metrics=[Metric(f"top-{top}") for top in tops],
+            metrics=[Metric(f"top{top}", f"top-{top}") for top in tops],
             rows=rows,
             counts={
                 "images": len(labels),
@@ -66,7 +66,7 @@ class ZeroShot(Evaluation):
                 "broken": len(broken.reasons),
             },
             fingerprint=self.images.fingerprint(),
-            floors={f"top-{top}": share_of_most_frequent(labels, top) for top in tops},
+            floors={f"top{top}": share_of_most_frequent(labels, top) for top in tops},
             floor="always the most frequent classes",
             notes=(*broken.note(), *same_names(self.images.classes), "the floor is always the most frequent class"),
         )

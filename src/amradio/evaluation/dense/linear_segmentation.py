@@ -101,7 +101,7 @@ class LinearSegmentation(Evaluation):
         self.train, self.test, self.schedule, self.inference, self.seed = train, test, schedule, inference, seed
 
     def run(self, predict: Predict, bench: Bench) -> Result:
-        """`mIoU`, `accuracy`, `class accuracy`, in %, for every model that has a map; details: the IoU of each class.
+        """`mean_iou`, `accuracy`, `class_accuracy`, in %, for every model that has a map; details: the IoU of each class.
 
         Floors: the most frequent class, overall and at each place. Raises UserError where no model has a map.
         """
@@ -112,7 +112,7 @@ class LinearSegmentation(Evaluation):
             batches = unaugmented(self.train, predict, self.schedule, self.seed, bench)
         probes = fit(batches, self.schedule, len(self.train.names), self.seed)
         result = score(self.test, lambda images: segment(predict, probes, images, self.inference), bench, Priors(self.train))
-        return replace(result, counts={"training images": len(self.train)} | dict(result.counts))
+        return replace(result, counts={"training_images": len(self.train)} | dict(result.counts))
 
 
 def with_maps(predict: Predict, device: torch.device) -> Predict:

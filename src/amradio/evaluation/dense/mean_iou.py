@@ -34,11 +34,15 @@ class Confusion:
         return hit / (counts.sum(0) + counts.sum(1) - hit)
 
     def scores(self) -> dict[str, float]:
-        """In %: `mIoU` over the classes that occur, `accuracy` over pixels, `class accuracy` over the classes of the truth."""
+        """In %: `mean_iou` over the classes that occur, `accuracy` over pixels, `class_accuracy` over the classes of the truth."""
         counts = self.counts.double()
         hit = counts.diagonal()
-        found = {"mIoU": self.ious().nanmean(), "accuracy": hit.sum() / counts.sum(), "class accuracy": (hit / counts.sum(1)).nanmean()}
-        return {name: 100 * value.item() for name, value in found.items()}
+        scores = {
+            "mean_iou": self.ious().nanmean(),
+            "accuracy": hit.sum() / counts.sum(),
+            "class_accuracy": (hit / counts.sum(1)).nanmean(),
+        }
+        return {name: 100 * value.item() for name, value in scores.items()}
 
 
 def classes_of(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -48,7 +48,7 @@ class OpenVocabularySegmentation(Evaluation):
         _taught({row: predict[row] for _, calls in groups.values() for row in calls}, bench)
 
     def run(self, predict: Predict, bench: Bench) -> Result:
-        """`mIoU`, `accuracy`, `class accuracy`, in %, of every row in text space that has a map; details: the IoU of each class.
+        """`mean_iou`, `accuracy`, `class_accuracy`, in %, of every row in text space that has a map; details: the IoU of each class.
 
         Floors: the most frequent class, overall and at each place, of the very labels that are scored. Raises UserError where there
         is no text encoder, or no map in its space.

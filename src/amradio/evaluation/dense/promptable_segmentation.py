@@ -77,7 +77,7 @@ class PromptableSegmentation(Evaluation):
         _sams(predict, bench, self.heads)
 
     def run(self, predict: Predict, bench: Bench) -> Result:
-        """`point`, `box` and each of them by size (`box small`), in %, for each SAM teacher and the head that learnt from it.
+        """`point`, `box` and each of them by size (`box_small`), in %, for each SAM teacher and the head that learnt from it.
 
         Floors: the filled box; the best of a few discs around the click, one radius for all. Raises UserError where there is no SAM.
         """
@@ -230,7 +230,8 @@ class _Seen:
             floors |= _means("point", table[best], members)
             notes.append(f"the floor of point is a disc of {DISC_PARTS[best]:.3f} long sides, the best of {len(DISC_PARTS)} radii")
         counts = {"images": num_images} | {size: int(chosen.sum()) for size, chosen in members.items()}
-        metrics = [Metric(name, headline=" " not in name) for name in next(iter(rows.values()))]
+        measured = next(iter(rows.values()))
+        metrics = [metric for prompt in self.prompts for metric in _metrics(prompt) if metric.name in measured]
         return Result(
             metrics,
             rows,
@@ -247,10 +248,16 @@ def _members(areas: Tensor, bins: tuple[float, float]) -> dict[str, Tensor]:
     return {"all": torch.ones_like(small), "large": large, "medium": ~small & ~large, "small": small}
 
 
+def _metrics(prompt: Prompt) -> list[Metric]:
+    """`box` over all masks, which stands in the table, and `box_large`, ..."""
+    by_size = [Metric(f"{prompt}_{size}", f"{prompt} {size}", headline=False) for size in ("large", "medium", "small")]
+    return [Metric(prompt, prompt), *by_size]
+
+
 def _means(prompt: Prompt, found: Tensor, members: dict[str, Tensor]) -> dict[str, float]:
-    """In %: `box`, `box large`, ...; no entry for a size that does not occur."""
+    """In %, by the names of `_metrics`; no entry for a size that does not occur."""
     return {
-        prompt if size == "all" else f"{prompt} {size}": 100 * found[chosen].mean().item()
+        prompt if size == "all" else f"{prompt}_{size}": 100 * found[chosen].mean().item()
         for size, chosen in members.items()
         if chosen.any()
     }

@@ -16,7 +16,11 @@ from ...errors import UserError
 from ..base import Bench, Metric, Result
 from .mean_iou import Confusion, Priors, classes_of
 
-METRICS = (Metric("mIoU"), Metric("accuracy", headline=False), Metric("class accuracy", headline=False))
+METRICS = (
+    Metric("mean_iou", "mIoU"),
+    Metric("accuracy", "accuracy", headline=False),
+    Metric("class_accuracy", "class accuracy", headline=False),
+)
 WINDOW = 32
 """Images that are held at a time, to be put together by size."""
 BATCH = 8
@@ -83,7 +87,7 @@ def score(maps: LabelledMaps, logits_of: Logits, bench: Bench, priors: Priors | 
             if priors is not None:
                 priors.update(trivial, sample.label)
     rows = {name: confusion.scores() for name, confusion in confusions.items()}
-    details = {"iou by class": {name: _by_class(confusion, maps.names) for name, confusion in confusions.items()}}
+    details = {"iou_by_class": {name: _by_class(confusion, maps.names) for name, confusion in confusions.items()}}
     counts = {"images": len(maps), "classes": num_classes, "pixels": _pixels(confusions)}
     floors, notes = _floors({name: confusion.scores() for name, confusion in trivial.items()})
     floor = "answers without a look at the image" if floors else ""
@@ -123,5 +127,5 @@ def _pixels(confusions: Mapping[str, Confusion]) -> int:
 def _floors(scores: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], tuple[str, ...]]:
     """The best trivial answer by metric, and a sentence with all of them."""
     floors = {metric.name: max(row[metric.name] for row in scores.values()) for metric in METRICS} if scores else {}
-    told = [f"{name}: mIoU {row['mIoU']:.1f} %, accuracy {row['accuracy']:.1f} %" for name, row in scores.items()]
+    told = [f"{name}: mIoU {row['mean_iou']:.1f} %, accuracy {row['accuracy']:.1f} %" for name, row in scores.items()]
     return floors, (f"without a look at the images: {'; '.join(told)}",) if told else ()

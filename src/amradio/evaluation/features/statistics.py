@@ -15,7 +15,13 @@ from ..reading import Broken, encode, readable, windows
 
 ROWS = 8192
 """Vectors at most of which singular values are found."""
-MEASURES = ("RankMe", "norm", "norm p99", "mean", "std")
+MEASURES = (
+    Metric("rank_me", "RankMe", ""),
+    Metric("norm", "norm", "", None, headline=False),
+    Metric("norm_p99", "norm p99", "", None, headline=False),
+    Metric("mean", "mean", "", None, headline=False),
+    Metric("std", "std", "", None, headline=False),
+)
 
 
 class StatisticsSettings(EvaluationSettings):
@@ -42,19 +48,19 @@ def rank_me(features: Tensor) -> float:
 def describe_features(features: Tensor) -> tuple[dict[str, float], dict[str, Any]]:
     """(numbers, mean and std of every channel) of [N, D].
 
-    `mean` and `std` are root mean squares over channels; `norm` is the median length of a vector, `norm p99` that of the longest per cent.
+    `mean` and `std` are root mean squares over channels; `norm` is the median length of a vector, `norm_p99` that of the longest per cent.
     """
     features = features.double()
     norms, mean, std = features.norm(dim=1), features.mean(0), features.std(0, correction=0)
     step = -(-len(features) // ROWS)
     numbers = {
-        "RankMe": rank_me(features[::step]),
+        "rank_me": rank_me(features[::step]),
         "norm": float(norms.median()),
-        "norm p99": float(norms.sort().values[int(0.99 * (len(norms) - 1))]),
+        "norm_p99": float(norms.sort().values[int(0.99 * (len(norms) - 1))]),
         "mean": float(mean.square().mean().sqrt()),
         "std": float(std.square().mean().sqrt()),
     }
-    return numbers, {"channel mean": mean.tolist(), "channel std": std.tolist()}
+    return numbers, {"channel_mean": mean.tolist(), "channel_std": std.tolist()}
 
 
 class Statistics(Evaluation):
@@ -72,13 +78,9 @@ class Statistics(Evaluation):
         for name, kinds in found.items():
             for kind, features in kinds.items():
                 numbers, details[f"{name}/{kind}"] = describe_features(features)
-                rows.setdefault(name, {}).update({f"{kind} {key}": value for key, value in numbers.items()})
+                rows.setdefault(name, {}).update({f"{kind}_{key}": value for key, value in numbers.items()})
         return Result(
-            metrics=[
-                Metric(f"{kind} {key}", "", "higher" if key == "RankMe" else None, headline=key == "RankMe")
-                for kind in KINDS
-                for key in MEASURES
-            ],
+            metrics=[metric.prefixed(kind) for kind in KINDS for metric in MEASURES],
             rows=rows,
             counts={"images": len(self.images), "broken": len(broken.reasons)},
             fingerprint=self.images.fingerprint(),

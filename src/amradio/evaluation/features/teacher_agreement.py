@@ -13,38 +13,40 @@ from torch import Tensor
 
 from ...config import Pixels, Positive, UserPath
 from ...data.labelled.base import ImageSet
-from ...data.labelled.classification import AnyImages, spread
+from ...data.labelled.classification import AnyImages
+from ...distillation.alignment import GridRule, align
 from ...distillation.losses import CosineSettings, MatchSettings
-from ...distillation.metrics import compare, with_norm_ratio
+from ...distillation.metrics import MeanAndStd, compare, with_norm_ratio
 from ...distillation.statistics import SMALLEST_STD, Moments
 from ...drawing.lines import Line, draw_lines
 from ...errors import UserError
-from ...features import KINDS, Features, Kind, resize_grid
+from ...features import KINDS, Kind
 from ...files import user_path
 from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result, Sizes, View
 from ..predictors import inputs_of
 from ..reading import Broken, batched, readable, windows
 from .cka import Cka
+from .statistics import spread_cells
 
-Statistics = Mapping[tuple[str, Kind], tuple[Tensor, Tensor]]
-"""(mean, std) [D] in float64 of each teacher's kind of feature."""
 COLLAPSE = 0.7
 """A size whose agreement is below this share of the best size's is warned of."""
 LEARNT = 0.1
 """Below this agreement there is nothing that could collapse."""
 MEASURES = (
-    Metric("std cosine", "cos"),
-    Metric("norm ratio", "", None),
-    Metric("cosine", "cos"),
-    Metric("constant cosine", "cos", None, headline=False),
-    Metric("fidelity", "", headline=False),
-    Metric("CKA", "cos", headline=False),
-    Metric("loss", "", "lower", headline=False),
+    Metric("standardized_cosine", "standardized cosine", "cos"),
+    Metric("norm_ratio", "norm ratio", "", None),
+    Metric("cosine", "cosine", "cos"),
+    Metric("constant_cosine", "constant cosine", "cos", None, headline=False),
+    Metric("fidelity", "fidelity", "", headline=False),
+    Metric("cka", "CKA", "cos", headline=False),
+    Metric("loss", "loss", "", "lower", headline=False),
 )
+CALIBRATION, THESE_IMAGES = "calibration of the run", "images of this evaluation"
+"""Where the mean and the deviation of each channel come from, with which features are standardized."""
 
 
 class AgreementSettings(EvaluationSettings):
-    """How near each head is to its teacher: standardised cosine, norm ratio (how much predictions vary around the mean against the teacher;
+    """How near each head is to its teacher: standardized cosine, norm ratio (how much predictions vary around the mean against the teacher;
     1 is right), raw cosine beside that of a constant, fidelity (variance of the teacher / mean squared error), linear CKA, AM-RADIO's loss.
     """
 
@@ -59,7 +61,7 @@ class AgreementSettings(EvaluationSettings):
     cells_per_image: Positive = 16
     """Cells of each map that CKA is measured on."""
     plot: UserPath | None = None
-    """A PNG file of the standardised cosine against the size; null for none."""
+    """A PNG file of the standardized cosine against the size; null for none."""
 
     def protocol_sizes(self, bench: Bench) -> Sizes:
         """Head and teacher at the size at which the head was trained last."""
@@ -72,75 +74,90 @@ class AgreementSettings(EvaluationSettings):
 
 
 class AgreementBySize(Evaluation):
-    """See `AgreementSettings`."""
+    """The evaluation `agreement`: predictions of heads against features of their teachers, at some sizes of the student's view."""
 
     def __init__(self, images: ImageSet, image_sizes: Sequence[int] | None, cells: int, plot: Path | None):
+        """image_sizes: px; None for the size at which each head was trained. cells: of each map, for CKA. plot: a PNG file to write."""
         self.images, self.image_sizes, self.cells, self.plot = images, image_sizes, cells, plot
 
     def check(self, predict: Predict, bench: Bench) -> None:
-        """See the base."""
+        """Raises UserError where no head has its teacher beside it."""
         _heads(predict, bench)
 
     def run(self, predict: Predict, bench: Bench) -> Result:
-        """One row a head, at the first size; all sizes are in the details under `by size`."""
+        """One row a head, at the first size; all sizes are in the details under `by_size`."""
         heads = _heads(predict, bench)
         sizes = {name: list(dict.fromkeys(self.image_sizes or [bench.size_of_head(name)])) for name in heads}
-        students = {size: bench.predict("square", size) for size in dict.fromkeys(size for each in sizes.values() for size in each)}
+        students = {size: bench.predict("square", size) for size in dict.fromkeys(size for chosen in sizes.values() for size in chosen)}
         broken = Broken()
         statistics = self._statistics(heads, predict, bench, broken)
-        found = self._compare(sizes, predict, students, statistics, bench)
-        by_size = {f"student/{name}": {size: _row(found, name, size) for size in sizes[name]} for name in heads}
+        batches = self._batches(bench, broken, "agreement")
+        comparisons = self._compare(batches, sizes, predict, students, statistics, bench.agreement.grid)
+        by_size = {f"student/{name}": {size: _row(comparisons, name, size) for size in sizes[name]} for name in heads}
         if self.plot is not None:
             self._draw(by_size)
         rows = {row: next(iter(values.values())) for row, values in by_size.items()}
+        calibrated = bench.agreement.statistics.keys()
+        origins = {f"{name}/{kind}": CALIBRATION if (name, kind) in calibrated else THESE_IMAGES for name, kind in statistics}
         return Result(
-            metrics=[metric._replace(name=f"{kind} {metric.name}") for kind in KINDS for metric in MEASURES],
+            metrics=[metric.prefixed(kind) for kind in KINDS for metric in MEASURES],
             rows=rows,
             counts={"images": len(self.images), "sizes": len(students), "broken": len(broken.reasons)},
             fingerprint=self.images.fingerprint(),
-            floors={f"{kind} std cosine": 0.0 for kind in KINDS},
+            floors={f"{kind}_standardized_cosine": 0.0 for kind in KINDS},
             row_floors={
-                row: {f"{kind} cosine": values[f"{kind} constant cosine"] for kind in KINDS if f"{kind} constant cosine" in values}
+                row: {f"{kind}_cosine": values[f"{kind}_constant_cosine"] for kind in KINDS if f"{kind}_constant_cosine" in values}
                 for row, values in rows.items()
             },
             floor="a constant prediction",
             inputs={f"student/{name}": inputs_of(students[sizes[name][0]])[f"student/{name}"] for name in heads},
-            notes=(*broken.note(), *_constants(rows), *collapses(by_size)),
-            details={"by size": {row: {str(size): each for size, each in sizes_.items()} for row, sizes_ in by_size.items()}},
+            notes=(*broken.note(), _statistics_note(origins), *_constants(rows), *collapses(by_size)),
+            details={
+                "by_size": {row: {str(size): row_of for size, row_of in values.items()} for row, values in by_size.items()},
+                "statistics": origins,
+                "grid": bench.agreement.grid,
+            },
         )
 
     def _batches(self, bench: Bench, broken: Broken, title: str) -> Iterator[Tensor]:
         read = bench.progress(readable(self.images, broken, bench.num_workers), f"{title}: {self.images.describe()}", len(self.images))
         return (batch for window in windows(read) for _, batch in batched([image for _, image in window], bench.device))
 
-    def _statistics(self, heads: Sequence[str], predict: Predict, bench: Bench, broken: Broken) -> Statistics:
-        """(mean, std) of every channel of the teachers over all images."""
+    def _statistics(self, heads: Sequence[str], predict: Predict, bench: Bench, broken: Broken) -> Mapping[tuple[str, Kind], MeanAndStd]:
+        """(mean, std) of every channel of the teachers: as the run calibrated them, else over all images."""
+        calibrated = bench.agreement.statistics
+        compared: list[tuple[str, Kind]] = [(name, kind) for name in heads for kind in KINDS if _has(bench, name, kind)]
+        missing = dict.fromkeys(name for name, kind in compared if (name, kind) not in calibrated)
         moments: dict[tuple[str, Kind], Moments] = {}
-        for images in self._batches(bench, broken, "statistics"):
-            for name in heads:
-                for kind, found in _kinds(predict[f"teacher/{name}"](images)).items():
-                    moments.setdefault((name, kind), Moments(found.shape[-1], found.device)).update(found)
-        return {key: moment.finish() for key, moment in moments.items()}
+        for images in self._batches(bench, broken, "statistics") if missing else ():
+            for name in missing:
+                for kind, features in predict[f"teacher/{name}"](images).items():
+                    moments.setdefault((name, kind), Moments(features.shape[-1], features.device)).update(features)
+        pairs = {key: calibrated[key] if key in calibrated else moments[key].finish() for key in compared}
+        return {key: (mean.to(bench.device), std.to(bench.device)) for key, (mean, std) in pairs.items()}
 
     def _compare(
         self,
+        batches: Iterator[Tensor],
         sizes: Mapping[str, Sequence[int]],
         predict: Predict,
         students: Mapping[int, Predict],
-        statistics: Statistics,
-        bench: Bench,
+        statistics: Mapping[tuple[str, Kind], MeanAndStd],
+        grid: GridRule,
     ) -> "dict[tuple[str, Kind, int], Comparison]":
         comparisons: dict[tuple[str, Kind, int], Comparison] = {}
-        for images in self._batches(bench, Broken(), "agreement"):
-            for name, own in sizes.items():
-                targets = _kinds(predict[f"teacher/{name}"](images))
-                for size in own:
-                    for kind, prediction in _kinds(students[size][f"student/{name}"](images)).items():
-                        if kind in targets:
-                            key = (name, kind, size)
-                            if key not in comparisons:
-                                comparisons[key] = Comparison(kind, statistics[name, kind], self.cells)
-                            comparisons[key].update(prediction, targets[kind])
+        for images in batches:
+            for name, sizes_of_head in sizes.items():
+                teacher = predict[f"teacher/{name}"](images)
+                for size in sizes_of_head:
+                    for kind, prediction in students[size][f"student/{name}"](images).items():
+                        target = teacher.of(kind)
+                        key: tuple[str, Kind, int] = (name, kind, size)
+                        if target is None:
+                            continue
+                        if key not in comparisons:
+                            comparisons[key] = Comparison(kind, statistics[name, kind], self.cells, grid)
+                        comparisons[key].update(prediction, target)
         return comparisons
 
     def _draw(self, by_size: Mapping[str, Mapping[int, Mapping[str, float]]]) -> None:
@@ -148,104 +165,111 @@ class AgreementBySize(Evaluation):
         lines = []
         for row, sizes in by_size.items():
             for kind in KINDS:
-                key = f"{kind} std cosine"
+                key = f"{kind}_standardized_cosine"
                 points = [(float(size), values[key]) for size, values in sorted(sizes.items()) if key in values]
                 if points:
                     lines.append(Line(f"{row.removeprefix('student/')} {kind}", points))
-        draw_lines(lines, self.plot, "standardised cosine against px of the student's view")
+        draw_lines(lines, self.plot, "standardized cosine against px of the student's view")
 
 
 class Comparison:
-    """Sums over images of what a head says and what its teacher says, for one kind and size."""
+    """Sums over images of how a head's predictions compare with its teacher's features, for one kind and size."""
 
-    def __init__(self, kind: Kind, statistics: tuple[Tensor, Tensor], cells: int):
-        """statistics: (mean, std) [D] of the teacher; cells: of each map that CKA looks at."""
+    def __init__(self, kind: Kind, statistics: MeanAndStd, cells: int, grid: GridRule = "larger"):
+        """statistics: of the teacher, [D] each. cells: of each map, for CKA. grid: which of two grids maps are compared on."""
         self.kind: Kind = kind
-        self.mean, self.std = (tensor.float() for tensor in statistics)
+        mean, std = statistics
+        self.mean = mean.float()
+        self.std = torch.where(std < SMALLEST_STD, torch.ones_like(std), std).float()
         self.cells = cells
+        self.grid: GridRule = grid
         self.loss = (CosineSettings() if kind == "summary" else MatchSettings()).build()  # AM-RADIO, section 3.3
         self.sums: dict[str, Tensor | float] = {}
         self.squared_error = torch.zeros((), dtype=torch.float64, device=self.mean.device)
+        self.variance = float(std.double().square().sum())
         self.num_images = self.num_vectors = 0
         self.cka: Cka | None = None
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """prediction, target: [B, D] or [B, H, W, D] in teacher space; maps are compared on the teacher's grid."""
+        """prediction, target: [B, D] or [B, H, W, D] in raw teacher space; maps may differ in their grids."""
         if self.kind == "spatial":
-            prediction = resize_grid(prediction, (target.shape[1], target.shape[2]))
-        scale = torch.where(self.std < SMALLEST_STD, torch.ones_like(self.std), self.std)
-        measured = compare(prediction, target, self.mean, scale) | {"loss": self.loss(prediction, target)}
-        for name, each in measured.items():
-            self.sums[name] = self.sums.get(name, 0.0) + each.double().sum()
+            prediction, target = align(prediction, target, self.grid)
+        measured = compare(prediction, target, self.mean, self.std) | {"loss": self.loss(prediction, target)}
+        for name, values in measured.items():
+            self.sums[name] = self.sums.get(name, 0.0) + values.double().sum()
         self.squared_error += (prediction.double() - target.double()).square().sum()
         self.num_images += len(target)
         self.num_vectors += target[..., 0].numel()
-        x, y = (self._some(each) for each in (prediction, target))
+        x, y = self._some(prediction), self._some(target)
         self.cka = self.cka or Cka(x.shape[1], y.shape[1], x.device)
         self.cka.update(x - self.mean, y - self.mean)
 
     def _some(self, features: Tensor) -> Tensor:
-        if self.kind == "summary":
-            return features
-        cells = features.flatten(1, 2)
-        return cells[:, spread(cells.shape[1], self.cells)].flatten(0, 1)
+        """[N, D]: all summaries, or evenly spaced cells of the maps."""
+        return features if self.kind == "summary" else spread_cells(features, self.cells).flatten(0, 1)
 
     def values(self) -> dict[str, float]:
         """By the names of `MEASURES`."""
         assert self.cka is not None
         means = with_norm_ratio({name: float(total) / self.num_images for name, total in self.sums.items()})
-        fidelity = float(self.std.double().square().sum()) / max(float(self.squared_error) / self.num_vectors, 1e-30)
-        return {
-            "std cosine": means["standardised_cosine"],
-            "norm ratio": means["norm_ratio"],
-            "cosine": means["cosine"],
-            "constant cosine": means["constant_cosine"],
-            "fidelity": fidelity,
-            "CKA": self.cka.value(),
-            "loss": means["loss"],
-        }
+        fidelity = self.variance / max(float(self.squared_error) / self.num_vectors, 1e-30)
+        values = means | {"fidelity": fidelity, "cka": self.cka.value()}
+        return {metric.name: values[metric.name] for metric in MEASURES}
 
 
 def _heads(predict: Predict, bench: Bench) -> list[str]:
-    """Those that stand beside their teacher."""
-    found = [name for name in bench.teachers if f"student/{name}" in predict and f"teacher/{name}" in predict]
-    if not found:
+    """The names of the heads that have their teacher beside them; UserError where there is none."""
+    heads = [name for name in bench.teachers if f"student/{name}" in predict and f"teacher/{name}" in predict]
+    if not heads:
         raise UserError("no head of the student has its teacher here; name the teachers under `teachers`")
-    return found
+    return heads
+
+
+def _has(bench: Bench, name: str, kind: Kind) -> bool:
+    """Whether both the head and its teacher have this kind of feature."""
+    return bench.model is not None and bench.model.network.head(name).part(kind) is not None and bench.teachers[name].dim(kind) is not None
 
 
 def collapses(by_size: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[str]:
-    """A warning for every head and kind whose standardised cosine at some size falls far below that of its best size."""
-    found = []
+    """A warning for every head and kind whose standardized cosine at some size falls far below that of its best size."""
+    warnings = []
     for row, sizes in by_size.items():
         for kind in KINDS:
-            values = {size: each[key] for size, each in sizes.items() if (key := f"{kind} std cosine") in each}
+            key = f"{kind}_standardized_cosine"
+            values = {size: row_of[key] for size, row_of in sizes.items() if key in row_of}
             low = sorted(
                 size for size, value in values.items() if value < COLLAPSE * max(values.values()) and max(values.values()) > LEARNT
             )
             if low:
                 best = max(values, key=lambda size: values[size])
                 at = ", ".join(f"{size} px ({values[size]:.2f})" for size in low)
-                found.append(
+                warnings.append(
                     f"warning: {row} {kind} collapses at {at}, against {values[best]:.2f} at {best} px: the student switches modes there; "
                     "train all teachers at these sizes"
                 )
-    return found
+    return warnings
+
+
+def _statistics_note(origins: Mapping[str, str]) -> str:
+    """Where the statistics come from with which features are standardized, once for all features where they agree."""
+    names = {origin: [name for name, other in origins.items() if other == origin] for origin in dict.fromkeys(origins.values())}
+    parts = [origin if len(names) == 1 else f"{origin} ({', '.join(features)})" for origin, features in names.items()]
+    return f"standardized with statistics of the {' and the '.join(parts)}"
 
 
 def _constants(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """What raw cosines are to be measured against."""
-    found = [
-        f"{row} {kind} {values[key]:.3f}" for row, values in rows.items() for kind in KINDS if (key := f"{kind} constant cosine") in values
+    """The raw cosines that a constant prediction reaches, to compare the heads' with."""
+    cosines = [
+        f"{row} {kind} {values[key]:.3f}" for row, values in rows.items() for kind in KINDS if (key := f"{kind}_constant_cosine") in values
     ]
-    return [f"raw cosine of a constant prediction: {', '.join(found)}"]
+    return [f"raw cosine of a constant prediction: {', '.join(cosines)}"]
 
 
-def _row(found: "Mapping[tuple[str, Kind, int], Comparison]", name: str, size: int) -> dict[str, float]:
+def _row(comparisons: "Mapping[tuple[str, Kind, int], Comparison]", name: str, size: int) -> dict[str, float]:
+    """The values of a head at one size, by kind and measure."""
     return {
-        f"{kind} {key}": value for kind in KINDS if (name, kind, size) in found for key, value in found[name, kind, size].values().items()
+        f"{kind}_{key}": value
+        for kind in KINDS
+        if (name, kind, size) in comparisons
+        for key, value in comparisons[name, kind, size].values().items()
     }
-
-
-def _kinds(features: Features) -> dict[Kind, Tensor]:
-    return {kind: value for kind in KINDS if (value := getattr(features, kind)) is not None}
