@@ -63,7 +63,7 @@ class Throughput(Evaluation):
         return Result(
             metrics=METRICS if bench.device.type == "cuda" else METRICS[:-1],
             rows=rows,
-            counts={"min_calls": LEAST_CALLS, "threads": torch.get_num_threads()},
+            counts={"calls_at_least": LEAST_CALLS, "threads": torch.get_num_threads()},
             inputs=inputs_of(measured[sizes[0]]),
             notes=notes,
             details=details,
