@@ -96,7 +96,7 @@ def test_a_run_stopped_on_two_goes_on_on_one_and_on_two(recipe_file, amradio, tm
     run(2, "distill", recipe_file, *words, f"out={folders['whole']}", folder=tmp_path / "whole printed")
     for name in ("one", "two"):  # a cluster signals all of them
         ended = run(2, "distill", recipe_file, *words, f"out={folders[name]}", folder=tmp_path / "stopped", preludes={0: both, 1: both})
-        assert [each.code for each in ended] == [0, 0], [each.errors for each in ended]
+        assert [each.code for each in ended] == [143, 143], [each.errors for each in ended]
         assert Checkpoints(folders[name] / "checkpoints", 9).steps() == [4]
     run(2, "distill", recipe_file, *words, f"out={folders['two']}", folder=tmp_path / "again")
     assert_same(folders["whole"], folders["two"])
@@ -108,7 +108,7 @@ def test_a_run_stopped_on_two_goes_on_on_one_and_on_two(recipe_file, amradio, tm
 def test_a_signal_to_one_process_stops_both(recipe_file, tmp_path):
     words = (recipe_file, *WORDS, "engine.log_every=4")
     ended = run(2, "distill", *words, folder=tmp_path / "printed", preludes={1: partial(at_step, 6, terminate_self)})
-    assert [each.code for each in ended] == [0, 0], [each.errors for each in ended]
+    assert [each.code for each in ended] == [143, 143], [each.errors for each in ended]
     assert Checkpoints(tmp_path / "run" / "checkpoints", 9).steps() == [8], "at the next log step, where processes agree"
 
 

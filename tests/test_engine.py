@@ -179,7 +179,7 @@ def test_40_steps_are_17_and_23_bit_for_bit(forty, amradio, tmp_path):
 
     stopped = tmp_path / "stopped"
     ended = amradio("distill", *words, f"out={stopped}", prelude=partial(at_step, 17, terminate_self))
-    assert ended.code == 0, ended.errors
+    assert ended.code == 143, ended.errors
     assert "Stopped (SIGTERM) at step 17 of 40" in ended.output
     assert "step 17 of 40" in ended.output
     assert Checkpoints(stopped / "checkpoints", 9).steps() == [17]
@@ -208,13 +208,13 @@ def test_kill_9_at_random_moments_changes_no_bit(forty, amradio, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_a_signal_from_outside_saves_and_ends_with_0(recipe_file, amradio, tmp_path, number):
+def test_a_signal_from_outside_saves_and_ends_with_its_code(recipe_file, amradio, tmp_path, number):
     words = [recipe_file, "stages.0.steps=100000", "engine.checkpoint_every=100000", "evaluate.every=null"]
     running = start("distill", *words, folder=tmp_path / "printed")
     running.wait_for("step      3/100000")
     running.send(number)
     ended = running.wait()
-    assert ended.code == 0, ended.errors
+    assert ended.code == 128 + number, ended.errors
     name = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[number]
     assert ended.errors == f"{name}: stopping after this step; Ctrl-C again to stop now\n"
     (step,) = Checkpoints(tmp_path / "run" / "checkpoints", 1).steps()
@@ -275,7 +275,7 @@ def test_an_evaluation_that_a_signal_put_off_is_made_up_for(recipe_file, amradio
     assert amradio("distill", *words, f"out={tmp_path / 'whole'}").code == 0
     for step in (4, 6):
         stopped = tmp_path / f"stopped{step}"
-        assert amradio("distill", *words, f"out={stopped}", prelude=partial(at_step, step, terminate_self)).code == 0
+        assert amradio("distill", *words, f"out={stopped}", prelude=partial(at_step, step, terminate_self)).code == 143
         assert amradio("distill", *words, f"out={stopped}").code == 0
         assert_same(tmp_path / "whole", stopped)
     rows = {row["step"]: row for row in metrics(tmp_path / "whole") if "val/clip/summary/cosine" in row}

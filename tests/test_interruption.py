@@ -94,7 +94,7 @@ def test_a_signal_while_a_run_is_loaded_ends_it_and_nothing_is_written(recipe_fi
 def test_a_signal_in_the_statistics_or_an_evaluation_is_followed_within_it(recipe_file, amradio, tmp_path, place, step):
     words = ["distill", recipe_file, *WORDS]
     ended = start(*words, folder=tmp_path / "printed", prelude=partial(signal_in, place, signal.SIGTERM)).wait()
-    assert ended.code == 0, ended.errors
+    assert ended.code == 143, ended.errors
     assert ended.errors == "SIGTERM: stopping after this step; Ctrl-C again to stop now\n"
     assert f"Stopped (SIGTERM) at step {step} of 4. Run the same command to resume." in ended.output
     assert Checkpoints(tmp_path / "run" / "checkpoints", 1).steps() == []
@@ -117,7 +117,7 @@ def interrupt_the_last_evaluation() -> None:
 def test_a_signal_in_the_last_evaluation_and_the_same_command_makes_it(recipe_file, amradio, tmp_path):
     words = ["distill", recipe_file, *WORDS]
     ended = start(*words, folder=tmp_path / "printed", prelude=interrupt_the_last_evaluation).wait()
-    assert ended.code == 0, ended.errors
+    assert ended.code == 130, ended.errors
     assert "Stopped (Ctrl-C) at step 4 of 4, before the last evaluation. Run the same command to resume." in ended.output
     assert amradio(*words).code == 0
     assert amradio("distill", recipe_file, *WORDS, f"out={tmp_path / 'whole'}").code == 0

@@ -11,17 +11,18 @@ from . import __version__
 from .commands.parser import EMBED_OPTIONS, parse
 from .console import note, open_standard_streams, outlive_console
 from .errors import UserError
-from .interruption import Interruptible
+from .interruption import Interruptible, RunStoppedError
 
 if TYPE_CHECKING:
     from .recipe import Recipe
 
+NOTHING_WRITTEN = "Nothing was written."
 WHEN_STOPPED = {
     "distill": "Run the same command to resume.",
     "quickstart": "Run the same command to resume.",
     "embed": "What is done is kept; run the same command to resume.",
     "evaluate": "No results were written.",
-    "export": "Nothing was written.",
+    "export": NOTHING_WRITTEN,
 }
 """What a command that a signal stops tells its user; these also say that they start, before anything heavy is imported."""
 
@@ -92,18 +93,22 @@ def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, or 2 after printing what the user can put right."""
+    """Runs one command; returns 0, 2 after printing what the user can fix, or 128 + the number of the signal that stopped it."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a console in ASCII or Latin-1 prints every name
     options = parse(sys.argv[1:] if words is None else words, __version__)
     open_standard_streams()
-    with outlive_console(), Interruptible(WHEN_STOPPED.get(options.verb, "")) as interruptible:
+    is_dry_run = options.verb == "distill" and options.dry_run
+    when_stopped = NOTHING_WRITTEN if is_dry_run else WHEN_STOPPED.get(options.verb, "")
+    with outlive_console(), Interruptible(when_stopped, ends_process=words is None) as interruptible:
         try:
             if options.verb in WHEN_STOPPED:  # a run's log is on stdout, and so are the results of all others
-                has_log = options.verb == "quickstart" or (options.verb == "distill" and not options.dry_run)
+                has_log = options.verb == "quickstart" or (options.verb == "distill" and not is_dry_run)
                 note(f"amradio {options.verb}: starting", sys.stdout if has_log else sys.stderr)
             return _ended(options)
+        except RunStoppedError as stopped:
+            return int(stopped.code or 0)
         except KeyboardInterrupt:
             return interruptible.code
 

@@ -22,6 +22,14 @@ class StopAskedError(Exception):
     """Raised at a safe point inside a calibration or an evaluation when the run was asked to stop."""
 
 
+class RunStoppedError(SystemExit):
+    """Raised by `distill` when a signal stopped the run, after its checkpoint: a script that does not catch it ends with `code`."""
+
+    def __init__(self, number: int):
+        """number: of the signal; the exit code is 128 + number."""
+        super().__init__(STOPPED_BY_SIGNAL + number)
+
+
 class _Handling:
     """Handles SIGINT and SIGTERM while open, in the main thread; elsewhere it does nothing."""
 
@@ -58,10 +66,13 @@ class _Handling:
 class Interruptible(_Handling):
     """The first signal prints one line and raises KeyboardInterrupt; a second one ends the process."""
 
-    def __init__(self, note: str):
-        """note: what the user needs to know when the command is stopped, e.g. that nothing was written."""
+    def __init__(self, note: str, ends_process: bool = False):
+        """note: what the user needs to know when the command is stopped, e.g. that nothing was written.
+
+        ends_process: the process ends after the command, and a signal that comes meanwhile ends it without a traceback.
+        """
         super().__init__()
-        self.note = note
+        self.note, self.ends_process = note, ends_process
         self._watchdog: threading.Timer | None = None
 
     @property
@@ -71,7 +82,10 @@ class Interruptible(_Handling):
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
-        if self._watchdog is not None:
+        if self.ends_process:
+            for number in SIGNALS:
+                signal.signal(number, self._again)  # the watchdog stays, too: a library may hang at exit
+        elif self._watchdog is not None:
             self._watchdog.cancel()
 
     def _first(self, number: int) -> None:

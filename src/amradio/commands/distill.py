@@ -14,6 +14,7 @@ from ..devices import autocast_dtype, find_device
 from ..engine.distributed import Processes, failures_of_peers
 from ..engine.log import Log
 from ..errors import UserError
+from ..interruption import RunStoppedError
 from ..recipe import Recipe
 from ..run_folder import RunFolder
 from ..students.base import Student
@@ -33,7 +34,8 @@ def distill(
     `own`. student: an object of one's own, trained in place, where the recipe's student is of type `own`. Under `torchrun` the processes
     share out each step's images. within: seconds that the training should take at most; where the first steps show that it takes longer,
     a warning says so. Raises UserError with all problems at once, before anything is written, where the recipe cannot be run
-    here; and during the run where numbers stop being finite or the disk refuses.
+    here; and during the run where numbers stop being finite or the disk refuses. Where a signal stops the run, raises RunStoppedError
+    (a SystemExit) after the checkpoint.
     """
     own = dict(teachers or {})
     if recipe.engine.threads:
@@ -58,6 +60,9 @@ def _distill(recipe: Recipe, own: Mapping[str, Teacher], processes: Processes, s
         for note in _few_images(recipe, data) if processes.is_first else ():
             log.warn(note)
         trainer.run()
+        stop = trainer.context.stop
+        if stop.was_followed:  # the same code on all processes, whichever of them was asked
+            raise RunStoppedError(max(number or 0 for number in processes.gather(stop.number)))
     return folder.path
 
 

@@ -24,8 +24,6 @@ def quickstart(*words: str, evaluations: str | Path = SCENES) -> Path:
     """
     recipe, suite = Recipe.load(RECIPE, *words), Suite.load(str(evaluations))
     folder = RunFolder(distill(recipe, within=TRAINING_SECONDS))
-    if folder.checkpoints.steps()[-1:] != [recipe.num_steps]:
-        return folder.path  # stopped; the same command goes on
     teachers = load_teachers(for_suite(recipe, suite), {})
     print()
     model = load(folder.model)
