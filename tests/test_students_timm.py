@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pydantic
 import pytest
 import timm
 import torch
@@ -225,3 +226,10 @@ def test_batchnorm_wants_more_than_one_image() -> None:
     with pytest.raises(UserError, match="BatchNorm needs more than one image in training"):
         build(model="test_resnet").train()(photo()[:1])
     build(model="test_convnext").train()(photo()[:1])
+
+
+@pytest.mark.parametrize("prefix", ["timm/", "hf-hub:timm/"])
+def test_a_hub_name_is_the_name_in_timm(prefix: str) -> None:
+    assert TimmSettings(model=f"{prefix}test_resnet") == TimmSettings(model="test_resnet")
+    with pytest.raises(pydantic.ValidationError, match="resnet"):
+        TimmSettings(model=f"{prefix}resnet5O")

@@ -40,13 +40,18 @@ WELL_KNOWN: tuple[StudentRow, ...] = (
 """The ten backbones of AM-RADIO's table 7 that are not E-RADIO, then others; the numbers are checked by a test."""
 
 
+def _name_in_timm(model: str) -> str:
+    """`timm/resnet50` and `hf-hub:timm/resnet50` are names of the hub for timm's `resnet50`."""
+    return model.removeprefix("hf-hub:").removeprefix("timm/")
+
+
 class TimmSettings(StudentSettings):
     """A backbone of timm. Images are normalised as timm says for it."""
 
     type: Literal["timm"] = "timm"
-    model: str
+    model: Annotated[str, pydantic.AfterValidator(_name_in_timm)]
     """Name in timm, with the tag of its weights or without: convnext_base, vit_base_patch16_224.augreg_in21k. The tag also says mean, std
-    and size."""
+    and size. A hub name (timm/convnext_base.fb_in1k) is taken for the name behind its slash."""
     level: Annotated[int, pydantic.Field(ge=-1000, le=1000)] | None = None
     """Which of the maps is the student's: a stage of a pyramid, a block of a ViT, from 0; negative counts from the end. Null takes the
     last one of 16 px a cell or less, or the first where none is so fine."""
