@@ -9,7 +9,6 @@ from amradio.config import one_of, validate
 from amradio.errors import UserError
 from amradio.features import Features
 from amradio.teachers import TEACHERS, Teacher, TeacherSettings
-from amradio.teachers import embedded_teachers as shipped
 from amradio.teachers.precision import cast
 from amradio.teachers.settings import ClipSettings, EmbeddedSettings, OwnSettings
 
@@ -249,8 +248,6 @@ def test_a_teacher_of_ones_own() -> None:
 
 @pytest.mark.parametrize("name", ["clip", "dino", "sam"])
 def test_embedded(name: str) -> None:
-    if not (shipped.EMBEDDED / name).is_dir():
-        pytest.skip("not shipped yet")
     teacher = EmbeddedSettings(name=name).build()
     assert teacher.source == f"embedded {name}"
     features = teacher(teacher.prepare(tiny.photo() / 255))

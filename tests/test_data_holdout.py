@@ -2,9 +2,12 @@
 
 import pytest
 
+from amradio import distill
 from amradio.config import validate
 from amradio.data import DataSettings, Feed, OpenData
+from amradio.data.folder import Folder
 from amradio.errors import UserError
+from runs import metrics
 
 
 def settings(**changes) -> DataSettings:
@@ -50,3 +53,21 @@ def test_a_stream_cannot_be_cut():
     )
     with pytest.raises(UserError, match="cannot be cut in two"):
         OpenData(mixed).val()
+
+
+def test_a_run_lists_each_folder_once(recipe, monkeypatch):
+    """However often it evaluates on what is held out of it."""
+    opened = []
+    listed = Folder.__init__
+    monkeypatch.setattr(Folder, "__init__", lambda self, *given, **named: opened.append(1) or listed(self, *given, **named))
+    words = ("data.val=null", "data.hold_out=0.25", "stages.0.steps=6", "evaluate.every=2")
+    folder = distill(recipe(*words))
+    assert len([row for row in metrics(folder) if any(key.startswith("val/") for key in row)]) == 4
+    assert len(opened) == 1
+
+
+def test_partitions_with_the_same_teacher_and_size_keep_their_rows(recipe):
+    partition = "{image_size: 32, batch_size: 4}"
+    folder = distill(recipe(f"stages=[{{steps: 1, partitions: [{partition}, {partition}, {partition}]}}]", "evaluate.every=1"))
+    rows = {key.split("/")[1] + "/" + key.split("/")[2] for key in metrics(folder)[-1] if key.startswith("val/clip")}
+    assert rows == {f"clip/{kind}{mark}" for kind in ("summary", "spatial") for mark in ("", "@32", "@32#2")}
