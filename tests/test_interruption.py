@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import subprocess
 import sys
 import time
 from functools import partial
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+import amradio
 from amradio import console
 from amradio.__main__ import main
 from amradio.console import Outliving, Phases, outlive_console
 from amradio.engine.checkpoint import Checkpoints
+from amradio.engine.monitor import Monitor
 from amradio.interruption import BOUNCE, Stop
 from processes import Running, start, start_several
 from runs import assert_same
@@ -122,6 +125,61 @@ def test_a_signal_in_the_last_evaluation_and_the_same_command_makes_it(recipe_fi
     assert amradio(*words).code == 0
     assert amradio("distill", recipe_file, *WORDS, f"out={tmp_path / 'whole'}").code == 0
     assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def interrupt_the_first_step() -> None:
+    from processes import at_step
+
+    at_step(1, partial(signal_self, signal.SIGINT))
+
+
+def test_a_stopped_quickstart_evaluates_nothing(tmp_path):
+    words = [
+        "quickstart",
+        "data.num_workers=0",
+        "stages.0.steps=2",
+        "stages.0.partitions.0.batch_size=4",
+        "normalize.batches=1",
+        "student.depth=1",
+    ]
+    words += ["evaluate.every=null", f"out={tmp_path / 'run'}"]
+    ended = start(*words, folder=tmp_path / "printed", prelude=interrupt_the_first_step).wait()
+    assert ended.code == 130, ended.errors
+    assert ended.output.splitlines()[-1] == "Stopped (Ctrl-C) at step 1 of 2. Run the same command to resume."
+
+
+def test_a_script_ends_where_a_signal_stops_its_run(recipe, monkeypatch):
+    take = Monitor.take
+    monkeypatch.setattr(Monitor, "take", lambda *rest: (take(*rest), signal_self(signal.SIGTERM)))
+    with pytest.raises(SystemExit) as stopped:
+        amradio.distill(recipe(*WORDS))
+    assert stopped.value.code == 143
+
+
+def test_a_dry_run_begins_nothing_that_could_be_resumed(recipe_file, tmp_path):
+    prelude = partial(signal_in, "amradio.commands.distill:check_data", signal.SIGINT)
+    ended = start("distill", recipe_file, *WORDS, "--dry-run", folder=tmp_path / "printed", prelude=prelude).wait()
+    assert ended.code == 130
+    assert ended.errors.splitlines()[-1] == "Stopped (Ctrl-C). Nothing was written."
+
+
+AT_EXIT = """
+import atexit, os, signal, sys, time
+import amradio.__main__ as command
+
+sys.argv = ["amradio", "export", "m", "--format", "onnx", "--out", "x"]
+command.call = lambda options: os.kill(os.getpid(), signal.SIGINT) if sys.stdin.read() == "stopped" else None
+atexit.register(lambda: (time.sleep(0.3), os.kill(os.getpid(), signal.SIGINT), time.sleep(5)))
+sys.exit(command.main())
+"""
+
+
+@pytest.mark.parametrize("how", ["stopped", "finished"])
+def test_a_signal_while_the_interpreter_ends_leaves_no_traceback(how):
+    ended = subprocess.run([sys.executable, "-c", AT_EXIT], input=how, capture_output=True, text=True)
+    assert ended.returncode == 130
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[1:] == (["Stopped (Ctrl-C). Nothing was written."] if how == "stopped" else [])
 
 
 def twice() -> None:
