@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from amradio.data.guard import MAX_PIXELS
-from amradio.data.labelled.annotations import PROBLEMS_SHOWN
-from amradio.data.labelled.classification import ClassFolderSettings, CocoCaptionsSettings
-from amradio.data.labelled.instances import CocoInstancesSettings
-from amradio.data.labelled.masks import decode_mask, read_mask
-from amradio.data.labelled.segmentation import ImagesLabelsSettings
 from amradio.errors import UserError
+from amradio.labelled.annotations import PROBLEMS_SHOWN
+from amradio.labelled.classification import ClassFolderSettings, CocoCaptionsSettings
+from amradio.labelled.instances import CocoInstancesSettings
+from amradio.labelled.masks import decode_mask, read_mask
+from amradio.labelled.segmentation import ImagesLabelsSettings
 
 SQUARE = [5.0, 5.0, 20.0, 5.0, 20.0, 20.0, 5.0, 20.0]
 NAN, INF = float("nan"), float("inf")
@@ -227,7 +227,7 @@ def test_sizes_must_be_stated_beside_masks_alone(folder: Path, value: Any, messa
 
 
 def test_too_many_masks_of_a_large_image_are_refused_before_they_are_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amradio.data.labelled.instances.MOST_MASK_PIXELS", 40 * 30 * 5)
+    monkeypatch.setattr("amradio.labelled.instances.MOST_MASK_PIXELS", 40 * 30 * 5)
     assert len(instances(folder, *(annotation(id=number) for number in range(5))).build().read(0).masks) == 5
     with pytest.raises(UserError, match=r"6 masks of 40x30 px are too many to hold"):
         instances(folder, *(annotation(id=number) for number in range(6))).build()

@@ -7,9 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from amradio.data.labelled.classification import ClassFolderSettings, ScenesImagesSettings, labels_in
-from amradio.data.labelled.imagenet import is_synset, synset_names
-from amradio.data.labelled.segmentation import LabelledMaps
 from amradio.data.scenes import CLASS_NAMES
 from amradio.errors import UserError
 from amradio.evaluation import Bench
@@ -17,6 +14,9 @@ from amradio.evaluation.classification.knn import KnnSettings
 from amradio.evaluation.classification.zero_shot import ZeroShotSettings
 from amradio.evaluation.dense.scoring import score
 from amradio.evaluation.text_classifier import same_names
+from amradio.labelled.classification import ClassFolderSettings, ScenesImagesSettings, labels_in
+from amradio.labelled.imagenet import is_synset, synset_names
+from amradio.labelled.segmentation import LabelledMaps
 from data_folders import jpeg
 
 

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from amradio.config import validate
-from amradio.data.labelled.classification import ClassFolderSettings, CocoCaptionsSettings, ScenesImagesSettings, labels_in
 from amradio.data.scenes import CLASS_NAMES, draw_scene
 from amradio.errors import UserError
 from amradio.evaluation import EVALUATIONS, Bench, EvaluationSettings, Result, measure
@@ -21,6 +20,7 @@ from amradio.evaluation.suite import plain
 from amradio.evaluation.summaries import summaries
 from amradio.features import KINDS, Features
 from amradio.images import centre_crop
+from amradio.labelled.classification import ClassFolderSettings, CocoCaptionsSettings, ScenesImagesSettings, labels_in
 from evaluations import SMALL, tiny_bench
 
 TYPES = {settings.model_fields["type"].default: settings for settings in EVALUATIONS}

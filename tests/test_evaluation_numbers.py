@@ -11,7 +11,6 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from amradio import neighbours
 from amradio.cost import macs
-from amradio.data.labelled.classification import ScenesImagesSettings
 from amradio.drawing.lines import Line, draw_lines
 from amradio.errors import UserError
 from amradio.evaluation.classification.knn import accuracies, vote
@@ -24,6 +23,7 @@ from amradio.evaluation.reading import batched
 from amradio.evaluation.suite import Suite, run_suite
 from amradio.evaluation.text_classifier import class_embeddings, read_templates
 from amradio.features import Features
+from amradio.labelled.classification import ScenesImagesSettings
 from amradio.neighbours import GROUP, Neighbours, nearest_rows
 from evaluations import tiny_bench, tiny_model, tiny_teachers
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from amradio.commands.results import print_results
-from amradio.data.labelled.classification import share_of_most_frequent
 from amradio.evaluation import Metric, Result
 from amradio.evaluation.base import below_floor, floor_warning
 from amradio.evaluation.classification.retrieval import chance
 from amradio.evaluation.suite import plain
+from amradio.labelled.classification import share_of_most_frequent
 from evaluations import SMALL, tiny_bench
 
 

@@ -16,7 +16,6 @@ import pytest
 import timm
 import torch
 import transformers
-from amradio.formats.timm.format.radio_vit import ENTRIES, call_for
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -28,6 +27,7 @@ from amradio.features import Features
 from amradio.formats import FORMATS, ExportSettings, Format, Found, read
 from amradio.formats.model_folder import write_folder
 from amradio.formats.onnx import named
+from amradio.formats.timm.radio_vit import ENTRIES, call_for
 from amradio.network import NetworkConfig, cast_weights
 from amradio.students.vit_settings import SIZES, VitSettings
 from tiny import randomise, tiny_radio

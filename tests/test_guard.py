@@ -21,11 +21,11 @@ from amradio.data import guard
 from amradio.data.decode import crop_and_resize, decode, decode_ids, picture_size
 from amradio.data.full_images import open_images, whole_images
 from amradio.data.guard import MAX_PIXELS, UnreadableError, read_file
-from amradio.data.labelled.base import ImageSet
-from amradio.data.labelled.classification import ImageFolderSettings
-from amradio.data.labelled.segmentation import ImagesLabelsSettings, read_ids
 from amradio.errors import UserError
 from amradio.evaluation.reading import Broken, readable, windows
+from amradio.labelled.base import ImageSet
+from amradio.labelled.classification import ImageFolderSettings
+from amradio.labelled.segmentation import ImagesLabelsSettings, read_ids
 from data_folders import jpeg
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (36, 48, 3), dtype=np.uint8)

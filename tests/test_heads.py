@@ -9,15 +9,7 @@ from amradio.affine import Affine
 from amradio.config import Settings, one_of, to_yaml, validate
 from amradio.errors import UserError
 from amradio.features import Features
-from amradio.heads import (
-    HEADS,
-    AttentionHeadSettings,
-    Head,
-    HeadSettings,
-    LinearHeadSettings,
-    MlpHeadSettings,
-    final_linear,
-)
+from amradio.heads import HEADS, AttentionHeadSettings, Head, HeadSettings, LinearHeadSettings, MlpHeadSettings, final_linear
 from amradio.yaml12 import parse_yaml
 
 TINY = {"mlp": {"num_inner": 1}, "attention": {"num_heads": 4}, "linear": {}}

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from amradio.formats.timm.format.format import Timm
 
 import amradio
 from amradio import UserError, formats
@@ -16,6 +15,7 @@ from amradio import distill as run_distill
 from amradio.formats import ExportSettings, Found
 from amradio.formats.model_folder import write_folder
 from amradio.formats.radio.torchhub import TorchHub
+from amradio.formats.timm.format import Timm
 from amradio.heads import MlpHeadSettings
 from amradio.licences import NOT_STATED, Ancestor, ancestor, front_matter, licence_in, of_teachers, official, terms, united
 from amradio.network import HeadConfig, HeadPart, NetworkConfig

@@ -13,13 +13,13 @@ from PIL import Image
 from amradio.data import DataSettings, Feed, OpenData
 from amradio.data.folder import FolderSettings
 from amradio.data.full_images import open_images, whole_images
-from amradio.data.labelled.classification import ClassFolderSettings, ImageFolderSettings
-from amradio.data.labelled.segmentation import Ade20kSettings, CityscapesSettings, ImagesLabelsSettings, PascalVocSettings
 from amradio.data.names import PassedOver, from_key, to_key
 from amradio.data.walk import walk
 from amradio.data.webdataset import WebDatasetSettings
 from amradio.errors import UserError
 from amradio.evaluation.reading import Broken, readable
+from amradio.labelled.classification import ClassFolderSettings, ImageFolderSettings
+from amradio.labelled.segmentation import Ade20kSettings, CityscapesSettings, ImagesLabelsSettings, PascalVocSettings
 from data_folders import jpeg
 
 RAW = os.fsdecode(b"caf\xe9.jpg")

@@ -10,12 +10,12 @@ import transformers
 from PIL import Image
 
 import tiny
-from amradio.data.labelled.instances import CocoInstancesSettings, SceneInstancesSettings, box_of
-from amradio.data.labelled.masks import decode_mask, read_mask
 from amradio.errors import UserError
 from amradio.evaluation.base import Bench
 from amradio.evaluation.dense.mask_prompts import discs, filled_boxes, inner_point, ious, squared_distances
 from amradio.evaluation.dense.promptable_segmentation import PromptableSegmentationSettings, coordinates, prompted, to_square
+from amradio.labelled.instances import CocoInstancesSettings, SceneInstancesSettings, box_of
+from amradio.labelled.masks import decode_mask, read_mask
 from amradio.teachers.sam import SamTeacher
 from amradio.teachers.settings import SamSettings
 

@@ -11,18 +11,6 @@ import torch.nn.functional as F
 from PIL import Image
 
 import tiny
-from amradio.data.labelled.class_names import ADE20K, CITYSCAPES, PASCAL_VOC
-from amradio.data.labelled.segmentation import (
-    IGNORE,
-    MAPS,
-    Ade20kSettings,
-    CityscapesSettings,
-    ImagesLabelsSettings,
-    LabelledMaps,
-    MapsSettings,
-    PascalVocSettings,
-    SceneMapsSettings,
-)
 from amradio.errors import UserError
 from amradio.evaluation.base import Bench
 from amradio.evaluation.dense.augmentation import Augmentation, AugmentedSchedule, ShortSchedule, View, draw_view, recoloured
@@ -38,6 +26,18 @@ from amradio.evaluation.dense.mean_iou import Confusion, Priors
 from amradio.evaluation.dense.open_vocabulary_segmentation import OpenVocabularySegmentation, similarities
 from amradio.evaluation.dense.probe import learning_rate, pixel_loss
 from amradio.features import Features
+from amradio.labelled.class_names import ADE20K, CITYSCAPES, PASCAL_VOC
+from amradio.labelled.segmentation import (
+    IGNORE,
+    MAPS,
+    Ade20kSettings,
+    CityscapesSettings,
+    ImagesLabelsSettings,
+    LabelledMaps,
+    MapsSettings,
+    PascalVocSettings,
+    SceneMapsSettings,
+)
 from amradio.teachers.settings import ClipSettings, OpenClipSettings, SiglipSettings
 
 CAMVID = Path(__file__).parents[2] / "shared" / "data" / "camvid"

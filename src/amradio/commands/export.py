@@ -20,7 +20,7 @@ from ..formats.model_card import card
 from ..formats.model_folder import CARD_FILE, PLACEHOLDER
 from ..licences import NOT_STATED, licence_by_name
 from ..model import head_names
-from ..network import Network, Normalizers, cast_weights
+from ..network import Network, cast_weights
 from .tables import print_table
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -138,8 +138,7 @@ def _choose_heads(found: Found, form: Format, wanted: str | Sequence[str] | None
     if problems:
         raise UserError(*problems)
     network = found.network
-    normalizers = Normalizers(network.rotation, network.block_normalizer)
-    kept = Network(network.student, {name: network.heads[name] for name in names}, network.summary_slots, normalizers)  # type: ignore[arg-type]
+    kept = network.with_heads(names)
     config = found.config.model_copy(update={"heads": {name: there[name] for name in names}})
     left_out = tuple(name for name in there if name not in places) if wanted is None else ()
     return Found(config, kept, found.dead, found.ours), left_out
@@ -249,7 +248,7 @@ def _differences(ours: Mapping[str, Features], theirs: Mapping[str, Features]) -
             found[name] = float("inf")
             continue
         for kind in KINDS:
-            own, other = getattr(features, kind), getattr(theirs[name], kind)
+            own, other = features.of(kind), theirs[name].of(kind)
             if own is None or other is None:
                 found |= {} if own is None else {f"{name}/{kind}": None}
                 continue

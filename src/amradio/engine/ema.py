@@ -1,7 +1,6 @@
 """A moving average of a module's weights."""
 
 import copy
-from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 import torch
@@ -31,7 +30,3 @@ class Ema(Generic[Module]):
     def state_dict(self) -> dict[str, Tensor]:
         """That of the average."""
         return self.average.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Fills the average; RuntimeError where a key is missing or left over."""
-        self.average.load_state_dict(state)

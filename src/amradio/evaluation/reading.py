@@ -10,10 +10,10 @@ from torch.utils.data import Dataset
 
 from ..data.decode import decode
 from ..data.guard import UnreadableError
-from ..data.labelled.base import ImageSet
 from ..data.loading_processes import load_items
 from ..errors import UserError
 from ..features import Features
+from ..labelled.base import ImageSet
 from .predictors import Joint, Predict, Predictor
 
 WINDOW = 64

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ..data.labelled.base import ImageSet
 from ..features import Features
+from ..labelled.base import ImageSet
 from .base import Bench, summary_of
 from .cache import Summaries
 from .inputs import Counts

@@ -50,7 +50,7 @@ class Graph(nn.Module):
 
 def named(features: Mapping[str, Features]) -> dict[str, Tensor]:
     """`backbone` and heads -> tensors by the name of their output."""
-    pairs = {(name, kind): getattr(one, kind) for name, one in features.items() for kind in KINDS}
+    pairs = {(name, kind): one.of(kind) for name, one in features.items() for kind in KINDS}
     return {kind if name == "backbone" else f"{name}_{kind}": tensor for (name, kind), tensor in pairs.items() if tensor is not None}
 
 

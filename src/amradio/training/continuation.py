@@ -37,7 +37,7 @@ def plan(model: NetworkConfig, wanted: Mapping[str, HeadConfig], image_size: int
     problems = [problem for name, head in wanted.items() for problem in _misfits(name, model, head)]
     if problems:
         raise UserError(*problems)
-    parts: list[tuple[str, Kind]] = [(name, kind) for name, head in wanted.items() for kind in KINDS if getattr(head, kind)]
+    parts: list[tuple[str, Kind]] = [(name, kind) for name, head in wanted.items() for kind in KINDS if head.part(kind)]
     kept = tuple(pair for pair in parts if _part(model, *pair))
     fresh = [name for name, head in wanted.items() if head.summary and (name, "summary") not in kept]
     summaries, slots = _share_out(model, wanted, fresh)
@@ -64,12 +64,12 @@ def _terms(model: NetworkConfig) -> str | None:
 
 
 def _part(model: NetworkConfig, name: str, kind: Kind) -> HeadPart | None:
-    return getattr(model.heads[name], kind) if name in model.heads else None
+    return model.heads[name].part(kind) if name in model.heads else None
 
 
 def _misfits(name: str, model: NetworkConfig, head: HeadConfig) -> Iterable[str]:
     for kind in KINDS:
-        old, new = _part(model, name, kind), getattr(head, kind)
+        old, new = _part(model, name, kind), head.part(kind)
         if old and new and old.dim != new.dim:
             yield (
                 f"teachers.{name}: its {kind} has {new.dim} channels, the model's head '{name}' says {old.dim}; "
@@ -98,7 +98,7 @@ def _notes(
     model: NetworkConfig, wanted: Mapping[str, HeadConfig], kept: Sequence[tuple[str, Kind]], summaries: Sequence[int | None]
 ) -> Iterable[str]:
     for name, head in wanted.items():
-        there = [kind for kind in KINDS if getattr(head, kind)]
+        there = [kind for kind in KINDS if head.part(kind)]
         old = [kind for kind in there if (name, kind) in kept]
         new = [kind for kind in there if kind not in old]
         parts = [f"{' and '.join(kinds)} {word}" for kinds, word in ((old, "kept"), (new, "new")) if kinds]
@@ -131,7 +131,10 @@ def fill(network: Network, model: Network, found: Plan) -> None:
             weights[name] = _rows(weights[name], found.summaries, model.student.num_summaries, count)
     load_exactly(student, weights, "student")
     for name, kind in found.kept:
-        load_exactly(getattr(network.heads[name], kind), getattr(model.heads[name], kind).state_dict(), f"head {name} {kind}")
+        new, old = network.head(name).part(kind), model.head(name).part(kind)
+        assert new is not None
+        assert old is not None
+        load_exactly(new, old.state_dict(), f"head {name} {kind}")
     if network.rotation is not None and model.rotation is not None:
         network.rotation.load_state_dict(model.rotation.state_dict())
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...config import Positive
-from ...data.labelled.classification import AnyLabelled, LabelledSet, labels_in
+from ...labelled.classification import AnyLabelled, LabelledSet, labels_in
 from ...neighbours import QUERY_CHUNK, Neighbours, blocks, nearest_rows
 from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result
 from ..baselines import PIXELS_NOTE, pixels

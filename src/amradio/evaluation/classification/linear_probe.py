@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...config import LearningRate, Positive, Seed
-from ...data.labelled.classification import AnyLabelled, LabelledSet, labels_in, share_of_most_frequent
+from ...labelled.classification import AnyLabelled, LabelledSet, labels_in, share_of_most_frequent
 from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result
 from ..reading import Broken
 from ..summaries import summaries

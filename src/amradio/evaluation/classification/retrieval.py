@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...config import Positive
-from ...data.labelled.classification import AnyCaptioned, CaptionedSet
+from ...labelled.classification import AnyCaptioned, CaptionedSet
 from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result
 from ..reading import Broken
 from ..summaries import summaries

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from ...data.labelled.classification import AnyLabelled, LabelledSet, check_named, share_of_most_frequent
+from ...labelled.classification import AnyLabelled, LabelledSet, check_named, share_of_most_frequent
 from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result
 from ..reading import Broken
 from ..summaries import summaries

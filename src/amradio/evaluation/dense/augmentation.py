@@ -7,7 +7,7 @@ import pydantic
 from PIL import Image
 
 from ...config import AsTuple, Decay, Factor, LearningRate, Natural, Pixels, Positive, Settings, Share
-from ...data.labelled.segmentation import IGNORE
+from ...labelled.segmentation import IGNORE
 
 CROP_TRIES = 10
 HUE_SHIFT = 18 / 180

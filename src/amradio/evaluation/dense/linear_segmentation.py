@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ...config import Pixels, Seed, Settings, one_of
-from ...data.labelled.segmentation import AnyMaps, LabelledMaps, SceneMapsSettings
 from ...errors import UserError
 from ...images import resize
+from ...labelled.segmentation import AnyMaps, LabelledMaps, SceneMapsSettings
 from ..base import Bench, Evaluation, EvaluationSettings, Predict, Result, Sizes, View
 from ..predictors import Predictor
 from ..tiling import starts

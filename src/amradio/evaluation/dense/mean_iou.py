@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...data.labelled.segmentation import IGNORE, LabelledMaps
+from ...labelled.segmentation import IGNORE, LabelledMaps
 
 PRIOR_IMAGES = 1000
 """Of how many training images, evenly spread, the floors are made."""

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...data.labelled.segmentation import AnyMaps, LabelledMaps
 from ...errors import UserError
+from ...labelled.segmentation import AnyMaps, LabelledMaps
 from ...teachers.base import Teacher
 from ..base import Bench, Evaluation, EvaluationSettings, Predict, Result, View
 from ..text_classifier import class_embeddings, read_templates, same_names, texted

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ...data.labelled.segmentation import IGNORE, LabelledMaps
 from ...data.source import Order
 from ...errors import UserError
+from ...labelled.segmentation import IGNORE, LabelledMaps
 from ..base import Bench, Predict
 from .augmentation import AugmentedSchedule, ShortSchedule, View, draw_view
 from .mean_iou import upsample

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...config import AsTuple, Side
-from ...data.labelled.instances import AnyInstances, Instances, InstanceSet, SceneInstancesSettings
 from ...errors import UserError, nearest
+from ...labelled.instances import AnyInstances, Instances, InstanceSet, SceneInstancesSettings
 from ...teachers.mask_decoder import MaskDecoder, SeenImage
 from ...teachers.sam import SamTeacher
 from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result, Sizes, View

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ...data.labelled.segmentation import LabelledMaps
 from ...data.loading_processes import load_items
 from ...errors import UserError
+from ...labelled.segmentation import LabelledMaps
 from ..base import Bench, Metric, Result
 from .mean_iou import Confusion, Priors, classes_of
 

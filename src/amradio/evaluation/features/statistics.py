@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ...config import Positive
-from ...data.labelled.base import ImageSet
-from ...data.labelled.classification import AnyImages, spread
 from ...features import KINDS, Features
+from ...labelled.base import ImageSet
+from ...labelled.classification import AnyImages, spread
 from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result
 from ..reading import Broken, encode, readable, windows
 

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from ...config import Pixels, Positive, UserPath
-from ...data.labelled.base import ImageSet
-from ...data.labelled.classification import AnyImages
 from ...distillation.alignment import GridRule, align
 from ...distillation.losses import CosineSettings, MatchSettings
 from ...distillation.metrics import MeanAndStd, compare, with_norm_ratio
@@ -22,6 +20,8 @@ from ...drawing.lines import Line, draw_lines
 from ...errors import UserError
 from ...features import KINDS, Kind
 from ...files import user_path
+from ...labelled.base import ImageSet
+from ...labelled.classification import AnyImages
 from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result, Sizes, View
 from ..predictors import inputs_of
 from ..reading import Broken, batched, readable, windows

@@ -99,7 +99,7 @@ def entry_of(name: str, head: HeadConfig) -> dict[str, Any]:
         entry["fd_upsample_factor"] = spatial.upsample_factor
     if isinstance(spatial, AttentionHeadSettings):
         entry["spatial_mlp_version"] = "attn"
-    kinds = [kind for kind in KINDS if getattr(head, kind) is not None]
+    kinds = [kind for kind in KINDS if head.part(kind) is not None]
     return entry | {OWN_KEY: {"kinds": kinds, "teacher": dict(facts), "image_size": head.image_size}}
 
 

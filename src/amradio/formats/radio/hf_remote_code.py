@@ -144,7 +144,7 @@ def _config(published: Published, model: Found) -> dict[str, Any]:
     size = "eradio" if isinstance(config.student, EradioSettings) else settings["model"].split("_")[1]
     adaptors = {}
     for name, head in config.heads.items():
-        summary, spatial = (getattr(head, kind) or silent_part(head) for kind in KINDS)
+        summary, spatial = (head.part(kind) or silent_part(head) for kind in KINDS)
         adaptors[name] = {
             "head_idx": head.slot,
             "summary": _mlp(summary, model.network.student.summary_dim),

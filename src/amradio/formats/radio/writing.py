@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...features import KINDS
+from ...features import KINDS, Kind
 from ...heads import AttentionHeadSettings, LinearHeadSettings
 from ...network import HeadConfig, NetworkConfig
 from ...students.base import CLIP_MEAN, CLIP_STD
@@ -26,8 +26,8 @@ def carries(config: NetworkConfig) -> tuple[str, ...]:
     return tuple(name for name, head in config.heads.items() if all(_has_place(head, kind) for kind in KINDS))
 
 
-def _has_place(head: HeadConfig, kind: str) -> bool:
-    part = getattr(head, kind)
+def _has_place(head: HeadConfig, kind: Kind) -> bool:
+    part = head.part(kind)
     if part is None:
         return True
     found = part.head
@@ -60,7 +60,7 @@ def publish(model: Found) -> Published:
     dtype = next(tensor.dtype for key, tensor in weights.items() if key.startswith("student.") and tensor.is_floating_point())
     for name, head in config.heads.items():
         for kind in KINDS:
-            if getattr(head, kind) is None:
+            if head.part(kind) is None:
                 in_dim = network.student.summary_dim if kind == "summary" else network.spatial_dim
                 silent = silent_head(in_dim, silent_part(head).dim, dtype)
                 weights |= {f"heads.{name}.{kind}.{key}": tensor for key, tensor in silent.items()}

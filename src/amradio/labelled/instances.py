@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import numpy as np
 import pydantic
 
-from ...config import Positive, SceneSize, Seed, Settings, UserPath, one_of
-from ...errors import UserError, brief, shown
-from ...files import LARGEST_ANNOTATIONS, read_json, user_path
-from ..scenes import Scenes
+from ..config import Positive, SceneSize, Seed, Settings, UserPath, one_of
+from ..data.scenes import Scenes
+from ..errors import UserError, brief, shown
+from ..files import LARGEST_ANNOTATIONS, read_json, user_path
 from .annotations import (
     Id,
     Listed,

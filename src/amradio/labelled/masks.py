@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...errors import UserError, brief
+from ..errors import UserError, brief
 from .annotations import WrongError, field, finite_number, optional, whole_number
 
 FAR = 10

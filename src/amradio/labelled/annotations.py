@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...errors import UserError, brief, shown
-from ...files import LARGEST_ANNOTATIONS, read_json
-from ..guard import MAX_PIXELS
+from ..data.guard import MAX_PIXELS
+from ..errors import UserError, brief, shown
+from ..files import LARGEST_ANNOTATIONS, read_json
 from .imagenet import is_synset, synset_names
 
 PROBLEMS_SHOWN = 20

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...errors import UserError, shown
-from ..names import PassedOver, is_hidden
-from ..walk import walk
+from ..data.names import PassedOver, is_hidden
+from ..data.walk import walk
+from ..errors import UserError, shown
 
 
 class ClassList(NamedTuple):

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...config import Positive, SceneSize, Seed, Settings, UserPath, one_of
-from ...errors import UserError, shown
-from ...files import user_path
-from ..folder import Folder
-from ..guard import read_file
-from ..names import PassedOver, to_key
-from ..scenes import CLASS_NAMES, Scene, Scenes
+from ..config import Positive, SceneSize, Seed, Settings, UserPath, one_of
+from ..data.folder import Folder
+from ..data.guard import read_file
+from ..data.names import PassedOver, to_key
+from ..data.scenes import CLASS_NAMES, Scene, Scenes
+from ..errors import UserError, shown
+from ..files import user_path
 from .annotations import read_captions, read_names
 from .base import ImageSet
 from .class_folders import list_classes

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 
-from ..guard import Encoded
+from ..data.guard import Encoded
 
 
 class ImageSet:

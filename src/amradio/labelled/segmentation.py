@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 import numpy as np
 import pydantic
 
-from ...config import Positive, SceneSize, Seed, Settings, UserPath, one_of
-from ...errors import UserError, shown
-from ...files import read_lines, user_path
-from ..decode import decode, decode_ids, picture_size
-from ..guard import UnreadableError, read_file
-from ..names import EXTENSIONS, PassedOver, extension, to_key
-from ..scenes import CLASS_NAMES, Scenes
-from ..walk import walk
+from ..config import Positive, SceneSize, Seed, Settings, UserPath, one_of
+from ..data.decode import decode, decode_ids, picture_size
+from ..data.guard import UnreadableError, read_file
+from ..data.names import EXTENSIONS, PassedOver, extension, to_key
+from ..data.scenes import CLASS_NAMES, Scenes
+from ..data.walk import walk
+from ..errors import UserError, shown
+from ..files import read_lines, user_path
 from .annotations import raise_all, read_classes
 from .class_names import ADE20K, CITYSCAPES, PASCAL_VOC
 from .classification import spread
