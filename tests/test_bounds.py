@@ -14,7 +14,7 @@ from amradio.evaluation.suite import Suite
 from amradio.network import NetworkConfig
 from amradio.recipe import Recipe
 from amradio.words import read_words
-from test_config import settings_below
+from settings_tree import settings_below
 
 ROOTS: tuple[type[Settings], ...] = (Recipe, Suite, EmbedSettings, NetworkConfig)
 ALL = sorted({cls for root in ROOTS for cls in settings_below(root, set())}, key=lambda cls: f"{cls.__module__}.{cls.__name__}")

@@ -1,6 +1,5 @@
 """Settings: numbers, merging, every problem at once with the nearest name, and files that read back to the same recipe."""
 
-import inspect
 from pathlib import Path
 
 import pydantic
@@ -8,12 +7,13 @@ import pytest
 import torch
 
 import amradio.recipe
-from amradio.config import Settings, to_yaml, validate
+from amradio.config import to_yaml, validate
 from amradio.errors import UserError, nearest
 from amradio.network import NetworkConfig, head_name_problem
 from amradio.recipe import Recipe, changed_keys
 from amradio.words import merge, read_words
 from amradio.yaml12 import parse_yaml
+from settings_tree import settings_below
 
 MINIMAL = """
 data: {train: {type: folder, path: /data/images}}
@@ -404,20 +404,6 @@ def test_changed_keys_name_each_leaf(minimal):
     assert "loss.spatial.type: mse -> cosine" in found
     assert not [line for line in found if line.startswith("engine")]
     assert changed_keys(old, old) == []
-
-
-def settings_below(cls: type[Settings], found: set[type[Settings]]) -> set[type[Settings]]:
-    """Every settings class that a recipe can hold."""
-    if cls in found:
-        return found
-    found.add(cls)
-    waiting = [field.annotation for field in cls.model_fields.values()]
-    while waiting:
-        annotation = waiting.pop()
-        if inspect.isclass(annotation) and issubclass(annotation, Settings):
-            settings_below(annotation, found)
-        waiting += getattr(annotation, "__args__", ())
-    return found
 
 
 ALL = sorted(settings_below(Recipe, set()), key=lambda cls: f"{cls.__module__}.{cls.__name__}")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import amradio
 from amradio import formats
 from amradio.formats.base import ExportSettings
+from model_folders import layer_scale_vit
 from processes import at_step, start, start_several, terminate_self
 from runs import metrics, state
 
@@ -146,19 +147,7 @@ def test_two_processes_are_what_they_were(recipe_file: Path, tmp_path: Path) -> 
 @pytest.fixture(scope="module")
 def exported_from(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that every format can hold."""
-    from amradio.formats.model_folder import write_folder
-    from amradio.students import VitSettings
-    from test_export import NOTES, config_of
-
-    torch.manual_seed(0)
-    config = config_of(VitSettings(dim=64, depth=2, num_heads=4, num_registers=3, max_image_size=128, layer_scale=0.5))
-    network = config.build()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    folder = tmp_path_factory.mktemp("exported") / "model"
-    write_folder(folder, config, network, NOTES)
-    return folder
+    return layer_scale_vit(tmp_path_factory.mktemp("exported") / "model")
 
 
 @pytest.mark.parametrize("form", formats.FORMATS, ids=lambda form: form.name)

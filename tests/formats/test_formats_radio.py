@@ -29,7 +29,7 @@ from amradio.network import HeadConfig, HeadPart, NetworkConfig
 from amradio.students.eradio_settings import EradioSettings
 from amradio.students.vit_settings import VitSettings
 
-FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
+FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
 VITS = ["idx", "name", "layerscale", "spectral", "upsample"]
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the interoperability fixtures are not beside this checkout")
 

@@ -20,7 +20,7 @@ from amradio.teachers import TEACHERS, Teacher
 from amradio.teachers.loading import quiet
 from amradio.teachers.text_encoder import TextEncoder, load_tokenizer
 
-SOURCE = Path(__file__).parents[1] / "src" / "amradio"
+SOURCE = Path(__file__).parents[2] / "src" / "amradio"
 MODULE = """
 from pathlib import Path
 Path({ran!r}).touch()

@@ -40,7 +40,7 @@ from amradio.labelled.segmentation import (
 )
 from amradio.teachers.settings import ClipSettings, OpenClipSettings, SiglipSettings
 
-CAMVID = Path(__file__).parents[2] / "shared" / "data" / "camvid"
+CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
 SIZES = ((24, 32), (20, 20))
 
 

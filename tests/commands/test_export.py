@@ -17,44 +17,20 @@ from amradio.features import Features
 from amradio.formats import ExportSettings, Found
 from amradio.formats.model_folder import write_folder
 from amradio.formats.radio.torchhub import TorchHub
-from amradio.heads import LinearHeadSettings, MlpHeadSettings
-from amradio.network import HeadConfig, HeadPart, NetworkConfig
+from amradio.heads import LinearHeadSettings
+from amradio.network import HeadConfig, HeadPart
 from amradio.students import EradioSettings, VitSettings
+from model_folders import NOTES, config_of, layer_scale_vit
 from runs import files
 
-AGREEMENT = {"clip/summary": {"standardized_cosine": 0.5, "norm_ratio": 0.9, "cosine": 0.75, "constant_cosine": 0.25}}
-NOTES = {"step": 7, "num_steps": 9, "data": "12 images of teapots", "agreement": AGREEMENT, "recipe": "seed: 41\n"}
 NAMES = [form.name for form in formats.FORMATS]
 READ = [name for name in NAMES if name != "onnx"]
-
-
-def config_of(student: Any, **heads: HeadConfig) -> NetworkConfig:
-    def part(dim: int) -> HeadPart:
-        return HeadPart(head=MlpHeadSettings(hidden_dim=24, num_inner=1), dim=dim)
-
-    clip = {"source": "apple/DFN5B", "licence": "Apple AMLR (research only)"}
-    second = 0 if student.shares_summary else 1
-    named = {
-        "clip": HeadConfig(summary=part(8), spatial=part(9), slot=0, teacher=clip),
-        "dino": HeadConfig(summary=part(10), spatial=part(11), slot=second, teacher={"source": "facebook/dinov2-small"}),
-        "sam": HeadConfig(spatial=part(12), teacher={"type": "sam", "source": "a folder", "licence": "Apache-2.0"}),
-    }
-    num_summaries = 1 if student.shares_summary else 2
-    return NetworkConfig(student=student, num_summaries=num_summaries, heads=named | heads, image_size=64)
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """The folder of a ViT with LayerScale and three heads, one of them for the map alone."""
-    torch.manual_seed(0)
-    student = VitSettings(dim=64, depth=2, num_heads=4, num_registers=3, max_image_size=128, layer_scale=0.5)
-    config = config_of(student)
-    network = config.build()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    write_folder(tmp_path / "model", config, network, NOTES)
-    return tmp_path / "model"
+    return layer_scale_vit(tmp_path / "model")
 
 
 def out_of(name: str, folder: Path, stem: str = "out") -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "amradio"
 FILES = sorted(SOURCE.rglob("*.py"))
 LINES, FUNCTION_LINES, ARGUMENTS, LOOP_LINES = 400, 60, 7, 80

@@ -19,7 +19,7 @@ from amradio.labelled.masks import decode_mask, read_mask
 from amradio.teachers.sam import SamTeacher
 from amradio.teachers.settings import SamSettings
 
-COCO = Path(__file__).parents[2] / "shared" / "data" / "coco_instances"
+COCO = Path(__file__).parents[3] / "shared" / "data" / "coco_instances"
 
 
 @pytest.fixture(scope="module")

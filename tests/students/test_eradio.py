@@ -20,7 +20,7 @@ from amradio.students.finetuning import merged
 from amradio.students.settings import LastBlocksSettings, LoraSettings
 from amradio.yaml12 import parse_yaml
 
-FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
+FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
 TINY = {"dim": 8, "stem_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [2, 4], "neck_dim": 24, "cpb_hidden_dim": 16}
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the interoperability fixtures are not beside this checkout")
 each_fixture = pytest.mark.parametrize("name", ["large", "tiny8x"])

@@ -24,7 +24,7 @@ from amradio.training import Trainer, load_teachers
 from amradio.training.continuation import plan
 from runs import assert_same, losses, metrics, state
 
-FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
+FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
 CONDITIONER = {"norm_mean": CLIP_MEAN, "norm_std": CLIP_STD}
 SHORT = ("stages.0.steps=6", "evaluate.every=6", "engine.checkpoint_every=3")
 TOKENS = "student.patch_generator.cls_token.token"

@@ -78,7 +78,7 @@ def test_the_version_is_in_one_place(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"amradio {amradio.__version__}\n"
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert 'dynamic = ["version"]' in text
     assert '\nversion = "' not in text
 

@@ -143,7 +143,7 @@ def test_each_is_weaker_elsewhere(models, neighbours):
 @pytest.mark.parametrize("name", ["clip", "sam"])
 def test_the_tool_repeats_bit_for_bit(name, tmp_path, monkeypatch):
     """One thread, a number of steps: the same command makes the same file (the cards' commands give --steps)."""
-    tools = Path(__file__).parents[1] / "tools"
+    tools = Path(__file__).parents[2] / "tools"
     monkeypatch.syspath_prepend(str(tools))
     import make_embedded_teachers as tool
 

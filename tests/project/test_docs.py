@@ -27,7 +27,7 @@ from amradio.training.initialization import network_config
 from amradio.yaml12 import parse_yaml
 from data_folders import make_shards
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EVALUATION_FILES = [found.path for found in shipped() if found.kind == "evaluation"]
 RECIPES = [found.path for found in shipped() if found.kind == "recipe"]

@@ -54,7 +54,7 @@ def images_for(student: Student, batch: int = 2, height: int = 40, width: int = 
 
 
 def test_every_type_has_a_tiny_form():
-    assert {name.partition(",")[0] for name in TINY} | {"own"} == TYPES  # an object of one's own: tests/test_students_own.py
+    assert {name.partition(",")[0] for name in TINY} | {"own"} == TYPES  # an object of the user: tests/students/test_students_custom.py
 
 
 def test_shapes_are_as_promised(settings: StudentSettings, student: Student):

@@ -32,7 +32,7 @@ from amradio.network import NetworkConfig, cast_weights
 from amradio.students.vit_settings import SIZES, VitSettings
 from tiny import randomise, tiny_radio
 
-FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
+FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
 TINY = {"type": "vit", "dim": 48, "depth": 2, "num_heads": 4, "patch_size": 16, "num_registers": 5, "max_image_size": 256}
 SIZES_PX = [(64, 96), (160, 32), (256, 256), (32, 288)]
 FORM: dict[str, Format] = {form.name: form for form in FORMATS}

@@ -24,7 +24,7 @@ from amradio.errors import UserError
 from data_folders import make, make_folder
 
 KINDS = [source.model_fields["type"].default for source in SOURCES]
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def batches(settings, feed, count, start=0, **changes):

@@ -11,16 +11,16 @@ import torch
 
 from amradio.yaml12 import write_yaml
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import scatter
-import students
 
+import students
 from amradio.config import validate
 from amradio.errors import UserError
 from amradio.words import read_words
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LISTS = sorted((ROOT / "benchmarks").glob("students_*.yaml"))
 SCENES = {"type": "scenes", "length": 16, "seed": 1}
 TINY = {
