@@ -1,9 +1,14 @@
 """Images/s of the training loop against a bare hand-written loop over the same teachers, student, losses and batches, in one run.
 
-    python benchmarks/train_step.py [--steps 60] [--rounds 5] [--json FILE] [key=value ...]
+    python benchmarks/train_step.py [--recipe quickstart] [--steps 60] [--rounds 5] [--json FILE] [key=value ...]
 
-Both loops run alternately in one process, each round on the same batches; the time is taken between the fetch of batch `WARM` and
-that of the last one, so start-up is in neither. The loop should reach at least 0.95 of the bare one.
+Loops take turns in one process, each round on the same batches and with the same number of CPU threads: the package's loop as the recipe
+has it, the bare loop, and both with the teachers one step ahead in a thread (`engine.prepare_ahead`: each thread with half of the
+threads). The time is taken between the fetch of batch `WARM` and that of the last one, so start-up is in none of them. A loop of the
+package should reach 0.98 of the bare loop of its kind. The recipe's losses must be mean squared errors.
+
+Then the parts of a step are timed one by one, with the device waited for at every border: waiting for data, views, each teacher, the
+student's forward pass, the losses, backward, the exchange between processes (none here), optimizer.
 """
 
 import argparse
@@ -12,21 +17,24 @@ import json
 import statistics
 import tempfile
 import time
+from collections import defaultdict
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from amradio.devices import find_device
+from amradio.distillation.alignment import align
 from amradio.distillation.calibration import calibrate
 from amradio.engine.distributed import Processes
 from amradio.engine.log import Log
+from amradio.engine.prefetch import ahead
 from amradio.environment import environment
 from amradio.recipe import Recipe
 from amradio.training import Trainer, load_teachers
 from amradio.training.trainer import Reporting
 
-QUICKSTART = Path(__file__).parents[1] / "src/amradio/recipes/quickstart.yaml"
 WARM = 5
 
 
@@ -41,8 +49,7 @@ class Stamped:
         return self
 
     def __next__(self):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronize()
         self.stamps.append(time.perf_counter())
         return next(self.batches)
 
@@ -50,74 +57,188 @@ class Stamped:
         return (self.stamps[-1] - self.stamps[WARM]) / (len(self.stamps) - 1 - WARM)
 
 
+def synchronize():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def build(recipe):
     return Trainer(recipe, load_teachers(recipe, {}), Processes(find_device(recipe.engine.device)), Log(None))
 
 
-def our_loop(trainer, batches):
+def our_loop(trainer, batches, is_ahead):
     """The loop of the package, without evaluation and checkpoints but with its logs and checks."""
     stamped = Stamped(batches)
+    recipe = trainer.context.recipe
+    engine = recipe.engine.model_copy(update={"prepare_ahead": is_ahead})
+    trainer.context.recipe = recipe.model_copy(update={"engine": engine})
     trainer.context.feeds.training = lambda group, step: stamped
     trainer.hooks = [hook for hook in trainer.hooks if isinstance(hook, Reporting)]
     trainer.run()
     return stamped.seconds_a_step()
 
 
-def bare_loop(context, batches, steps):
+def bare_loop(context, batches, steps, is_ahead):
     """What one writes in an afternoon for this one case: no names, no settings, no metrics."""
     stamped = Stamped(batches)
     task, device, optimizer = context.task, context.processes.device, context.optimizer
     network, size = task.network, context.stages[0].groups[0].partition.image_size
     parameters = list(network.parameters())
-    assert all(group.view_size == size for group in context.stages[0].groups)
-    statistics_of = {key: (value.mean, value.std) for key, value in task.normalizers.by_name().items()}
-    for _, batch in zip(range(steps), stamped, strict=False):
-        images = batch.images.to(device).float() / 255
-        with torch.autocast(device.type, context.autocast, enabled=context.autocast is not None):
-            targets = {name: teacher(images) for name, teacher in task.teachers.items()}
-            student = network.student(images, batch.draws.to(device))
+    to_target = task.normalizers.by_name()
+    kernel = context.autocast
+
+    def answers(batch):
+        images = batch.images.to(device, non_blocking=True).float() / 255
+        with torch.inference_mode(), torch.autocast(device.type, kernel, enabled=kernel is not None):
+            raw = {name: teacher(images) for name, teacher in task.teachers.items()}
+            return images, {key: to_target[key].to_target(raw[key[0]].of(key[1])) for key in to_target}
+
+    def learn(batch, images, targets):
+        with torch.autocast(device.type, kernel, enabled=kernel is not None):
+            student = network.student(images, batch.draws.to(device, non_blocking=True))
             predictions = {name: head(student) for name, head in network.heads.items()}
         loss = 0.0
-        for (name, kind), (mean, std) in statistics_of.items():
-            target = (targets[name].of(kind) - mean) / std
-            prediction = predictions[name].of(kind).float()
-            cosine = (1 - F.cosine_similarity(prediction, target, dim=-1)).mean()
-            loss = loss + (cosine if kind == "summary" else 0.9 * cosine + 0.1 * F.smooth_l1_loss(prediction, target))
+        for (name, kind), target in targets.items():
+            prediction = predictions[name].of(kind)
+            if kind == "spatial":
+                prediction, target = align(prediction, target, "larger")
+            loss = loss + (prediction.float() - target).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+
+    assert all(group.view_size == size for group in context.stages[0].groups)
+    limited = itertools.islice(stamped, steps)
+    if is_ahead:
+        for batch, future in ahead(limited, answers):
+            learn(batch, *future.result())
+    else:
+        for batch in limited:
+            learn(batch, *answers(batch))
     return stamped.seconds_a_step()
+
+
+class Parts:
+    """Seconds a step in each named part, the device waited for at every border."""
+
+    def __init__(self):
+        self.seconds = defaultdict(float)
+        self._begun = {}
+
+    def begin(self, name, *_):
+        synchronize()
+        self._begun[name] = time.perf_counter()
+
+    def end(self, name, *_):
+        synchronize()
+        self.seconds[name] += time.perf_counter() - self._begun[name]
+
+    @contextmanager
+    def part(self, name):
+        self.begin(name)
+        yield
+        self.end(name)
+
+    def watch(self, name, module):
+        return [
+            module.register_forward_pre_hook(partial(self.begin, name)),
+            module.register_forward_hook(partial(self.end, name)),
+        ]
+
+    def wrap(self, name, owner, method):
+        """Times every call of a method."""
+        original = getattr(owner, method)
+
+        def timed(*positional, **named):
+            with self.part(name):
+                return original(*positional, **named)
+
+        setattr(owner, method, timed)
+
+
+def breakdown(trainer, batches, steps):
+    """{part: ms a step}: parts one after another, so their sum is more than a step in which the device works ahead."""
+    parts, context, task = Parts(), trainer.context, trainer.context.task
+    stage, optimization = context.stages[0], trainer.optimization
+    for name, teacher in task.teachers.items():
+        parts.watch(f"teacher {name}", teacher)
+    parts.watch("student forward", task.network.student)
+    for name, head in task.network.heads.items():
+        parts.watch(f"head {name}", head)
+    parts.wrap("views", task.views, "of")
+    parts.wrap("losses", task, "_compare")
+    parts.wrap("optimizer", context.optimizer, "step")
+    parts.wrap("clip", context.parallel, "clip")
+    backward = torch.Tensor.backward
+    torch.Tensor.backward = lambda self, *rest, **named: _timed(parts, "backward", backward, self, *rest, **named)
+    stream = context.feeds.training(stage.groups[0], 0)
+    try:
+        for step in range(WARM + steps):
+            if step == WARM:
+                parts.seconds.clear()
+            with parts.part("waiting for data"):
+                batch = next(stream)
+            with parts.part("step without data"):
+                optimization.take(stage, step, [batch] * len(stage.groups), False)
+    finally:
+        torch.Tensor.backward = backward
+        stream.close()
+    milliseconds = {name: 1000 * seconds / steps for name, seconds in parts.seconds.items()}
+    step = milliseconds.pop("step without data")
+    inside = sum(value for name, value in milliseconds.items() if name != "waiting for data")
+    return milliseconds | {"rest of the step": step - inside}
+
+
+def _timed(parts, name, call, *positional, **named):
+    with parts.part(name):
+        return call(*positional, **named)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="quickstart", help="name or file; with one partition whose models see images of one size")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("words", nargs="*", help="changes to the quickstart's recipe")
+    parser.add_argument("words", nargs="*", help="changes to the recipe")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         common = [f"stages.0.steps={options.steps}", "evaluate.every=null", "engine.log_every=20", f"out={folder}/run"]
-        recipe = Recipe.load(str(QUICKSTART), *common, *options.words)
+        recipe = Recipe.load(options.recipe, *common, *options.words)
+        if any(recipe.loss.of(kind).type != "mse" for kind in ("summary", "spatial")):
+            raise SystemExit("the bare loop has mean squared errors only: give loss.summary=mse loss.spatial=mse")
         trainer = build(recipe)
         context, group = trainer.context, trainer.context.stages[0].groups[0]
-        batches = list(itertools.islice(context.feeds.training(group, 0), 8))
+        stream = context.feeds.training(group, 0)
+        batches = list(itertools.islice(stream, 8))
+        stream.close()
         pairs = [(batch.to(context.processes.device), group.partition) for batch in batches]
         calibrate(context.task, pairs, recipe.normalize, lambda sums: None, context.autocast)
-        bare, ours = [], []
+        training = context.feeds.training
+        seconds = defaultdict(list)
         for _ in range(options.rounds):
-            bare.append(bare_loop(context, batches, options.steps))
-            ours.append(our_loop(trainer, batches))
+            for is_ahead in (False, True):
+                seconds["bare loop", is_ahead].append(bare_loop(context, batches, options.steps, is_ahead))
+                seconds["amradio", is_ahead].append(our_loop(trainer, batches, is_ahead))
+        context.feeds.training = training
+        parts = breakdown(trainer, batches, options.steps)
     size = batches[0].images.shape[0]
-    ratios = [b / o for b, o in zip(bare, ours, strict=True)]
-    rows = {"bare loop": [size / s for s in bare], "amradio": [size / s for s in ours]}
+    rows = {f"{name}{', prepare_ahead' if is_ahead else ''}": [size / s for s in values] for (name, is_ahead), values in seconds.items()}
     for name, speeds in rows.items():
-        print(f"{name:10s} {statistics.median(speeds):8.1f} images/s   (from {min(speeds):.1f} to {max(speeds):.1f})")
-    print(f"amradio / bare: {statistics.median(ratios):.3f} (from {min(ratios):.3f} to {max(ratios):.3f}), {options.rounds} rounds")
+        print(f"{name:26s} {statistics.median(speeds):8.1f} images/s   (from {min(speeds):.1f} to {max(speeds):.1f})")
+    ratios = {}
+    for is_ahead, name in ((False, "amradio / bare"), (True, "the same, both with prepare_ahead")):
+        ratios[name] = [b / o for b, o in zip(seconds["bare loop", is_ahead], seconds["amradio", is_ahead], strict=True)]
+        values = ratios[name]
+        print(f"{name}: {statistics.median(values):.3f} (from {min(values):.3f} to {max(values):.3f}), {options.rounds} rounds")
+    print(f"a step of {size} images in parts, ms (the device waited for at every border):")
+    for name, value in sorted(parts.items(), key=lambda part: -part[1]):
+        print(f"  {name:20s} {value:9.2f}")
     if options.json:
-        found = {"images_per_second": rows, "ratio": ratios, "steps": options.steps, "environment": environment()}
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        result = {"images_per_second": rows, "ratio": ratios, "ms_a_step": parts, "batch_size": size, "steps": options.steps}
+        result |= {"threads": torch.get_num_threads(), "words": options.words, "recipe": options.recipe, "environment": environment()}
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
