@@ -51,7 +51,7 @@ def tiny_model(teachers: dict[str, Teacher], **words: str) -> Model:
     """A random student of 32 px with a head per teacher."""
     torch.manual_seed(0)
     recipe = Recipe.load(
-        f"teachers={{{', '.join(f'{name}: own' for name in teachers)}}}",
+        f"teachers={{{', '.join(f'{name}: custom' for name in teachers)}}}",
         "data.train=scenes",
         "student={type: vit, dim: 32, depth: 1, num_heads: 2, patch_size: 8, max_image_size: 64}",
         "stages.0.partitions.0.image_size=32",

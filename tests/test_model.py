@@ -354,7 +354,7 @@ def test_text_of_a_folder_that_moved(kind: str, tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("card", "name", "message"),
     [
-        ({"type": "own", "source": "mine"}, None, "'mine' of type 'own'"),
+        ({"type": "custom", "source": "mine"}, None, "'mine' of type 'custom'"),
         ({}, None, "no way to know how to load it"),
         ({"type": "embedded", "source": "embedded clip"}, "nowhere/at-all", "teacher 'nowhere/at-all' is not on this machine"),
         ({"type": "embedded", "source": "embedded clap"}, None, "clap"),
@@ -378,7 +378,7 @@ def test_cards_lead_to_the_settings_of_every_kind() -> None:
         "embedded": "embedded sam",
         "model": "runs/x/model",
     }
-    assert set(cards) | {"own"} == {settings.model_fields["type"].default for settings in TEACHERS}
+    assert set(cards) | {"custom"} == {settings.model_fields["type"].default for settings in TEACHERS}
     for kind, source in cards.items():
         found = settings_of("x", {"type": kind, "source": source}).model_dump()
         assert found["type"] == kind

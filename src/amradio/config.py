@@ -106,7 +106,7 @@ UserPath = Annotated[str, pydantic.AfterValidator(_check_path)]
 
 
 def one_of(choices: Sequence[type[Settings]]) -> Any:
-    """The tagged union of `choices` by their field `type`; a bare word stands for `{type: word}`."""
+    """The tagged union of `choices` by their field `type`; a bare word stands for `{type: word}`, and a former name for the present one."""
     if len(choices) == 1:
         union: Any = choices[0]
     else:
@@ -114,8 +114,15 @@ def one_of(choices: Sequence[type[Settings]]) -> Any:
     return Annotated[union, pydantic.BeforeValidator(_bare_word)]
 
 
+FORMER_TYPES = {"own": "custom"}
+"""Types that had another name in released recipes and model folders."""
+
+
 def _bare_word(value: Any) -> Any:
-    return {"type": value} if isinstance(value, str) else value
+    value = {"type": value} if isinstance(value, str) else value
+    if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"] in FORMER_TYPES:
+        return value | {"type": FORMER_TYPES[value["type"]]}
+    return value
 
 
 def defaults(cls: type[Settings]) -> dict[str, Any]:

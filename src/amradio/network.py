@@ -166,7 +166,7 @@ class NetworkConfig(Settings):
         """
         fresh = self.without_start().student
         with torch.device("meta"):
-            student: Student | _Widths = _Widths() if fresh.type in ("timm", "own") else fresh.build(self.num_summaries)
+            student: Student | _Widths = _Widths() if fresh.type in ("timm", "custom") else fresh.build(self.num_summaries)
             heads = [_build_head(head, student) for head in self.heads.values()]
         parts = [*heads, *([student] if isinstance(student, Student) else [])]
         count = sum(tensor.numel() for part in parts for tensor in (*part.parameters(), *part.buffers()))
@@ -179,10 +179,10 @@ class NetworkConfig(Settings):
 
     def _check(self, own: Student) -> Student:
         problems: list[str] = []
-        if self.student.type != "own":
+        if self.student.type != "custom":
             problems.append(f"student: an object was passed, but the student is of type '{self.student.type}'; drop one of both")
         elif not isinstance(own, Student):
-            problems.append(f"student: found {type(own).__name__}; wrap a module as amradio.students.OwnStudent(module, patch_size=...)")
+            problems.append(f"student: found {type(own).__name__}; wrap a module as amradio.students.CustomStudent(module, patch_size=...)")
         elif own.num_summaries != (1 if self.student.shares_summary else self.num_summaries):
             wanted = "1 (student.summaries: shared)" if self.student.shares_summary else f"{self.num_summaries}, one per teacher"
             problems.append(f"student: the object has {own.num_summaries} summaries, the recipe wants {wanted}")

@@ -201,7 +201,7 @@ class Recipe(Settings):
     @property
     def student_is_random(self) -> bool:
         """Whether the student begins with no weights from elsewhere."""
-        return self.student.type not in ("own", "model") and self.student.model_dump().get("start_from") is None
+        return self.student.type not in ("custom", "model") and self.student.model_dump().get("start_from") is None
 
     @property
     def num_steps(self) -> int:

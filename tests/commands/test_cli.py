@@ -212,7 +212,7 @@ def test_a_device_that_is_none(refused):
 
 
 def test_a_teacher_object_that_only_python_can_pass(refused):
-    (problem,) = refused("teachers.mine={type: own}")
+    (problem,) = refused("teachers.mine={type: custom}")
     assert problem.startswith("teachers.mine: ")
     assert "amradio.distill(recipe, teachers=" in problem
 

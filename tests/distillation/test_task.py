@@ -256,7 +256,7 @@ def test_the_loss_is_the_sum_over_teachers_so_a_teacher_taken_twice_counts_twice
         own = {name: Planned(colours, dims=(None, 5)) for name in names}
         none = [f"teachers.{name}=null" for name in ("clip", "dino", "sam")]
         run = train(
-            *none, *(f"teachers.{name}={{type: own}}" for name in names), "optimizer.clip=null", "student.position_dropout=0.0", own=own
+            *none, *(f"teachers.{name}={{type: custom}}" for name in names), "optimizer.clip=null", "student.position_dropout=0.0", own=own
         )
         run.context.task.network.heads[names[-1]].load_state_dict(run.context.task.network.heads["a"].state_dict())
         loss = step(run)["loss"].item()
@@ -331,7 +331,7 @@ def test_statistics_are_those_of_the_images_of_all_partitions(recipe):
         return found
 
     words = (
-        "teachers={mine: {type: own}}",
+        "teachers={mine: {type: custom}}",
         "stages=[{steps: 1, partitions: [{image_size: 32, batch_size: 4}, {image_size: 16, batch_size: 2}]}]",
     )
     r = recipe("teachers.clip=null", "teachers.dino=null", "teachers.sam=null", *words)
@@ -362,7 +362,7 @@ def test_teachers_of_one_size_share_the_resized_images(train, monkeypatch):
         return teacher
 
     own = {name: watch(name, (4, 5), input_size=size) for name, size in (("a", 40), ("b", 40), ("c", 24))}
-    words = [f"teachers.{name}={{type: own}}" for name in own]
+    words = [f"teachers.{name}={{type: custom}}" for name in own]
     run = train("teachers.clip=null", "teachers.dino=null", "teachers.sam=null", *words, own=own, calibrated=False)
     sizes: list[tuple[int, int]] = []
     resize = views_module.resize

@@ -329,7 +329,7 @@ def test_what_fails_in_a_teacher_is_the_same_message_ahead_and_not(recipe, word)
                 raise UserError("teacher 'a test': no more")
             return super().encode(images)
 
-    words = ("teachers.mine={type: own}", "evaluate.every=null")
+    words = ("teachers.mine={type: custom}", "evaluate.every=null")
     with pytest.raises(UserError, match=r"^teacher 'a test': no more$"):
         run_distill(recipe(*words, word), teachers={"mine": Refusing(fails_at=-1)})
 
@@ -467,7 +467,7 @@ class Failing(Teacher):
 
 
 def test_a_nan_stops_the_run_with_teacher_step_and_images_named(recipe, tmp_path):
-    words = ("teachers.mine={type: own}", "evaluate.every=null", "engine.log_every=5", "engine.checkpoint_every=5")
+    words = ("teachers.mine={type: custom}", "evaluate.every=null", "engine.log_every=5", "engine.checkpoint_every=5")
     with pytest.raises(UserError) as caught:
         run_distill(recipe(*words), teachers={"mine": Failing(fails_at=2 + 7)})
     (problem,) = caught.value.problems
@@ -484,7 +484,7 @@ def test_a_nan_stops_the_run_with_teacher_step_and_images_named(recipe, tmp_path
 
 def test_a_nan_in_the_statistics_stops_at_the_first_step(recipe):
     with pytest.raises(UserError, match=r"step 1: not a finite number: .*mine/spatial"):
-        run_distill(recipe("teachers.mine={type: own}", "evaluate.every=null"), teachers={"mine": Failing(fails_at=1)})
+        run_distill(recipe("teachers.mine={type: custom}", "evaluate.every=null"), teachers={"mine": Failing(fails_at=1)})
 
 
 # precision

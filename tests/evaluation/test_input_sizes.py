@@ -26,7 +26,7 @@ from amradio.model import Model
 from amradio.network import NetworkConfig
 from amradio.recipe import Recipe
 from amradio.students.base import Student
-from amradio.students.settings import OwnSettings
+from amradio.students.settings import CustomSettings
 from amradio.students.vit_settings import VitSettings
 from amradio.teachers import ClipSettings, Dinov2Settings, ModelSettings, OpenClipSettings, SamSettings, SiglipSettings
 from amradio.teachers.base import Teacher
@@ -54,7 +54,7 @@ def bench_of(teachers: dict[str, Teacher], *words: str, patch_size: int = 64, **
     """A random student that was trained as in the paper: CLIP and DINOv2 at one size, SAM at 1024 px."""
     torch.manual_seed(0)
     recipe = Recipe.load(
-        f"teachers={{{', '.join(f'{name}: own' for name in teachers)}}}",
+        f"teachers={{{', '.join(f'{name}: custom' for name in teachers)}}}",
         "data.train=scenes",
         f"student={{type: vit, dim: 32, depth: 1, num_heads: 2, patch_size: {patch_size}, max_image_size: 1024}}",
         f"stages=[{{partitions: {PARTITIONS}}}]",
@@ -341,7 +341,7 @@ class Fixed(Student):
 
 
 def test_a_student_of_one_square_size_is_not_squashed_either() -> None:
-    config = NetworkConfig(student=OwnSettings(), num_summaries=1, image_size=48)
+    config = NetworkConfig(student=CustomSettings(), num_summaries=1, image_size=48)
     call = predictors(Model(config, config.build(Fixed())), {}, None, "whole")["student"]
     images = torch.rand(1, 3, 48, 96, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(call(images).spatial, torch.nn.functional.avg_pool2d(images, 16).permute(0, 2, 3, 1))

@@ -278,7 +278,7 @@ def test_names_of_heads(name: str, copy):
         {"type": "eradio", "depths": [10**6, 1, 1, 1]},
         {"type": "timm", "model": "vit_small_patch16_224"},
         {"type": "timm", "model": "vit_tiny_patch16_224", "image_size": 10**6},
-        {"type": "own"},
+        {"type": "custom"},
     ],
 )
 @pytest.mark.usefixtures("little_memory")

@@ -25,7 +25,7 @@ TEACHERS = {
     "clip": {"type": "open_clip", "source": "apple/DFN5B-CLIP-ViT-H-14-378", "licence": "Apple AMLR (research only)"},
     "meta": {"type": "clip", "source": "/data/metaclip", "licence": "CC BY-NC 4.0"},
     "dino": {"type": "dinov2", "source": "facebook/dinov2-small"},
-    "mine": {"type": "own"},
+    "mine": {"type": "custom"},
 }
 NAMES = [form.name for form in formats.FORMATS]
 READ = [name for name in NAMES if name != "onnx"]

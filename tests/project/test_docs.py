@@ -113,7 +113,7 @@ def test_python_blocks_compile(where: str, text: str) -> None:
     compile(text, where, "exec")
 
 
-def test_own_teacher_of_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_teacher_of_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {process}, raising=False)  # one core: no loading processes to wait for
     snippet = next(text for _, text in blocks("python") if OWN_TEACHER in text)
@@ -138,7 +138,7 @@ def write_quickstart(folder: Path) -> None:
     write_folder(folder, config, config.build(), {"step": 1, "num_steps": 1, "data": "scenes", "agreement": {}})
 
 
-def test_own_student_of_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_student_of_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {process}, raising=False)  # as above
     snippet = next(text for _, text in blocks("python", [ROOT / "docs" / "extending.md"]) if OWN_STUDENT in text)
@@ -249,7 +249,7 @@ def test_the_page_on_design_shows_the_order_of_rooms_as_it_is_checked() -> None:
 
 def test_the_page_on_licences_names_every_kind_of_teacher() -> None:
     text = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
-    kinds = {settings.model_fields["type"].default for settings in TEACHERS} - {"own"}
+    kinds = {settings.model_fields["type"].default for settings in TEACHERS} - {"custom"}
     assert kinds <= set(re.findall(r"`(\w+)`", text))
 
 

@@ -141,7 +141,7 @@ def extended(tmp_path: Path) -> Path:
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("embedded", "__pycache__"))
     (copy / "teachers" / "colour.py").write_text(TEACHER.lstrip())
     add(copy / "teachers" / "__init__.py", "from .catalogue import ", "from .colour import ColourSettings\nfrom .catalogue import ")
-    add(copy / "teachers" / "__init__.py", "    OwnSettings,\n)", "    OwnSettings,\n    ColourSettings,\n)")
+    add(copy / "teachers" / "__init__.py", "    CustomSettings,\n)", "    CustomSettings,\n    ColourSettings,\n)")
     (copy / "students" / "flat.py").write_text(STUDENT.lstrip())
     add(copy / "students" / "__init__.py", "from .vit_settings import ", "from .flat import FlatSettings\nfrom .vit_settings import ")
     text = (copy / "students" / "__init__.py").read_text()
@@ -199,7 +199,7 @@ class Mine(Teacher):
 def test_an_object_is_a_teacher(recipe):
     teacher = Mine()
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    folder = amradio.distill(recipe("teachers.mine={type: own, spatial_weight: 2.0}"), teachers={"mine": teacher})
+    folder = amradio.distill(recipe("teachers.mine={type: custom, spatial_weight: 2.0}"), teachers={"mine": teacher})
     assert teacher.sizes == {(3, 48, 48)}
     assert not teacher.training
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
@@ -218,10 +218,10 @@ def test_an_object_without_a_place_and_a_place_without_an_object(recipe, tmp_pat
         amradio.distill(recipe(), teachers={"mine": Mine()})
     with pytest.raises(UserError, match="'clip' was passed"):
         amradio.distill(recipe(), teachers={"clip": Mine()})
-    with pytest.raises(UserError, match=r"teachers\.mine: a teacher of type 'own' is an object"):
-        amradio.distill(recipe("teachers.mine={type: own}"))
+    with pytest.raises(UserError, match=r"teachers\.mine: a teacher of type 'custom' is an object"):
+        amradio.distill(recipe("teachers.mine={type: custom}"))
     with pytest.raises(UserError, match=r"teachers\.mine: nothing to learn"):
-        amradio.distill(recipe("teachers.mine={type: own, spatial_weight: 0.0}"), teachers={"mine": Mine()})
+        amradio.distill(recipe("teachers.mine={type: custom, spatial_weight: 0.0}"), teachers={"mine": Mine()})
     assert not (tmp_path / "run").exists()
 
 

@@ -22,7 +22,7 @@ normalize: {{summary: none, spatial: global}}
 heads: {{spatial: {{type: attention, depth: 1}}}}
 out: runs/x
 """
-STUDENTS = ("student=eradio", "student={type: timm, model: convnext_base}", "student=own", "student={type: model, path: runs/y}")
+STUDENTS = ("student=eradio", "student={type: timm, model: convnext_base}", "student=custom", "student={type: model, path: runs/y}")
 
 
 def heavy_after(program: str, folder: Path) -> list[str]:

@@ -54,7 +54,7 @@ def images_for(student: Student, batch: int = 2, height: int = 40, width: int = 
 
 
 def test_every_type_has_a_tiny_form():
-    assert {name.partition(",")[0] for name in TINY} | {"own"} == TYPES  # an object of the user: tests/students/test_students_custom.py
+    assert {name.partition(",")[0] for name in TINY} | {"custom"} == TYPES  # an object of the user: tests/students/test_students_custom.py
 
 
 def test_shapes_are_as_promised(settings: StudentSettings, student: Student):
@@ -187,7 +187,7 @@ def test_the_same_seed_gives_the_same_weights(settings: StudentSettings, student
 
 def test_the_catalogue_lists_every_student():
     rows = catalogue()
-    assert {row.type for row in rows} == TYPES - {"own"}
+    assert {row.type for row in rows} == TYPES - {"custom"}
     assert all(row.parameters > 1e6 and (row.num_heads == 0 or row.dim % row.num_heads == 0) for row in rows)
     counts = {row.size: row.parameters / 1e6 for row in rows if row.type == "vit"}
     # what the published checkpoints hold, with 8 prefix tokens

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 import amradio
 from amradio import UserError
 from amradio.features import Features
-from amradio.students import OwnStudent, Student
+from amradio.students import CustomStudent, Student
 from runs import assert_same, losses
 
-WORDS = ("student={type: own}", "stages.0.steps=4", "evaluate.every=null", "engine.checkpoint_every=2")
+WORDS = ("student={type: custom}", "stages.0.steps=4", "evaluate.every=null", "engine.checkpoint_every=2")
 
 
 def convolutions(width: int = 12) -> nn.Module:
@@ -65,7 +65,7 @@ class Mine(Student):
 
 def test_a_module_is_a_student() -> None:
     module = convolutions()
-    student = OwnStudent(module, patch_size=8, mean=(0.5,) * 3, std=(0.25,) * 3)
+    student = CustomStudent(module, patch_size=8, mean=(0.5,) * 3, std=(0.25,) * 3)
     assert (student.summary_dim, student.spatial_dim, student.num_summaries) == (12, 12, 1)
     assert student.nearest_size(50, 3) == (48, 8)
     assert module.training  # looking at it left it as it was
@@ -76,47 +76,47 @@ def test_a_module_is_a_student() -> None:
     torch.testing.assert_close(found.summary, wanted.mean((2, 3)))
     with pytest.raises(UserError, match="17x24 px is not a size this student takes; the nearest is 16x24 px"):
         student(torch.rand(1, 3, 17, 24))
-    found = OwnStudent(Pair(), patch_size=8, num_summaries=2)(images)
+    found = CustomStudent(Pair(), patch_size=8, num_summaries=2)(images)
     assert found.summary.shape == (2, 10)
-    assert OwnStudent(Pair(), patch_size=8, step=32).nearest_size(50, 3) == (64, 32)
+    assert CustomStudent(Pair(), patch_size=8, step=32).nearest_size(50, 3) == (64, 32)
 
 
 def test_a_module_that_does_not_answer_as_it_should_is_refused() -> None:
     with pytest.raises(UserError, match=r"the module's map is \[1, 12, 4, 6\]; with patch_size 16 it has to be \[1, D, 2, 3\]"):
-        OwnStudent(convolutions(), patch_size=16)
+        CustomStudent(convolutions(), patch_size=16)
     with pytest.raises(UserError, match=r"has to be .1, S. with S a multiple of num_summaries 3"):
-        OwnStudent(Pair(), patch_size=8, num_summaries=3)
+        CustomStudent(Pair(), patch_size=8, num_summaries=3)
     with pytest.raises(UserError, match=r"the module failed on images .*answers with a map"):
-        OwnStudent(nn.Linear(3, 4), patch_size=8)
+        CustomStudent(nn.Linear(3, 4), patch_size=8)
     with pytest.raises(UserError, match="step 12 is no multiple of patch_size 8"):
-        OwnStudent(convolutions(), patch_size=8, step=12)
+        CustomStudent(convolutions(), patch_size=8, step=12)
 
 
 def test_it_is_trained_in_place_resumed_saved_and_loaded(recipe, tmp_path) -> None:
     settings = recipe(*WORDS)
-    student = OwnStudent(convolutions(), patch_size=8)
+    student = CustomStudent(convolutions(), patch_size=8)
     before = copy.deepcopy(student.state_dict())
     folder = amradio.distill(settings, student=student)
     assert not torch.equal(student.module[0].weight, before["module.0.weight"])
     assert sorted(losses(folder)) == [1, 2, 3, 4]
 
-    with pytest.raises(UserError, match=r"student: a student of type 'own' is an object .* amradio.load\(path, student="):
+    with pytest.raises(UserError, match=r"student: a student of type 'custom' is an object .* amradio.load\(path, student="):
         amradio.load(folder)
-    fresh = OwnStudent(convolutions(), patch_size=8)
+    fresh = CustomStudent(convolutions(), patch_size=8)
     model = amradio.load(folder, student=fresh)
     assert model.network.student is fresh
     images = torch.rand(2, 3, 32, 40)
     torch.testing.assert_close(model(images), student.eval()(images), rtol=0, atol=0)
     assert model(images, heads=["sam"])["sam"].spatial.shape[:3] == (2, 4, 5)
     with pytest.raises(UserError, match=r"wrong shape: student\.module"):
-        amradio.load(folder, student=OwnStudent(convolutions(width=16), patch_size=8))
+        amradio.load(folder, student=CustomStudent(convolutions(width=16), patch_size=8))
 
     again = recipe(*WORDS, f"out={tmp_path / 'again'}")
-    interrupted = OwnStudent(convolutions(), patch_size=8)
+    interrupted = CustomStudent(convolutions(), patch_size=8)
     interrupted.module.register_forward_pre_hook(Interruption(at=3))
     with pytest.raises(RuntimeError, match="interrupted"):
         amradio.distill(again, student=interrupted)
-    assert_same(folder, amradio.distill(again, student=OwnStudent(convolutions(), patch_size=8)))
+    assert_same(folder, amradio.distill(again, student=CustomStudent(convolutions(), patch_size=8)))
 
 
 def test_it_is_evaluated(recipe, tmp_path) -> None:
@@ -128,22 +128,22 @@ def test_it_is_evaluated(recipe, tmp_path) -> None:
 
 
 def test_a_summary_for_each_teacher(recipe) -> None:
-    words = (*WORDS, "student={type: own, summaries: per_teacher}", "stages.0.steps=1")
-    folder = amradio.distill(recipe(*words), student=OwnStudent(Pair(), patch_size=8, num_summaries=2))
-    model = amradio.load(folder, student=OwnStudent(Pair(), patch_size=8, num_summaries=2))
+    words = (*WORDS, "student={type: custom, summaries: per_teacher}", "stages.0.steps=1")
+    folder = amradio.distill(recipe(*words), student=CustomStudent(Pair(), patch_size=8, num_summaries=2))
+    model = amradio.load(folder, student=CustomStudent(Pair(), patch_size=8, num_summaries=2))
     assert [model.config.heads[name].slot for name in ("clip", "dino")] == [0, 1]
     assert model.summary_dim == 10
 
 
 def test_an_object_and_its_place_belong_together(recipe, tmp_path) -> None:
-    with pytest.raises(UserError, match=r"student: a student of type 'own' is an object that only Python can pass"):
+    with pytest.raises(UserError, match=r"student: a student of type 'custom' is an object that only Python can pass"):
         amradio.distill(recipe(*WORDS))
     with pytest.raises(UserError, match="an object was passed, but the student is of type 'vit'"):
         amradio.distill(recipe(), student=Mine())
-    with pytest.raises(UserError, match=r"found Sequential; wrap a module as amradio.students.OwnStudent\(module"):
+    with pytest.raises(UserError, match=r"found Sequential; wrap a module as amradio.students.CustomStudent\(module"):
         amradio.distill(recipe(*WORDS), student=convolutions())
     with pytest.raises(UserError, match="the object has 2 summaries, the recipe wants 1"):
-        amradio.distill(recipe(*WORDS), student=OwnStudent(Pair(), patch_size=8, num_summaries=2))
+        amradio.distill(recipe(*WORDS), student=CustomStudent(Pair(), patch_size=8, num_summaries=2))
     with pytest.raises(UserError, match="the object has 1 summaries, the recipe wants 2, one per teacher"):
-        amradio.distill(recipe(*WORDS, "student.summaries=per_teacher"), student=OwnStudent(Pair(), patch_size=8))
+        amradio.distill(recipe(*WORDS, "student.summaries=per_teacher"), student=CustomStudent(Pair(), patch_size=8))
     assert not (tmp_path / "run").exists()

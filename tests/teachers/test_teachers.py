@@ -1,5 +1,8 @@
 """What every kind of teacher promises, whatever library it comes from."""
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,9 +13,9 @@ from amradio.errors import UserError
 from amradio.features import Features
 from amradio.teachers import TEACHERS, Teacher, TeacherSettings
 from amradio.teachers.precision import cast
-from amradio.teachers.settings import ClipSettings, EmbeddedSettings, OwnSettings
+from amradio.teachers.settings import ClipSettings, CustomSettings, EmbeddedSettings, SamSettings
 
-NOT_FROM_FILES = ("embedded", "own", "model")
+NOT_FROM_FILES = ("embedded", "custom", "model")
 """Tested elsewhere: by the files that the package ships, and by what raises."""
 
 
@@ -224,7 +227,7 @@ def test_every_setting_has_its_help() -> None:
 
 def test_own_teachers_are_passed_in_python() -> None:
     with pytest.raises(UserError, match=r"amradio\.distill\(recipe, teachers="):
-        OwnSettings().build()
+        CustomSettings().build()
 
 
 def test_a_teacher_of_ones_own() -> None:
@@ -269,3 +272,36 @@ def test_auto_precision_is_that_of_the_models_beside_the_teacher() -> None:
     assert settings.build().compute_dtype == torch.float32
     fixed = EmbeddedSettings(name="clip", precision="float16")
     assert fixed.at(None) is fixed
+
+
+def test_relative_positions_are_read_once_and_anew_after_a_change(tmp_path: Path):
+    """The remembered tables give the original's answer, also with gradients, after new weights and in other precisions."""
+    folder = tiny.tiny_sam(tmp_path / "sam")
+    teacher = SamSettings(model=str(folder)).build()
+    layers = [layer for layer in teacher.modules() if hasattr(layer, "get_rel_pos")]
+    assert len(layers) == 2
+
+    def original(images: torch.Tensor) -> torch.Tensor:
+        kept = [layer.__dict__.pop("get_rel_pos") for layer in layers]
+        answer = teacher(images).spatial
+        for layer, reader in zip(layers, kept, strict=True):
+            layer.get_rel_pos = reader
+        return answer
+
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        first = teacher(images).spatial
+    counts = [len(layer.get_rel_pos.results) for layer in layers]
+    assert all(counts)
+    images.requires_grad_()
+    assert torch.equal(teacher(images).spatial, first)
+    assert torch.equal(original(images), first)
+    with torch.no_grad():
+        for layer in layers:
+            layer.rel_pos_h.mul_(3)
+    changed = teacher(images).spatial
+    assert not torch.equal(changed, first)
+    assert torch.equal(original(images), changed)
+    assert [len(layer.get_rel_pos.results) for layer in layers] == counts
+    copied = copy.deepcopy(teacher)
+    assert torch.equal(copied(images).spatial, changed)

@@ -162,7 +162,7 @@ class Colours(Teacher):
         return Features(images.mean((2, 3)), torch.nn.functional.avg_pool2d(images, 8).permute(0, 2, 3, 1))
 
 
-NEW = ("teachers.mine={type: own}", "teachers.clip=null")
+NEW = ("teachers.mine={type: custom}", "teachers.clip=null")
 """One teacher goes, one comes."""
 
 
@@ -423,7 +423,7 @@ class Spoken(Teacher):
 @pytest.mark.parametrize("file", ["idx.pth.tar", "upsample.pth.tar", "spectral.pth.tar", "hf_name"])
 def test_an_official_checkpoint_goes_on_with_two_of_its_heads_and_a_third_teacher(recipe, file, tmp_path):
     teachers = {"clip": Spoken(32, 40), "dino_v2": Spoken(48, 48), "mine": Spoken(8, 12)}
-    words = [f"teachers.{name}={{type: own}}" for name in teachers] + [f"teachers.{name}=null" for name in ("dino", "sam")]
+    words = [f"teachers.{name}={{type: custom}}" for name in teachers] + [f"teachers.{name}=null" for name in ("dino", "sam")]
     words += ["stages=[{steps: 6, partitions: [{image_size: 64, batch_size: 4}]}]", f"student={{type: model, path: {FIXTURES / file}}}"]
     before = amradio.load(FIXTURES / file)
     old = before.network.state_dict()
@@ -463,7 +463,7 @@ def test_an_official_eradio_goes_on(recipe, heads, tmp_path):
         settings = {"model": "eradio", "teachers": [{"name": name} for name in heads], "cls_token_per_teacher": False}
         torch.save({"arch": "eradio", "epoch": 0, "args": argparse.Namespace(**settings, cpe_max_size=None), "state_dict": official}, file)
     teachers = {name: Spoken(6, 7) for name in heads} | {"mine": Spoken(8, 12)}
-    words = [f"teachers.{name}={{type: own}}" for name in teachers] + [f"teachers.{name}=null" for name in ("sam", "clip", "dino")]
+    words = [f"teachers.{name}={{type: custom}}" for name in teachers] + [f"teachers.{name}=null" for name in ("sam", "clip", "dino")]
     words = [word for word in words if not word.endswith("=null") or word.split(".")[1].split("=")[0] not in heads]
     words += [
         "stages=[{steps: 40, partitions: [{image_size: 64, batch_size: 8}]}]",

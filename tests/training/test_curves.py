@@ -116,10 +116,10 @@ class Mine(nn.Module):
 
 
 def test_a_custom_student_is_what_it_was(recipe: Callable[..., amradio.Recipe]) -> None:
-    from amradio.students import OwnStudent
+    from amradio.students import CustomStudent
 
-    student = OwnStudent(Mine(), patch_size=8, mean=(0.5,) * 3, std=(0.25,) * 3)
-    check("custom", curve(amradio.distill(recipe(*COMMON, "student={type: own}"), student=student)))
+    student = CustomStudent(Mine(), patch_size=8, mean=(0.5,) * 3, std=(0.25,) * 3)
+    check("custom", curve(amradio.distill(recipe(*COMMON, "student={type: custom}"), student=student)))
 
 
 def test_a_continued_model_is_what_it_was(recipe: Callable[..., amradio.Recipe], tmp_path: Path) -> None:

@@ -75,9 +75,9 @@ def _load(recipe: Recipe, data: OpenData, own: Mapping[str, Teacher], folder: Ru
     say("looking at the data")
     problems += check_data(recipe, data) + check_extras(recipe)
     problems += [
-        f"teachers: '{name}' was passed, but the recipe has no teacher of that name and the type 'own'"
+        f"teachers: '{name}' was passed, but the recipe has no teacher of that name and the type 'custom'"
         for name in own
-        if name not in recipe.teachers or recipe.teachers[name].type != "own"
+        if name not in recipe.teachers or recipe.teachers[name].type != "custom"
     ]
     loaded: dict[str, Teacher] = {}
     try:

@@ -87,7 +87,7 @@ def teachers_of(path: Path, own: Mapping[str, Teacher], suite: Suite) -> dict[st
     recipe = _recipe_of(path)
     if recipe is None:
         return dict(own)
-    missing = [name for name, settings in recipe.teachers.items() if settings.type == "own" and name not in own]
+    missing = [name for name, settings in recipe.teachers.items() if settings.type == "custom" and name not in own]
     if missing:
         raise UserError(
             *(f"teachers: '{name}' is an object of one's own; pass it: amradio.evaluate(..., teachers=...)" for name in missing)

@@ -67,7 +67,7 @@ def list_students(as_json: bool = False) -> None:
     for line in (
         "vit: student='{type: vit, size: SIZE, patch_size: 16}'. Counted with the position table of 2048 px and 4 summary tokens.",
         "timm: student='{type: timm, model: NAME}', with these and any other backbone of timm.",
-        "own: any torch module, in Python: amradio.distill(recipe, student=amradio.students.OwnStudent(module, patch_size=16)).",
+        "custom: any torch module, in Python: amradio.distill(recipe, student=amradio.students.CustomStudent(module, patch_size=16)).",
     ):
         _print_text(line)
 

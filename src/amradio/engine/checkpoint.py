@@ -85,10 +85,14 @@ class Checkpoints:
             write_aside(file, _signed(step, state, checksums).encode())
 
     def _point_last_to(self, final: Path) -> None:
-        link = self.folder / ".last.part"
+        link, last = self.folder / ".last.part", self.folder / "last"
+        if last.is_dir() and not last.is_symlink():  # the run folder was copied by a program that follows links
+            if not (last / STATE).is_file():
+                return  # a folder of the user's
+            shutil.rmtree(last)
         link.unlink(missing_ok=True)
         link.symlink_to(final.name)
-        link.replace(self.folder / "last")
+        link.replace(last)
 
     def path(self, step: int) -> Path:
         """The folder of a checkpoint."""

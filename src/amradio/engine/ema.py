@@ -22,8 +22,7 @@ class Ema(Generic[Module]):
         """Moves the average towards the module's present weights; other state is copied."""
         averages, present = self.average.state_dict(), module.state_dict()
         floats = [key for key, value in averages.items() if value.is_floating_point()]
-        for key in floats:
-            averages[key].lerp_(present[key], 1 - self.decay)
+        torch._foreach_lerp_([averages[key] for key in floats], [present[key] for key in floats], 1 - self.decay)  # pyright: ignore[reportPrivateImportUsage]
         for key in averages.keys() - floats:
             averages[key].copy_(present[key])
 

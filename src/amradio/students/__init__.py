@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING
 
 from ..lazy import lazily
 from .eradio_settings import EradioSettings
-from .settings import OwnSettings, StudentRow, StudentSettings
+from .settings import CustomSettings, StudentRow, StudentSettings
 from .timm_settings import TimmSettings
 from .vit_settings import VitSettings
 
 if TYPE_CHECKING:
     from .base import Student
-    from .user_module import OwnStudent
+    from .custom import CustomStudent
 
-STUDENTS: tuple[type[StudentSettings], ...] = (VitSettings, EradioSettings, TimmSettings, OwnSettings)
+STUDENTS: tuple[type[StudentSettings], ...] = (VitSettings, EradioSettings, TimmSettings, CustomSettings)
 
 
 def catalogue() -> list[StudentRow]:
@@ -22,9 +22,9 @@ def catalogue() -> list[StudentRow]:
 
 __all__ = [
     "STUDENTS",
+    "CustomSettings",
+    "CustomStudent",
     "EradioSettings",
-    "OwnSettings",
-    "OwnStudent",
     "Student",
     "StudentRow",
     "StudentSettings",
@@ -33,4 +33,4 @@ __all__ = [
     "catalogue",
 ]
 
-__getattr__ = lazily(__name__, {"OwnStudent": "user_module", "Student": "base"})
+__getattr__ = lazily(__name__, {"CustomStudent": "custom", "Student": "base"})

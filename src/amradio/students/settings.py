@@ -108,10 +108,10 @@ class StudentSettings(TrainedSettings):
         raise NotImplementedError
 
 
-class OwnSettings(StudentSettings):
-    """The place of a student that is passed as an object: `amradio.distill(recipe, student=OwnStudent(module, patch_size=16))`."""
+class CustomSettings(StudentSettings):
+    """The place of a student that is passed as an object: `amradio.distill(recipe, student=CustomStudent(module, patch_size=16))`."""
 
-    type: Literal["own"] = "own"
+    type: Literal["custom"] = "custom"
     summaries: Literal["shared", "per_teacher"] = "shared"
     """`shared`: the object has one summary, which all heads read. `per_teacher`: it has one for each teacher that has one."""
 
@@ -124,7 +124,7 @@ class OwnSettings(StudentSettings):
         """Raises UserError: there is nothing to build."""
         del num_summaries
         raise UserError(
-            "student: a student of type 'own' is an object that only Python can pass: amradio.distill(recipe, student=...), and "
+            "student: a student of type 'custom' is an object that only Python can pass: amradio.distill(recipe, student=...), and "
             "amradio.load(path, student=...) for one that was trained"
         )
 

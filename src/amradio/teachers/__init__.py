@@ -6,12 +6,12 @@ from ..lazy import lazily
 from .catalogue import Known, catalogue
 from .settings import (
     ClipSettings,
+    CustomSettings,
     Dinov2Settings,
     Dinov3Settings,
     EmbeddedSettings,
     ModelSettings,
     OpenClipSettings,
-    OwnSettings,
     Precision,
     RadioSettings,
     SamSettings,
@@ -34,20 +34,20 @@ TEACHERS: tuple[type[TeacherSettings], ...] = (
     TimmSettings,
     EmbeddedSettings,
     ModelSettings,
-    OwnSettings,
+    CustomSettings,
 )
 """Every kind of teacher; a new one is one file and one entry here."""
 
 __all__ = [
     "TEACHERS",
     "ClipSettings",
+    "CustomSettings",
     "Dinov2Settings",
     "Dinov3Settings",
     "EmbeddedSettings",
     "Known",
     "ModelSettings",
     "OpenClipSettings",
-    "OwnSettings",
     "Precision",
     "RadioSettings",
     "SamSettings",

@@ -92,7 +92,7 @@ def settings_of(head: str, card: Card, name: str | None = None) -> TeacherSettin
     """
     stated, source = str(card.get("type")), str(card.get("source")) if name is None else name
     kind = "embedded" if source.startswith(_EMBEDDED) else _kind_in(source) or stated
-    if kind not in _KINDS or kind == "own" or (kind == "embedded" and not source.startswith(_EMBEDDED)):
+    if kind not in _KINDS or kind == "custom" or (kind == "embedded" and not source.startswith(_EMBEDDED)):
         found = f"its teacher was '{source}' of type '{kind}'" if name is None else f"teacher '{name}' is not on this machine"
         way_out = "pass teacher=: the folder of a CLIP, SigLIP or SAM, a hub name that is in the cache, or an object"
         raise UserError(f"head '{head}': {found}, and there is no way to know how to load it; {way_out}")

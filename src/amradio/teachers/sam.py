@@ -12,6 +12,7 @@ from .catalogue import licence_of
 from .loading import Source, load_processor, load_transformers
 from .precision import cast
 from .preprocess import Preprocess, of_processor
+from .relative_positions import remember_relative_positions
 from .settings import Precision, SamSettings
 
 
@@ -34,6 +35,7 @@ class SamTeacher(Adapter):
         """model: a SamModel; its neck is taken out of the encoder and kept beside it."""
         vision: Any = model.config.vision_config
         neck, model.vision_encoder.neck = model.vision_encoder.neck, nn.Identity()
+        remember_relative_positions(model.vision_encoder)
         super().__init__(
             model,
             preprocess,

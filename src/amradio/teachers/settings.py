@@ -226,10 +226,10 @@ class ModelSettings(TeacherSettings):
         return build(self)
 
 
-class OwnSettings(TeacherSettings):
+class CustomSettings(TeacherSettings):
     """The place of a teacher that is passed as an object: `amradio.distill(recipe, teachers={"name": teacher})`."""
 
-    type: Literal["own"] = "own"
+    type: Literal["custom"] = "custom"
 
     @pydantic.model_validator(mode="after")
     def _has_its_own_precision(self) -> Self:
@@ -240,6 +240,6 @@ class OwnSettings(TeacherSettings):
     def build(self) -> "Teacher":
         """Raises UserError: there is nothing to load."""
         raise UserError(
-            "a teacher of type 'own' is an object that only Python can pass: "
+            "a teacher of type 'custom' is an object that only Python can pass: "
             'amradio.distill(recipe, teachers={"name": teacher}), where teacher is an amradio.teachers.Teacher'
         )

@@ -82,7 +82,7 @@ class Optimization:
             with context.parallel.accumulating(last=number == len(pieces)):
                 for name, value in self._backward(piece, measure, result).items():
                     gathered.setdefault(name, []).append(value)
-        metrics = {name: torch.stack(values).mean() for name, values in gathered.items()}
+        metrics = {name: torch.stack(values).mean() if len(values) > 1 else values[0] for name, values in gathered.items()}
         metrics["loss"] = torch.stack(gathered["loss"]).sum() / accumulate
         self._clear_unused_gradients(stage)
         with context.clock.part("student"):

@@ -11,7 +11,7 @@ from ..features import Features
 from .base import CLIP_MEAN, CLIP_STD, Student
 
 
-class OwnStudent(Student):
+class CustomStudent(Student):
     """A torch module as a student.
 
     The module gets normalised images [B, 3, H, W] and answers with a map [B, D, H / patch_size, W / patch_size], or with a pair: summary
