@@ -214,7 +214,7 @@ def main():
         batches = list(itertools.islice(stream, 8))
         stream.close()
         pairs = [(batch.to(context.processes.device), group.partition) for batch in batches]
-        calibrate(context.task, pairs, recipe.normalize, lambda sums: None, context.autocast)
+        calibrate(context.task, pairs, recipe.normalize, context.processes, context.autocast)
         training = context.feeds.training
         seconds = defaultdict(list)
         for _ in range(options.rounds):

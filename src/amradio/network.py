@@ -88,6 +88,8 @@ class TrainingFacts(Settings):
     """What it was trained on, in words."""
     agreement: Agreement = pydantic.Field(default_factory=dict)
     """Held-out agreement with each teacher."""
+    target_spaces: dict[Kind, str] = pydantic.Field(default_factory=dict)
+    """The normalizer of each kind of feature (`normalize` of the recipe), whose inverse is folded into the heads."""
     recipe: str | None = None
     """The resolved recipe as YAML."""
 

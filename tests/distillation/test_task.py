@@ -77,7 +77,7 @@ def prepare(run: Trainer) -> None:
     found = [
         (batch_of(run, step, number), group.partition) for number, group in enumerate(run.context.stages[0].groups) for step in range(2)
     ]
-    calibrate(run.context.task, found, run.context.recipe.normalize, run.context.processes.add_up, None)
+    calibrate(run.context.task, found, run.context.recipe.normalize, run.context.processes, None)
 
 
 def step(run: Trainer, number: int = 0) -> dict[str, Tensor]:
@@ -301,7 +301,7 @@ def test_recalibration_keeps_what_the_heads_say_in_raw_space(train):
     before, shift = raw(), run.context.task.normalizers.of("clip", "summary").shift.clone()
     partition = run.context.stages[0].groups[0].partition
     others = [(batch_of(run, k)._replace(images=255 - batch_of(run, k).images), partition) for k in (5, 6)]
-    calibrate(run.context.task, others, run.context.recipe.normalize, run.context.processes.add_up, None, [run.context.ema.average])
+    calibrate(run.context.task, others, run.context.recipe.normalize, run.context.processes, None, [run.context.ema.average])
     assert not torch.allclose(run.context.task.normalizers.of("clip", "summary").shift, shift)
     for one, other in zip(raw(), before, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
@@ -444,7 +444,7 @@ def test_a_tiny_task_by_hand():
     partition = Partition("0.0", ("a",), 16, 0.25)
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
     batch = Batch(images, ("a", "b", "c"), torch.rand(3, 8))
-    calibrate(task, [(batch, partition)], NormalizeSettings(), lambda sums: None, None)
+    calibrate(task, [(batch, partition)], NormalizeSettings(), Processes(torch.device("cpu")), None)
     found = task(batch, partition, measure=True)
 
     x = images.double().numpy() / 255

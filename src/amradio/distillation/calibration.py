@@ -1,12 +1,13 @@
 """Calibration: the statistics of the teachers' features, and the target spaces that are made of them."""
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..affine import Affine
 from ..batch import Batch
+from ..engine.distributed import Processes
 from ..features import Kind
 from ..heads import final_linear
 from ..network import Network
@@ -22,16 +23,16 @@ def calibrate(
     task: Distillation,
     batches: Iterable[tuple[Batch, Partition]],
     settings: NormalizeSettings,
-    add_up: Callable[[Tensor], None],
+    processes: Processes,
     autocast: torch.dtype | None,
     followers: Iterable[Network] = (),
-) -> None:
-    """Finds the statistics of every teacher and sets the normalizers.
+) -> dict[tuple[str, Kind], int]:
+    """Finds the statistics of every teacher and sets the normalizers; returns from how many samples (summaries or cells) each is.
 
     batches: with their partition, on the device. A teacher that is in several partitions gets one set of statistics, as its one head has
     one target space. Where a head had a target space already, its last layer is rewritten so that it predicts the same raw features as
     before.
-    add_up: sums a float64 tensor over all processes, in place.
+    processes: their statistics are summed in float64, and all take the target spaces that the first one computes.
     autocast: the precision in which the teachers run in training; None for float32.
     followers: networks whose heads are rewritten in the same way (moving averages).
     """
@@ -43,19 +44,25 @@ def calibrate(
         for name, features in targets.items():
             for kind, tensor in features.items():
                 if (name, kind) in normalizers:
-                    moments.setdefault((name, kind), Moments(tensor.shape[-1], tensor.device)).update(tensor)
+                    if (name, kind) not in moments:
+                        moments[name, kind] = Moments(tensor.shape[-1], tensor.device, settings.of(kind).mixes_channels)
+                    moments[name, kind].update(tensor)
     for (name, kind), moment in moments.items():
-        add_up(moment.sums)
-        change = _set_target_space(normalizers[name, kind], settings.of(kind), moment)
+        processes.add_up(moment.sums)
+        change = _set_target_space(normalizers[name, kind], settings.of(kind), moment, processes)
         if change is not None:
             for network in (task.network, *followers):
                 change.fold(_last_layer(network, name, kind))
+    return {key: int(moment.sums[-1]) for key, moment in moments.items()}
 
 
-def _set_target_space(normalizer: Normalizer, settings: NormalizerSettings, moments: Moments) -> Affine | None:
+def _set_target_space(normalizer: Normalizer, settings: NormalizerSettings, moments: Moments, processes: Processes) -> Affine | None:
     """The map from the old target space to the new one, None where there was none."""
     before, was_calibrated = normalizer.affine.double(), bool(normalizer.calibrated)
-    set_statistics(normalizer, settings, *moments.finish())
+    set_statistics(normalizer, settings, *moments.finish(), moments.covariance() if settings.mixes_channels else None)
+    if settings.mixes_channels:  # eigenvectors may differ between machines
+        for buffer in (normalizer.shift, normalizer.scale, normalizer.inverse):
+            processes.copy_from_first(buffer)
     return before.relative_to(normalizer.affine) if was_calibrated else None
 
 

@@ -5,18 +5,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from ..config import Positive, Settings, one_of
+from ..features import KINDS, Kind
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ..features import Kind
 
 
 class NormalizerSettings(Settings):
     """A target space: an affine map of the raw features."""
 
+    @property
+    def mixes_channels(self) -> bool:
+        """Whether the scale is a matrix, for which the covariance of the channels is measured."""
+        return False
+
+    @property
+    def wants_hadamard(self) -> bool:
+        """Whether the matrix is made with a Hadamard matrix, which not every number of channels has."""
+        return False
+
     def affine(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """(shift, scale), each [D], of `target = (feature - shift) / scale`, from the mean and standard deviation per channel, float64."""
+        """(shift, scale), each [D], of `feature = scale * target + shift`, from the mean and standard deviation per channel, float64."""
+        raise NotImplementedError
+
+    def scale_matrix(self, covariance: Tensor) -> Tensor:
+        """The scale [D, D] of `feature = scale @ target + mean`, from the covariance [D, D], float64; where channels are mixed."""
         raise NotImplementedError
 
 
@@ -52,7 +65,83 @@ class PerChannelSettings(NormalizerSettings):
         return mean, std
 
 
-NORMALIZERS: tuple[type[NormalizerSettings], ...] = (NoneSettings, GlobalSettings, PerChannelSettings)
+class MixingSettings(NormalizerSettings):
+    """Base of the target spaces that mix channels; their shift is the mean."""
+
+    @property
+    def mixes_channels(self) -> bool:
+        """Yes."""
+        return True
+
+
+class PhiSSettings(MixingSettings):
+    """PHI-S: a rotation times one number, after which every channel has variance 1, so that errors weigh the same in every direction of the
+    teacher's space (section 2.1). RADIOv2.5's choice for maps, with MSE."""
+
+    type: Literal["phi_s"] = "phi_s"
+
+    @property
+    def wants_hadamard(self) -> bool:
+        """Yes; without one the same holds of the variances, for the measured covariance."""
+        return True
+
+    def scale_matrix(self, covariance: Tensor) -> Tensor:
+        """See `rotations.phi_s`."""
+        from .rotations import phi_s
+
+        return phi_s(covariance)
+
+
+class PcaSettings(MixingSettings):
+    """PCA whitening: targets along the principal axes, each with variance 1 (PHI-S, Table 1). It amplifies directions of little variance."""
+
+    type: Literal["pca"] = "pca"
+
+    def scale_matrix(self, covariance: Tensor) -> Tensor:
+        """See `rotations.pca`."""
+        from .rotations import pca
+
+        return pca(covariance)
+
+
+class ZcaSettings(MixingSettings):
+    """ZCA whitening: uncorrelated channels of variance 1, as near to the standardized ones as can be (PHI-S, Table 1)."""
+
+    type: Literal["zca"] = "zca"
+
+    def scale_matrix(self, covariance: Tensor) -> Tensor:
+        """See `rotations.zca`."""
+        from .rotations import zca
+
+        return zca(covariance)
+
+
+class HadamardSettings(MixingSettings):
+    """Hadamard whitening: PCA whitening, then a rotation that spreads each principal axis over all channels (PHI-S, Table 1: HCA)."""
+
+    type: Literal["hadamard"] = "hadamard"
+
+    @property
+    def wants_hadamard(self) -> bool:
+        """Yes; any rotation leaves the targets white."""
+        return True
+
+    def scale_matrix(self, covariance: Tensor) -> Tensor:
+        """See `rotations.hadamard_whitening`."""
+        from .rotations import hadamard_whitening
+
+        return hadamard_whitening(covariance)
+
+
+NORMALIZERS: tuple[type[NormalizerSettings], ...] = (
+    NoneSettings,
+    GlobalSettings,
+    PerChannelSettings,
+    PhiSSettings,
+    PcaSettings,
+    ZcaSettings,
+    HadamardSettings,
+)
 
 
 if TYPE_CHECKING:
@@ -70,6 +159,11 @@ class NormalizeSettings(Settings):
     """Target space of the maps. With MSE, the default loss, standardizing ranks 3.8 to 4.2, raw targets 5.3 to 7.8 (PHI-S, Table 13)."""
     batches: Positive = 32
     """Batches of each partition from which the statistics are calibrated before a stage."""
+
+    @property
+    def mixed_kinds(self) -> frozenset[Kind]:
+        """The kinds whose target space mixes channels."""
+        return frozenset(kind for kind in KINDS if self.of(kind).mixes_channels)
 
     def of(self, kind: Kind) -> NormalizerSettings:
         """The target space of one kind of feature."""

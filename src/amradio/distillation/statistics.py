@@ -1,6 +1,6 @@
 """Normalizers as modules: teacher features -> targets, with statistics that are calibrated before a stage and constant from then on."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import cast
 
 import torch
@@ -48,31 +48,38 @@ class Moments:
 
 
 class Normalizer(nn.Module):
-    """An affine map per channel: target = (feature - shift) / scale, and the statistics behind it.
+    """An affine map: feature = scale * target + shift per channel, or scale @ target + shift, and the statistics behind it.
 
-    Buffers, all float32 [D]: `mean`, `std` of the raw teacher features, `shift`, `scale` of the target space, and `calibrated` [].
+    Buffers, all float32 [D]: `mean`, `std` of the raw teacher features, `shift`, `scale` of the target space, and `calibrated` []. Where
+    channels are mixed `scale` is [D, D], and so is `inverse`, its inverse.
     """
 
     mean: Tensor
     std: Tensor
     shift: Tensor
     scale: Tensor
+    inverse: Tensor
     calibrated: Tensor
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, mixes_channels: bool = False):
         """dim: channels D. Starts as the identity, uncalibrated."""
         super().__init__()
-        for name, value in (("mean", 0.0), ("std", 1.0), ("shift", 0.0), ("scale", 1.0)):
+        self.mixes_channels = mixes_channels
+        for name, value in (("mean", 0.0), ("std", 1.0), ("shift", 0.0)):
             self.register_buffer(name, torch.full((dim,), value))
+        self.register_buffer("scale", torch.eye(dim) if mixes_channels else torch.ones(dim))
+        if mixes_channels:
+            self.register_buffer("inverse", torch.eye(dim))
         self.register_buffer("calibrated", torch.tensor(False))
 
     def to_target(self, features: Tensor) -> Tensor:
         """Raw teacher space -> target space, [..., D]."""
-        return (features - self.shift) / self.scale
+        centred = features - self.shift
+        return centred @ self.inverse.T if self.mixes_channels else centred / self.scale
 
     def to_raw(self, targets: Tensor) -> Tensor:
         """Target space -> raw teacher space, [..., D]."""
-        return targets * self.scale + self.shift
+        return self.affine(targets)
 
     @property
     def affine(self) -> Affine:
@@ -83,9 +90,10 @@ class Normalizer(nn.Module):
 class HeadNormalizers(nn.ModuleDict):
     """The normalizers of all heads, by teacher and kind; in a state dict `clip.summary.mean`, ..."""
 
-    def __init__(self, dims: Mapping[str, Mapping[Kind, int]]):
-        """dims: channels of every kind of every teacher that has a head."""
-        super().__init__({name: nn.ModuleDict({kind: Normalizer(dim) for kind, dim in kinds.items()}) for name, kinds in dims.items()})
+    def __init__(self, dims: Mapping[str, Mapping[Kind, int]], mixed: Container[Kind] = ()):
+        """dims: channels of every kind of every teacher that has a head. mixed: the kinds whose target space mixes channels."""
+        made = {name: {kind: Normalizer(dim, kind in mixed) for kind, dim in kinds.items()} for name, kinds in dims.items()}
+        super().__init__({name: nn.ModuleDict(kinds) for name, kinds in made.items()})
 
     def of(self, teacher: str, kind: Kind) -> Normalizer:
         """The normalizer of one teacher's kind of feature; KeyError where there is none."""
@@ -100,10 +108,20 @@ class HeadNormalizers(nn.ModuleDict):
         return {(name, kind): self.of(name, kind) for name, kinds in self.items() for kind in KINDS if kind in cast(nn.ModuleDict, kinds)}
 
 
-def set_statistics(normalizer: Normalizer, settings: NormalizerSettings, mean: Tensor, std: Tensor) -> None:
-    """Fills a normalizer from float64 statistics [D] as `settings` (one of NORMALIZERS) says."""
+def set_statistics(
+    normalizer: Normalizer, settings: NormalizerSettings, mean: Tensor, std: Tensor, covariance: Tensor | None = None
+) -> None:
+    """Fills a normalizer from float64 statistics as `settings` (one of NORMALIZERS) says.
+
+    mean, std: [D]. covariance: [D, D], where the settings mix channels.
+    """
     std = torch.where(std < SMALLEST_STD, torch.ones_like(std), std)
-    shift, scale = settings.affine(mean, std)
-    for name, value in (("mean", mean), ("std", std), ("shift", shift), ("scale", scale)):
+    if settings.mixes_channels:
+        assert covariance is not None, f"{settings} needs a covariance"
+        found = {"shift": mean, "scale": settings.scale_matrix(covariance)}
+        found["inverse"] = Affine(found["scale"].float(), found["shift"].cpu()).inverse().scale  # of what is kept, in float32
+    else:
+        found = dict(zip(("shift", "scale"), settings.affine(mean, std), strict=True))
+    for name, value in (found | {"mean": mean, "std": std}).items():
         getattr(normalizer, name).copy_(value)
     normalizer.calibrated.fill_(True)

@@ -47,6 +47,8 @@ class Objective(NamedTuple):
     losses: Mapping[Kind, Loss]
     balance: Balance
     grid: GridRule = "larger"
+    mixed: frozenset[Kind] = frozenset()
+    """Kinds whose target space mixes channels."""
 
 
 class Distillation(nn.Module):
@@ -64,7 +66,7 @@ class Distillation(nn.Module):
         self.online = OnlineTeachers(teachers)
         self.targets: Targets = self.online
         self.views = ViewMaker({name: teacher.size_for for name, teacher in teachers.items()})
-        self.normalizers = HeadNormalizers({name: _dims(network, name, teachers[name]) for name in network.heads})
+        self.normalizers = HeadNormalizers({name: _dims(network, name, teachers[name]) for name in network.heads}, objective.mixed)
 
     @property
     def teachers(self) -> dict[str, Teacher]:

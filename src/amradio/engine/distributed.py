@@ -48,6 +48,11 @@ class Processes:
         if self.world_size > 1:
             dist.all_reduce(tensor)
 
+    def copy_from_first(self, tensor: Tensor) -> None:
+        """Makes a tensor that of the first process, in place."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=0)
+
     def average(self, tensor: Tensor) -> Tensor:
         """The mean over all processes, in place."""
         self.add_up(tensor)

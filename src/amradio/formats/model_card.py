@@ -105,6 +105,9 @@ def _cell(text: str) -> str:
 
 def _training(training: TrainingFacts) -> str:
     lines = ["## Training", "", f"{training.step} of {training.num_steps} steps on {training.data}.", ""]
+    if training.target_spaces:
+        spaces = ", ".join(f"{_cell(space)} for {kind} features" for kind, space in training.target_spaces.items())
+        lines += [f"Target spaces in training: {spaces}. Their inverse is folded into the heads, which predict raw teacher features.", ""]
     if training.agreement:
         lines += [
             "Held-out agreement with the teachers. Standardized: centred and scaled per channel, where a constant prediction scores 0.",

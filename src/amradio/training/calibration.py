@@ -1,7 +1,7 @@
 """Statistics of the teachers before a stage's first step, and the pictures of what every model sees."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..batch import Batch
 from ..distillation.calibration import calibrate
+from ..distillation.hadamard import has_hadamard
 from ..distillation.metrics import MeanAndStd
 from ..distillation.views import Partition
 from ..drawing.contact_sheet import contact_sheet
@@ -29,7 +30,8 @@ FEW = 100
 class Calibration:
     """Measures the statistics of the stage that begins at a step, before its first update; a hook of the trainer.
 
-    They are kept in `calibration/stage_0/clip_summary.safetensors` (mean, std, shift, scale) with a manifest.
+    They are kept in `calibration/stage_0/clip_summary.safetensors` (mean, std, shift, scale, and its
+    inverse where channels are mixed) with a manifest.
     """
 
     def __init__(self, context: Context):
@@ -54,13 +56,14 @@ class Calibration:
         context = self.context
         followers = [context.ema.average] if context.ema else []
         what = f"stage {stage.number + 1} of {len(context.stages)}: statistics of {', '.join(stage.teachers)}"
-        settings, add_up = context.recipe.normalize, context.processes.add_up
+        settings = context.recipe.normalize
         total = len(stage.groups) * settings.batches
         with context.log.phase(f"{what} over {settings.batches} batches"):
             images = context.log.watch(self._images(stage), what, total)
-            calibrate(context.task, images, settings, add_up, context.autocast, followers)
+            counts = calibrate(context.task, images, settings, context.processes, context.autocast, followers)
         context.calibrated_stage = stage.number
         self._warn_of_few(stage)
+        self._warn_of_widths(counts)
         context.processes.first_does(lambda: self._write(stage))
 
     def _warn_of_few(self, stage: Stage) -> None:
@@ -73,6 +76,24 @@ class Calibration:
         if few:
             images = ", ".join(f"{name} {count}" for name, count in few.items())
             self.context.log.warn(f"statistics from few images ({images}): channels may be scaled wrongly; raise normalize.batches")
+
+    def _warn_of_widths(self, counts: Mapping[tuple[str, Kind], int]) -> None:
+        """Of teachers whose number of channels has no Hadamard matrix, and of covariances from fewer samples than channels."""
+        context = self.context
+        for (name, kind), count in counts.items():
+            settings, width = context.recipe.normalize.of(kind), len(context.task.normalizers.of(name, kind).mean)
+            if not settings.mixes_channels:
+                continue
+            if settings.wants_hadamard and not has_hadamard(width):
+                context.log.warn(
+                    f"normalize.{kind}: no Hadamard matrix of {width} rows, the channels of {name}, can be built; an orthogonal matrix takes "
+                    "its place"
+                )
+            if count < width:
+                context.log.warn(
+                    f"normalize.{kind}: the covariance of the {width} channels of {name} is measured from {count} samples, fewer than "
+                    "channels; raise normalize.batches, or take 'per_channel'"
+                )
 
     def complete(self, step: int) -> None:
         """Writes again what a kill or a user removed of the stages that have begun by `step`.
@@ -115,7 +136,9 @@ class Calibration:
 
     def _write(self, stage: Stage) -> None:
         task, folder = self.context.task, self._folder(stage)
-        manifest: dict[str, Any] = {"batches": self.context.recipe.normalize.batches, "teachers": {}}
+        normalize = self.context.recipe.normalize
+        manifest: dict[str, Any] = {"batches": normalize.batches, "teachers": {}}
+        manifest["target_spaces"] = {kind: normalize.of(kind).model_dump()["type"] for kind in KINDS}
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for (name, kind), normalizer in task.normalizers.by_name().items():

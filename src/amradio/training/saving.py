@@ -15,6 +15,7 @@ from ..config import Settings, to_yaml, validate
 from ..distillation.calibration import fold_normalizers
 from ..engine.checkpoint import Checkpoint
 from ..errors import UserError
+from ..features import KINDS
 from ..files import disk_errors
 from ..formats.model_folder import CARD_FILE, WEIGHTS_FILE, read_config, write_folder
 from ..network import Agreement, Network, load_exactly
@@ -102,6 +103,7 @@ class Saving:
         """The model folder, on this process."""
         recipe, folder = self.context.recipe, self.context.folder
         notes = {"step": step, "num_steps": progress.num_steps, "data": self.context.feeds.description, "agreement": progress.agreement}
+        notes["target_spaces"] = {kind: recipe.normalize.of(kind).model_dump()["type"] for kind in KINDS}
         with disk_errors(folder.path):
             write_folder(folder.model, self.context.config, self.folded_network(), notes | {"recipe": to_yaml(recipe)})
 

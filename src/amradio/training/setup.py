@@ -98,7 +98,7 @@ def build_context(recipe: Recipe, teachers: Teachers, initial: InitialNetwork, d
     processes.share_batch_statistics(network)
     clock = Clock(device)
     losses: dict[Kind, Loss] = {kind: recipe.loss.of(kind).build() for kind in KINDS}
-    objective = Objective(losses, recipe.balance.build(recipe.weights()), recipe.loss.grid)
+    objective = Objective(losses, recipe.balance.build(recipe.weights()), recipe.loss.grid, recipe.normalize.mixed_kinds)
     moved = {name: teacher.to(device) for name, teacher in teachers.items()}
     task = Distillation(network, moved, objective, clock.part).to(device)
     mark_as_raw(task, initial.kept)
