@@ -24,7 +24,7 @@ from amradio.distillation.statistics import Moments, Normalizer, set_statistics
 from amradio.heads import MlpHeadSettings, final_linear
 
 DIM = 6
-FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "phi_s.expected.pt"
+FIXTURE = Path(__file__).parents[3] / "shared" / "fixtures" / "phi_s.expected.pt"
 
 
 def features(*shape: int, seed: int = 0) -> Tensor:
@@ -222,6 +222,15 @@ def test_balancing_is_orthogonal_and_makes_variances_equal(dim):
     found = balancing(values)
     torch.testing.assert_close(found @ found.T, torch.eye(dim, dtype=torch.float64), rtol=0, atol=1e-12)
     torch.testing.assert_close(found.square() @ values, values.mean().expand(dim), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("settings", MIXING, ids=lambda s: s.type)
+def test_the_target_space_of_few_samples_does_not_depend_on_rounding(settings):
+    """As two processes sum in another order than one."""
+    covariance = torch.cov(correlated(5, 24).T, correction=0)
+    noise = 1e-15 * covariance.abs().max() * torch.randn(24, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    scale, other = (settings.scale_matrix(found) for found in (covariance, covariance + noise + noise.T))
+    torch.testing.assert_close(other, scale, rtol=0, atol=1e-9 * float(scale.abs().max()))
 
 
 @pytest.mark.parametrize("settings", MIXING, ids=lambda s: s.type)

@@ -33,7 +33,7 @@ def hadamard(size: int) -> Tensor:
 
 
 def orthogonal(size: int) -> Tensor:
-    """An orthogonal matrix, float64 [size, size]: a Hadamard matrix over its norm, or the discrete Hartley transform where there is none."""
+    """An orthogonal matrix, float64 [size, size]: a Hadamard matrix over its norm, else the discrete Hartley transform."""
     if has_hadamard(size):
         return hadamard(size).double() / math.sqrt(size)
     places = torch.arange(size, dtype=torch.float64)

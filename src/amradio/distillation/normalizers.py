@@ -93,7 +93,7 @@ class PhiSSettings(MixingSettings):
 
 
 class PcaSettings(MixingSettings):
-    """PCA whitening: targets along the principal axes, each with variance 1 (PHI-S, Table 1). It amplifies directions of little variance."""
+    """PCA whitening: targets along the principal axes, each with variance 1 (PHI-S, Table 1). Weak directions are amplified."""
 
     type: Literal["pca"] = "pca"
 

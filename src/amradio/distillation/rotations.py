@@ -10,20 +10,32 @@ from torch import Tensor
 from .hadamard import has_hadamard, orthogonal
 
 SMALLEST_SHARE = 1e-10
-"""Of the largest eigenvalue: directions whose variance is below are constant but for the rounding of float32 features (6e-8 of them, squared
-some 4e-15, for means of up to a hundred deviations), and are left at their scale."""
+"""Of the largest eigenvalue: directions whose variance is below are constant but for the rounding of float32 features (variance
+some 4e-15 of their square, with means of up to a hundred deviations), and are left at their scale."""
 
 
 def eigen(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [D], ascending and not below 0, and eigenvectors [D, D] in columns, the largest entry of each positive."""
+    """Eigenvalues [D], ascending and not below 0, and eigenvectors [D, D] in columns, the largest entry of each positive.
+
+    Where features vary in fewer directions than there are channels (few samples), a basis of the others is chosen that does not depend on
+    rounding: in it, the channel's number as a quadratic form is diagonal.
+    """
     values, vectors = torch.linalg.eigh(covariance.double().cpu())
+    still = _is_constant(values)
+    rest = vectors[:, still]
+    numbers = torch.arange(len(values), dtype=torch.float64)
+    vectors[:, still] = rest @ torch.linalg.eigh(rest.T @ (numbers[:, None] * rest))[1]
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     return values.clamp_min(0), vectors * largest.sign()
 
 
 def deviations(values: Tensor) -> Tensor:
     """The deviation along each eigenvector, [D]; 1 where there is next to none."""
-    return torch.where(values <= SMALLEST_SHARE * values.max(), torch.ones_like(values), values.sqrt())
+    return torch.where(_is_constant(values), torch.ones_like(values), values.sqrt())
+
+
+def _is_constant(values: Tensor) -> Tensor:
+    return values <= SMALLEST_SHARE * values.max()
 
 
 def pca(covariance: Tensor) -> Tensor:
@@ -53,8 +65,8 @@ def phi_s(covariance: Tensor) -> Tensor:
 def balancing(values: Tensor) -> Tensor:
     """An orthogonal V [D, D] for which all of the diagonal of V diag(values) V^T is the mean of the values.
 
-    For sizes without a Hadamard matrix. From the discrete Hartley transform, rotations of two rows, D - 1 at most, each make one element the
-    mean (Bendel and Mickey, 1978).
+    For sizes without a Hadamard matrix. From the discrete Hartley transform on, rotations of two rows, D - 1 at most, each make one element
+    the mean (Bendel and Mickey, 1978).
     """
     found = orthogonal(len(values))
     mean = values.mean()

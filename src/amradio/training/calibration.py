@@ -86,8 +86,8 @@ class Calibration:
                 continue
             if settings.wants_hadamard and not has_hadamard(width):
                 context.log.warn(
-                    f"normalize.{kind}: no Hadamard matrix of {width} rows, the channels of {name}, can be built; an orthogonal matrix takes "
-                    "its place"
+                    f"normalize.{kind}: no Hadamard matrix of {width} rows, the channels of {name}, can be built; an orthogonal matrix "
+                    "takes its place"
                 )
             if count < width:
                 context.log.warn(
