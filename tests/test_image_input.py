@@ -137,6 +137,7 @@ def test_what_is_no_picture_is_refused_with_the_reason(picture, message, tmp_pat
 # model.features
 
 
+@pytest.mark.slow
 def test_features_of_a_file_are_those_of_the_resized_tensor(model, pixels, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     found = model.features(tmp_path / "a.png", heads=["clip", "sam"])
@@ -186,6 +187,7 @@ def test_a_text_is_one_head(model):
             model(images, heads=wrong)
 
 
+@pytest.mark.slow
 def test_a_text_is_one_head_wherever_heads_are_taken(model, pixels, tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     Image.fromarray(pixels).save(tmp_path / "photos" / "a.png")
@@ -284,6 +286,7 @@ def test_masks_of_a_file_a_pillow_image_and_an_array(model, pixels, tmp_path):
 # text maps
 
 
+@pytest.mark.slow
 def test_text_maps_of_the_embedded_clip(model, pixels, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     words = model.text("clip")

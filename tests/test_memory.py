@@ -24,6 +24,7 @@ def test_this_machine_has_some():
     assert gib(3 << 29) == "1.5 GiB"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "what"),
     [
@@ -53,6 +54,7 @@ def test_a_model_folder_is_measured_before_it_is_built():
         validate(NetworkConfig, {"student": student, "num_summaries": 1}).build()
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_the_data_warns(capsys, tmp_path):
     words = [*BASE, *SMALL, "stages.0.partitions.0.batch_size=6", f"out={tmp_path / 'run'}", "--dry-run"]
     assert main(["distill", *words]) == 0

@@ -162,6 +162,7 @@ def slow_windows(vit: Vit, seen: Tensor, size: int, whole: set[int]) -> Tensor:
     return torch.cat([prefix, grid.flatten(1, 2)], 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "rule"), [(1, {}), (2, {}), (4, {"num_global": 2}), (2, {"num_windowed": 5}), (8, {})])
 @torch.no_grad()
 def test_windows_equal_the_slow_form(size: int, rule: dict[str, int]) -> None:
@@ -215,6 +216,7 @@ def test_dtype_of_weights_and_features(dtype: str | torch.dtype, tmp_path: Path)
     torch.testing.assert_close(model.to(wanted).network.student.mean, student.mean, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_options_of_load(tmp_path: Path) -> None:
     model, seen = make(), images(40, 72)
     write_folder(tmp_path, model.config, model.network, {"step": 1, "num_steps": 1, "data": "nothing"})
@@ -227,6 +229,7 @@ def test_options_of_load(tmp_path: Path) -> None:
         amradio.load(tmp_path, dtype="int8")
 
 
+@pytest.mark.slow
 def test_wrong_options_for_a_student_are_one_error(tmp_path: Path) -> None:
     model = make(depth=4)
     write_folder(tmp_path, model.config, model.network, {"step": 1, "num_steps": 1, "data": "nothing"})
@@ -246,6 +249,7 @@ def test_wrong_options_for_a_student_are_one_error(tmp_path: Path) -> None:
             call()
 
 
+@pytest.mark.slow
 def test_one_compiled_graph_serves_many_sizes() -> None:
     model, counter = make(depth=1), CompileCounter()
     compiled = torch.compile(model, backend=counter, dynamic=True, fullgraph=True)
@@ -254,6 +258,7 @@ def test_one_compiled_graph_serves_many_sizes() -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_external_preprocessing() -> None:
     model, seen = make(), images(40, 64)
     expected = model(seen).spatial
@@ -283,6 +288,7 @@ def test_a_pack_equals_its_images_one_by_one() -> None:
     assert model.pack([]) == []
 
 
+@pytest.mark.slow
 @needs_fixtures
 @pytest.mark.parametrize("name", ["layerscale", "upsample"])
 def test_a_pack_of_a_published_model(name: str) -> None:
@@ -316,6 +322,7 @@ def quickstart() -> Model:
     return make(depth=2, heads=dims)
 
 
+@pytest.mark.slow
 def test_text_of_a_head_is_that_of_its_teacher(quickstart: Model) -> None:
     teacher = EmbeddedSettings(name="clip").build()
     texts = ["a red circle", "Two blue squares."]
@@ -331,6 +338,7 @@ def test_text_of_a_head_is_that_of_its_teacher(quickstart: Model) -> None:
         encoder([])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clip", "open_clip", "siglip"])
 def test_text_of_a_folder_that_moved(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny.BUILDERS[kind][0](tmp_path / "here")
@@ -418,6 +426,7 @@ def test_heads_without_texts_or_masks(quickstart: Model, call: Callable[[Model],
         call(quickstart)
 
 
+@pytest.mark.slow
 def test_masks_of_a_head(quickstart: Model) -> None:
     sam = EmbeddedSettings(name="sam").build()
     decoder, image = quickstart.masks("sam"), torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)

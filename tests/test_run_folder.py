@@ -53,6 +53,7 @@ def again(kept, recipe_file: Path, tmp_path: Path, capsys) -> Callable[..., tupl
 # one run, one folder
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused_with_its_holder_and_nothing_is_written(again, tmp_path):
     folder = tmp_path / "run"
     with Lock(folder / ".lock", "out") as lock:
@@ -93,6 +94,7 @@ def test_a_dry_run_writes_nothing(recipe_file, tmp_path):
 # what a kill left undone
 
 
+@pytest.mark.slow
 def test_a_stale_or_missing_model_folder_is_written_again(again, tmp_path):
     folder = tmp_path / "run"
     wanted = load_file(folder / "model" / "model.safetensors")
@@ -126,6 +128,7 @@ def test_a_stale_or_missing_model_folder_is_written_again(again, tmp_path):
     load(folder)
 
 
+@pytest.mark.slow
 def test_a_missing_last_evaluation_and_calibration_are_made(again, kept, tmp_path):
     folder = tmp_path / "run"
     shutil.rmtree(folder / "calibration")
@@ -172,6 +175,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["task.safetensors", "optimizer.pt", STATE])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_named_with_what_to_do(again, tmp_path, file, damage):
@@ -200,6 +204,7 @@ def unsigned(place: Path) -> dict:
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
@@ -226,6 +231,7 @@ def test_a_checkpoint_of_something_else_is_named(again, tmp_path, spoil, named):
     assert "weights_only" not in errors
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_checksums_is_read_and_the_only_one_starts_again(again, tmp_path):
     place = tmp_path / "run" / "checkpoints" / "step_000000002"
     unsigned(place)
@@ -272,6 +278,7 @@ def test_a_last_line_that_a_kill_cut_is_dropped(tmp_path):
     assert file.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.yaml", "network.json"])
 @pytest.mark.parametrize("content", [b"", b"# caf\xe9\n", b"[1]", b"[" * 100_000, b"\x00"])
 def test_a_damaged_recipe_or_network_is_named(again, tmp_path, name, content):
@@ -288,6 +295,7 @@ def test_a_damaged_recipe_or_network_is_named(again, tmp_path, name, content):
 # kills
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["model", "checkpoint"])
 def test_kill_9_around_the_last_checkpoint_leaves_nothing_undone(again, kept, tmp_path, moment):
     """Right after the last checkpoint, before its model folder; and in the middle of it."""

@@ -9,6 +9,8 @@ import torch
 from amradio import distill as run_distill
 from runs import metrics, state
 
+pytestmark = pytest.mark.slow
+
 STEPS = ("stages.0.steps=3", "evaluate.every=null", "engine.checkpoint_every=3", "loss.spatial=match")
 """With the loss that has the most keys."""
 CHANGES = (

@@ -62,6 +62,7 @@ def test_nothing_is_null():
     assert parse_yaml("a:\nb: ''\n", "here") == {"a": None, "b": ""}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "what"),
     [
@@ -245,6 +246,7 @@ def test_every_value_reads_back(single):
     assert parse_yaml(write_yaml({str(single): 1}), "here") == {str(single): 1}
 
 
+@pytest.mark.slow
 def test_random_values_read_back():
     draws = random.Random(0)
     for _ in range(1000):

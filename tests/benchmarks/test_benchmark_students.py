@@ -63,6 +63,7 @@ def run(listing: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=listing.parent)
 
 
+@pytest.mark.slow
 def test_a_comparison_is_run_gone_on_with_and_published(
     listing: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def test_a_comparison_is_run_gone_on_with_and_published(
     assert changed["distillation"] == found["rows"]["vit"]["distillation"]
 
 
+@pytest.mark.slow
 def test_a_comparison_refuses_what_it_does_not_know(listing: Path) -> None:
     ended = run(listing, "--only", "convnxt")
     assert ended.returncode == 1
@@ -121,6 +123,7 @@ def test_the_lists_are_valid(path: Path) -> None:
         assert recipe.data.has_val
 
 
+@pytest.mark.slow
 def test_students_of_the_list_for_scenes_are_of_similar_cost() -> None:
     comparison = validate(students.Comparison, read_words([str(ROOT / "benchmarks" / "students_scenes.yaml")]))
     assert len(comparison.students) >= 8

@@ -52,6 +52,7 @@ def test_listings(capsys):
         assert word in printed
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_recipe_teachers_network_and_data_and_writes_nothing(recipe_file, tmp_path, capsys):
     before = files(tmp_path)
     assert main(["distill", str(recipe_file), "seed=17", "--dry-run"]) == 0
@@ -61,6 +62,7 @@ def test_a_dry_run_prints_recipe_teachers_network_and_data_and_writes_nothing(re
     assert files(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_what_a_dry_run_prints_is_a_recipe(recipe_file, tmp_path, capsys):
     main(["distill", str(recipe_file), "--dry-run"])
     printed = capsys.readouterr().out
@@ -68,6 +70,7 @@ def test_what_a_dry_run_prints_is_a_recipe(recipe_file, tmp_path, capsys):
     assert amradio.Recipe.load(str(tmp_path / "printed.yaml")) == amradio.Recipe.load(str(recipe_file))
 
 
+@pytest.mark.slow
 def test_a_run_writes_what_it_promises_and_its_config_is_itself_a_recipe(recipe_file, tmp_path, capsys):
     assert main(["distill", str(recipe_file)]) == 0
     run = tmp_path / "run"
@@ -133,12 +136,14 @@ def test_missing_recipe_file(refused, tmp_path):
     assert "nowhere.yaml: there is no such recipe file" in problem
 
 
+@pytest.mark.slow
 def test_missing_folder_of_images(refused, tmp_path):
     (problem,) = refused(f"data.train.path={tmp_path / 'nowhere'}")
     assert problem.startswith("data.train: ")
     assert "there is no such folder" in problem
 
 
+@pytest.mark.slow
 def test_empty_folder_of_images(refused, tmp_path):
     (tmp_path / "empty").mkdir()
     (problem,) = refused(f"data.val.path={tmp_path / 'empty'}")
@@ -146,6 +151,7 @@ def test_empty_folder_of_images(refused, tmp_path):
     assert "no image" in problem
 
 
+@pytest.mark.slow
 def test_folder_of_broken_images(refused, tmp_path):
     for number in range(3):
         (tmp_path / "broken").mkdir(exist_ok=True)
@@ -166,6 +172,7 @@ def test_teacher_without_network_and_local_files(refused, monkeypatch, tmp_path)
     assert "cannot be reached" in problem
 
 
+@pytest.mark.slow
 def test_teacher_folder_that_is_none_and_one_of_another_family(refused, tmp_path, teacher_folders):
     (problem,) = refused(f"teachers.clip.model={tmp_path / 'nowhere'}")
     assert "there is no such folder" in problem
@@ -181,16 +188,19 @@ def test_all_of_these_at_once(refused, tmp_path):
     assert [problem.split(":")[0] for problem in found] == ["out", "data.train", "teachers.clip"]
 
 
+@pytest.mark.slow
 def test_size_that_the_student_cannot_take(refused):
     (problem,) = refused("stages.0.partitions.0.image_size=36")
     assert problem == "stages.0.partitions.0.image_size: the student cannot take 36 px; the nearest legal size is 32"
 
 
+@pytest.mark.slow
 def test_pieces_that_do_not_divide_the_batch(refused):
     (problem,) = refused("engine.accumulate=3")
     assert problem.startswith("engine.accumulate: 3 does not divide")
 
 
+@pytest.mark.slow
 def test_out_folder_in_use(refused, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
@@ -217,6 +227,7 @@ def test_a_teacher_object_that_only_python_can_pass(refused):
     assert "amradio.distill(recipe, teachers=" in problem
 
 
+@pytest.mark.slow
 def test_a_dry_run_refuses_the_same(recipe_file, tmp_path, capsys):
     for word in (f"data.train.path={tmp_path / 'nowhere'}", "stages.0.partitions.0.image_size=36", "engine.kep=3"):
         assert main(["distill", str(recipe_file), word, "--dry-run"]) == 2
@@ -228,6 +239,7 @@ def test_debug_shows_the_traceback(recipe_file):
         main(["--debug", "distill", str(recipe_file), "engine.kep=3"])
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_2(amradio: Callable[..., Ended], recipe_file):
     ended = amradio("distill", recipe_file, "engine.kep=3")
     assert (ended.code, ended.output) == (2, "amradio distill: starting\n")
@@ -261,6 +273,7 @@ def trained(tmp_path_factory, pictures, teacher_folders):
     return run_distill(recipe), recipe
 
 
+@pytest.mark.slow
 def test_load_takes_the_run_and_the_model_folder(trained):
     run, _ = trained
     a, b = amradio.load(run), amradio.load(str(run / "model"))
@@ -276,6 +289,7 @@ def test_load_takes_the_run_and_the_model_folder(trained):
     assert not any(parameter.requires_grad for parameter in a.parameters())
 
 
+@pytest.mark.slow
 def test_loaded_heads_speak_raw_teacher_space(trained):
     run, recipe = trained
     trainer = Trainer(recipe, load_teachers(recipe, {}), Processes(torch.device("cpu")), Log(None))

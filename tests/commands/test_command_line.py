@@ -154,6 +154,7 @@ def test_a_machine_without_the_module_resource(monkeypatch):
     assert memory_in_use(torch.device("cpu")) != memory_in_use(torch.device("cpu"))  # not a number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["teachers"], ["students"], ["recipes"], ["trian"], ["distill", "--help"]])
 def test_no_torch_for_help_listings_and_mistakes(words, tmp_path):
     program = (

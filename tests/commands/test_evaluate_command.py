@@ -31,6 +31,7 @@ def evaluation_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_folder(run_folder: Path, evaluation_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["evaluate", str(run_folder), str(evaluation_file), "evaluations.knn.k=[3]", "--json", str(tmp_path / "deep" / "x.json")]) == 0
@@ -48,6 +49,7 @@ def test_a_run_folder(run_folder: Path, evaluation_file: Path, tmp_path: Path, c
     assert set(found["results"]["agreement"]["details"]["by_size"]["student/dino"]) == {"32", "48"}
 
 
+@pytest.mark.slow
 def test_a_model_folder(run_folder: Path, teacher_folders: dict[str, Path]) -> None:
     alone = amradio.evaluate(
         run_folder / "model", "evaluations.knn={type: knn, database: {type: scenes, length: 20}, queries: {type: scenes, length: 9}}"
@@ -60,6 +62,7 @@ def test_a_model_folder(run_folder: Path, teacher_folders: dict[str, Path]) -> N
     assert "teacher/clip" in amradio.evaluate(run_folder / "model", word, clip)["zero_shot"].rows
 
 
+@pytest.mark.slow
 def test_what_the_user_can_put_right(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = "teachers.x={type: clip, model: ./nowhere}"
     for words, message in (
@@ -95,6 +98,7 @@ def test_the_built_in_file_is_a_suite() -> None:
     assert {settings.type for settings in suite.evaluations.values()} >= {"zero_shot", "knn", "agreement", "throughput"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["a folder", "a recipe", "below a file"])
 def test_results_overwrite_nothing_and_are_refused_before_anything_is_measured(kind, run_folder, evaluation_file, tmp_path, capsys):
     file = {"a folder": tmp_path, "a recipe": run_folder / "config.yaml", "below a file": run_folder / "config.yaml" / "x.json"}[kind]

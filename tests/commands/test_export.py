@@ -49,6 +49,7 @@ def largest(first: dict[str, Features], second: dict[str, Features]) -> float:
     return max((one - other).abs().max().item() for one, other in pairs if one is not None and other is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_format_is_reloaded_and_compared(name: str, model: Path, tmp_path: Path, capsys):
     exported = amradio.export(model, name, out_of(name, tmp_path))
@@ -72,6 +73,7 @@ def test_every_format_is_reloaded_and_compared(name: str, model: Path, tmp_path:
     assert {file.stat().st_mode for file in written} == {usual.stat().st_mode}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", READ)
 @pytest.mark.parametrize("first", READ)
 def test_round_trips_among_all_formats(first: str, second: str, model: Path, tmp_path: Path):
@@ -87,6 +89,7 @@ def test_round_trips_among_all_formats(first: str, second: str, model: Path, tmp
     assert largest(original, found) < 1e-5
 
 
+@pytest.mark.slow
 def test_an_eradio_survives_the_official_formats(tmp_path: Path):
     config = config_of(EradioSettings(size="xxxtiny_8x_ws16"))
     write_folder(tmp_path / "model", config, config.build(), NOTES)
@@ -97,6 +100,7 @@ def test_an_eradio_survives_the_official_formats(tmp_path: Path):
     assert amradio.load(back).heads == ("clip", "dino", "sam")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["amradio", "torchhub", "hf"])
 def test_half_weights(name: str, dtype: str, model: Path, tmp_path: Path):
@@ -110,6 +114,7 @@ def test_half_weights(name: str, dtype: str, model: Path, tmp_path: Path):
     assert {tensor.dtype for tensor in kept.values()} == {getattr(torch, dtype)}
 
 
+@pytest.mark.slow
 def test_chosen_heads_go_along_in_their_order(model: Path, tmp_path: Path):
     amradio.export(model, "torchhub", tmp_path / "out.pth.tar", heads=["sam", "dino"])
     found = amradio.load(tmp_path / "out.pth.tar")
@@ -124,6 +129,7 @@ def test_chosen_heads_go_along_in_their_order(model: Path, tmp_path: Path):
 # the card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["amradio", "hf", "transformers"])
 def test_the_card_of_an_exported_folder(name: str, model: Path, tmp_path: Path):
     there = amradio.export(model, "torchhub", tmp_path / "there.pth.tar").path
@@ -143,6 +149,7 @@ def test_the_card_of_an_exported_folder(name: str, model: Path, tmp_path: Path):
         assert "| facebook/dinov2-small | Apache-2.0 | commercial use |" in card
 
 
+@pytest.mark.slow
 def test_a_run_folder_goes_out_with_its_recipe(recipe, tmp_path: Path):
     run = run_distill(recipe("stages.0.steps=2", "evaluate.every=2", "engine.checkpoint_every=2"))
     exported = amradio.export(run, "hf", tmp_path / "out")
@@ -187,6 +194,7 @@ def test_nothing_is_overwritten(refused, tmp_path: Path):
     assert "exists; nothing was touched" in refused("--format", "torchhub", out=tmp_path / "folder.pth.tar")
 
 
+@pytest.mark.slow
 def test_an_empty_folder_may_be_filled(model: Path, tmp_path: Path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["export", str(model), "--format", "amradio", "--out", str(tmp_path / "empty"), "--heads", "sam,clip"]) == 0
@@ -222,6 +230,7 @@ def test_a_model_that_the_format_cannot_hold(tmp_path: Path):
         amradio.export(tmp_path / "model", "torchhub", tmp_path / "out.pth.tar")
 
 
+@pytest.mark.slow
 def test_heads_without_a_place_are_left_out_and_named(tmp_path: Path, capsys):
     linear = HeadConfig(spatial=HeadPart(head=LinearHeadSettings(), dim=5))
     config = config_of(VitSettings(dim=64, depth=1, num_heads=4, num_registers=3, max_image_size=128), edges=linear)
@@ -274,6 +283,7 @@ class Deaf(TorchHub):
         return {**found, "dino": found["dino"]._replace(summary=None)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "message"),
     [(Forgetful(), r"the written model is not the same: dino/summary differs by 1\.0e-02; more than 1e-04"), (Failing(), "No space left")],
@@ -286,6 +296,7 @@ def test_nothing_is_left_behind_on_failure(form: Any, message: str, model: Path,
     assert files(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_what_was_not_compared_is_said(model: Path, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, Uninstalled(), Deaf()))
     found = dict(amradio.export(model, "deaf", tmp_path / "deaf.pth.tar").differences)

@@ -25,6 +25,7 @@ def small(tmp_path):
     return tmp_path / "small.yaml"
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_table_of_the_evaluation(small, tmp_path, capsys):
     folder = quickstart(*WORDS, f"out={tmp_path / 'run'}", evaluations=small)
     said = capsys.readouterr().out

@@ -99,6 +99,7 @@ METADATA: dict[str, bytes] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METADATA)
 def test_metadata_cost_nothing_but_themselves(name: str, tmp_path: Path) -> None:
     assert np.array_equal(decode(METADATA[name]), PIXELS)
@@ -202,6 +203,7 @@ def measure(path: Path, way: str, answer: multiprocessing.SimpleQueue) -> None:
     answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize(("mode", "way", "most"), [("RGB", "least", 130), ("RGBA", "crop", 130), ("P", "ids", 70)])
 def test_memory_is_that_of_one_copy(mode: str, way: str, most: float, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ def keys(batches, count: int) -> set[str]:
     return {key for _, batch in zip(range(count), batches, strict=False) for key in batch.keys}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "held"), [(0.1, 6), (0.5, 30), (1 / 7, 8)])
 def test_what_is_held_out_is_never_trained_on_and_all_the_rest_is(share, held):
     data = settings(hold_out=share)
@@ -55,6 +56,7 @@ def test_a_stream_cannot_be_cut():
         OpenData(mixed).val()
 
 
+@pytest.mark.slow
 def test_a_run_lists_each_folder_once(recipe, monkeypatch):
     """However often it evaluates on what is held out of it."""
     opened = []
@@ -66,6 +68,7 @@ def test_a_run_lists_each_folder_once(recipe, monkeypatch):
     assert len(opened) == 1
 
 
+@pytest.mark.slow
 def test_partitions_with_the_same_teacher_and_size_keep_their_rows(recipe):
     partition = "{image_size: 32, batch_size: 4}"
     folder = distill(recipe(f"stages=[{{steps: 1, partitions: [{partition}, {partition}, {partition}]}}]", "evaluate.every=1"))

@@ -81,6 +81,7 @@ def test_shares_of_several_processes_are_the_batch_of_one(settings):
             assert_equal(joined([share[step] for share in shares]), expected)
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(settings):
     alone = batches(settings, Feed(16, 8, seed=1), 5, start=2)
     for number, expected in zip(batches(settings, Feed(16, 8, seed=1), 5, start=2, num_workers=2), alone, strict=True):
@@ -213,6 +214,7 @@ def test_permutations():
 # --- processes
 
 
+@pytest.mark.slow
 def test_leaving_early_ends_the_workers(tmp_path):
     settings = make_folder(tmp_path)
     began = time.monotonic()
@@ -241,6 +243,7 @@ if {killed}:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
 def test_workers_stand_signals_and_end_with_the_process(tmp_path, killed):
     """They do not run the script anew (it has no guard), outlive Ctrl-C and SIGTERM to the group, and leave no word and no orphan."""

@@ -35,6 +35,7 @@ class Items(Dataset):
         return number, torch.full((8,), number)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "message"),
     [
@@ -83,6 +84,7 @@ def _may_mount() -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or not _may_mount(), reason="a mount namespace cannot be made here")
 def test_a_shared_memory_of_a_megabyte(tmp_path: Path):
     script = tmp_path / "load.py"

@@ -64,6 +64,7 @@ def test_captions_name_the_principal_object():
         assert any(size in together for size in SIZES)
 
 
+@pytest.mark.slow
 def test_classes():
     assert len(CLASS_NAMES) == len(set(CLASS_NAMES)) == len(COLOURS) * len(TEXTURES) == 24
     labels = {draw_scene(7, index, 16).label for index in range(400)}
@@ -106,6 +107,7 @@ def test_bad_arguments_are_named():
         draw_scene(0, 0, 8)
 
 
+@pytest.mark.slow
 def test_raw_pixels_do_not_tell_the_classes_apart():
     def pool(seed, length):
         drawn = [draw_scene(seed, index) for index in range(length)]

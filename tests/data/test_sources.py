@@ -81,6 +81,7 @@ def test_a_source_crosses_to_a_worker(settings):
         assert np.array_equal(copy.read(place), source.read(place))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "scenes"])
 def test_broken_images_are_replaced_and_named(kind, tmp_path):
     settings = make(kind, tmp_path, broken=(0, 4, 17))
@@ -289,6 +290,7 @@ def test_rows_that_name_no_picture(tmp_path, name, reason):
 # --- mixture
 
 
+@pytest.mark.slow
 def test_a_mixture_keeps_its_proportions(tmp_path):
     settings = make_mixture(tmp_path)
     names = [key.partition("/")[0] for key in keys_of(settings, range(10_000))]
@@ -321,6 +323,7 @@ def test_a_mixture_with_one_broken_source_is_an_error(tmp_path):
         settings.build().check()
 
 
+@pytest.mark.slow
 def test_a_mixture_without_weights_is_by_size(tmp_path):
     sources = {"files": make_folder(tmp_path / "files", 30), "drawn": ScenesSettings(length=60), "few": ScenesSettings(length=10, seed=1)}
     mixed = MixtureSettings(sources=sources).build()

@@ -69,6 +69,7 @@ def test_a_constant_varies_by_nothing_and_targets_that_never_change_give_a_finit
     assert torch.isfinite(torch.tensor(list(means(compare(target, still, mean, torch.ones(4))).values()))).all()
 
 
+@pytest.mark.slow
 def test_logs_held_out_images_evaluation_and_card_report_them(recipe, capsys) -> None:
     folder = amradio.distill(recipe("stages.0.steps=2", "evaluate.every=2"))
     printed = capsys.readouterr().out
@@ -125,6 +126,7 @@ def of_one_size(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", ["larger", "smaller"])
 def test_a_run_and_an_evaluation_of_it_measure_the_same_number(recipe, of_one_size: Path, grid: str, tmp_path: Path) -> None:
     """Not nearly: the same images, grid and statistics."""
@@ -174,6 +176,7 @@ def test_a_model_folder_from_before_is_read_and_shown_under_the_new_name(tmp_pat
     assert amradio.load(tmp_path / "again").heads == ("clip",)
 
 
+@pytest.mark.slow
 def test_a_run_folder_from_before_resumes(recipe, recipe_file: Path, tmp_path: Path) -> None:
     words = ("stages.0.steps=4", "evaluate.every=2", "engine.checkpoint_every=2")
     words = (*words, f"out={tmp_path / 'x'}")

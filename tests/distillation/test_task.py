@@ -88,6 +88,7 @@ def step(run: Trainer, number: int = 0) -> dict[str, Tensor]:
 # what learns
 
 
+@pytest.mark.slow
 def test_every_parameter_of_student_and_heads_changes_in_one_step(train):
     run = train("student.depth=2", "student.layer_scale=0.1", "student.position_dropout=0.0", "heads.spatial={type: mlp, num_inner: 1}")
     before = {name: value.clone() for name, value in run.context.task.named_parameters()}
@@ -100,6 +101,7 @@ def test_every_parameter_of_student_and_heads_changes_in_one_step(train):
     assert "heads.sam.summary" not in names
 
 
+@pytest.mark.slow
 def test_heads_outside_a_partition_are_left_alone(train):
     """No gradient, and no decay either, or a head would fade in the stages that do without its teacher."""
     stages = (
@@ -116,6 +118,7 @@ def test_heads_outside_a_partition_are_left_alone(train):
         assert torch.equal(value, before[name]) == name.startswith(("network.heads.dino", "network.heads.sam")), name
 
 
+@pytest.mark.slow
 def test_teachers_are_held_and_not_owned(train):
     run = train()
     theirs = {id(p) for teacher in run.context.task.teachers.values() for p in (*teacher.parameters(), *teacher.buffers())}
@@ -132,6 +135,7 @@ def test_teachers_are_held_and_not_owned(train):
         assert all(torch.equal(value, before[name][key]) for key, value in teacher.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_these_keys_and_no_more_bytes(recipe):
     r = recipe("engine.ema=0.9")
     folder = run_distill(r)
@@ -155,6 +159,7 @@ def test_a_checkpoint_holds_these_keys_and_no_more_bytes(recipe):
     assert {file.name for file in checkpoint.iterdir()} == {"task.safetensors", "ema.safetensors", "optimizer.pt", "state.json"}
 
 
+@pytest.mark.slow
 def test_validation_changes_nothing_and_repeats_itself(train):
     run = train("engine.ema=0.9", "student.position_dropout=0.5")
     step(run)
@@ -232,6 +237,7 @@ def test_the_headline_does_not_depend_on_the_target_space(space):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", ["larger", "smaller"])
 def test_maps_are_compared_on_the_larger_or_the_smaller_grid(train, grid):
     run = train("loss.spatial=mse", f"loss.grid={grid}")
@@ -266,6 +272,7 @@ def test_the_loss_is_the_sum_over_teachers_so_a_teacher_taken_twice_counts_twice
     torch.testing.assert_close(found[2][1], 2 * found[1][1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_weights_of_teachers_kinds_and_partitions_scale_their_part(train):
     words = (
         "loss.spatial=mse",
@@ -283,6 +290,7 @@ def test_weights_of_teachers_kinds_and_partitions_scale_their_part(train):
 # target spaces
 
 
+@pytest.mark.slow
 def test_recalibration_keeps_what_the_heads_say_in_raw_space(train):
     run = train("engine.ema=0.9")
     for number in range(3):
@@ -307,6 +315,7 @@ def test_recalibration_keeps_what_the_heads_say_in_raw_space(train):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_folded_heads_speak_raw_teacher_space(train):
     run = train()
     step(run)
@@ -374,6 +383,7 @@ def test_teachers_of_one_size_share_the_resized_images(train, monkeypatch):
     assert seen["a"] == seen["b"] != seen["c"]
 
 
+@pytest.mark.slow
 def test_bfloat16_autocast_leaves_the_targets_what_they_are(train):
     run = train()
     partition = Partition("0.0", ("clip", "dino", "sam"), 32)
@@ -391,6 +401,7 @@ def test_bfloat16_autocast_leaves_the_targets_what_they_are(train):
             assert torch.nn.functional.cosine_similarity(a, b, dim=-1).min() > 0.99, (name, kind)
 
 
+@pytest.mark.slow
 def test_a_step_in_bfloat16_reports_nearly_the_same_losses(train):
     exact, half = step(train()), step(train("engine.precision=bfloat16"))
     for name, value in exact.items():
@@ -399,6 +410,7 @@ def test_a_step_in_bfloat16_reports_nearly_the_same_losses(train):
             assert half[name].item() == pytest.approx(value.item(), rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_summary_that_no_head_reads_is_reported(recipe, capsys):
     run_distill(recipe("teachers.clip.summary_weight=0.0", "teachers.dino.summary_weight=0.0", "stages.0.steps=1", "evaluate.every=null"))
     assert "warning: 1 of the student's 1 summaries is read by no head" in capsys.readouterr().out
@@ -411,6 +423,7 @@ def test_a_teacher_in_no_partition_is_refused(recipe):
         recipe("stages.0.partitions.0.teachers=[clip, dino]")
 
 
+@pytest.mark.slow
 def test_summaries_have_a_slot_each(train):
     run = train()
     heads = run.context.config.heads

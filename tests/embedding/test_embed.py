@@ -77,6 +77,7 @@ def alone(model: Model, file: Path, short_side: int | None) -> dict[str, amradio
     return model(resize(pixels, legal), heads=model.heads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("image_size", "short_side"), [("trained", 32), (48, 48), ("own", None)])
 def test_rows_are_what_the_model_says_of_each_image(model, model_folder, photos, tmp_path, image_size, short_side):
     done = amradio.embed(
@@ -102,6 +103,7 @@ def test_rows_are_what_the_model_says_of_each_image(model, model_folder, photos,
             assert torch.allclose(found[f"{prefix}spatial"][cells].view(*grid, -1), features.spatial[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pooled_maps_and_half_precision(model, model_folder, photos, tmp_path):
     amradio.embed(model_folder, photos, tmp_path / "x.safetensors", heads=["sam"], spatial="pooled", num_workers=0)
     found, keys = load_file(tmp_path / "x.safetensors"), keys_in(tmp_path / "x.safetensors")
@@ -146,6 +148,7 @@ def test_parquet_has_the_same_rows(model_folder, photos, tmp_path):
     assert np.array_equal(np.array(cells, np.float16), found["spatial"].numpy())
 
 
+@pytest.mark.slow
 def test_folder_list_shards_and_table_say_the_same(model_folder, tmp_path):
     count = 24
     make_folder(tmp_path / "folder", count, broken=(3,))
@@ -252,6 +255,7 @@ def test_a_kill_between_the_last_two_acts(model, photos, tmp_path, monkeypatch):
     assert not (tmp_path / "x.safetensors.parts").exists()
 
 
+@pytest.mark.slow
 def test_killed_from_outside_and_started_again(model_folder, tmp_path, capsys):
     """SIGKILL while the second of three parts is being made."""
     for number in range(1200):
@@ -289,6 +293,7 @@ def test_the_command(model_folder, photos, tmp_path, capsys):
     assert "image_size" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

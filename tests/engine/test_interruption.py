@@ -58,6 +58,7 @@ def signal_in(place: str, number: int) -> None:
     setattr(owner, name, interrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "place", "note", "number"),
     [
@@ -81,6 +82,7 @@ def test_a_signal_ends_a_command_at_once_with_one_line(finished, pictures, tmp_p
     assert not [path for path in out.iterdir() if path.name != "x.safetensors.parts"], "no unfinished file, no lock"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["amradio.commands.distill:check_data", "amradio.teachers.clip:ClipTeacher.__init__"])
 def test_a_signal_while_a_run_is_loaded_ends_it_and_nothing_is_written(recipe_file, tmp_path, place):
     ended = start("distill", recipe_file, *WORDS, folder=tmp_path / "printed", prelude=partial(signal_in, place, signal.SIGINT)).wait()
@@ -89,6 +91,7 @@ def test_a_signal_while_a_run_is_loaded_ends_it_and_nothing_is_written(recipe_fi
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "step"),
     [("amradio.training.calibration:contact_sheet", 0), ("amradio.training.held_out:agreement", 0)],
@@ -117,6 +120,7 @@ def interrupt_the_last_evaluation() -> None:
     held_out.HeldOut.run = measure
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_evaluation_and_the_same_command_makes_it(recipe_file, amradio, tmp_path):
     words = ["distill", recipe_file, *WORDS]
     ended = start(*words, folder=tmp_path / "printed", prelude=interrupt_the_last_evaluation).wait()
@@ -133,6 +137,7 @@ def interrupt_the_first_step() -> None:
     at_step(1, partial(signal_self, signal.SIGINT))
 
 
+@pytest.mark.slow
 def test_a_stopped_quickstart_evaluates_nothing(tmp_path):
     words = [
         "quickstart",
@@ -156,6 +161,7 @@ def test_a_script_ends_where_a_signal_stops_its_run(recipe, monkeypatch):
     assert stopped.value.code == 143
 
 
+@pytest.mark.slow
 def test_a_dry_run_begins_nothing_that_could_be_resumed(recipe_file, tmp_path):
     prelude = partial(signal_in, "amradio.commands.distill:check_data", signal.SIGINT)
     ended = start("distill", recipe_file, *WORDS, "--dry-run", folder=tmp_path / "printed", prelude=prelude).wait()
@@ -174,6 +180,7 @@ sys.exit(command.main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["stopped", "finished"])
 def test_a_signal_while_the_interpreter_ends_leaves_no_traceback(how):
     ended = subprocess.run([sys.executable, "-c", AT_EXIT], input=how, capture_output=True, text=True)
@@ -194,6 +201,7 @@ def twice() -> None:
     at_step(2, act)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_a_run_now(recipe_file, tmp_path):
     ended = start("distill", recipe_file, *WORDS, folder=tmp_path / "printed", prelude=twice).wait()
     assert ended.code == 130
@@ -248,6 +256,7 @@ def break_the_console() -> None:
     at_step(1, act)
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_console(recipe_file, tmp_path):
     ended = start("distill", recipe_file, *WORDS, folder=tmp_path / "printed", prelude=break_the_console).wait()
     assert ended.code == 0
@@ -264,6 +273,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_the_survivor_of_two_processes_says_how_to_resume(recipe_file, tmp_path):
     from processes import at_step
 
@@ -281,6 +291,7 @@ def test_the_survivor_of_two_processes_says_how_to_resume(recipe_file, tmp_path)
 # announcements
 
 
+@pytest.mark.slow
 def test_the_lines_of_a_run_in_order(recipe_file, amradio):
     ended = amradio("distill", recipe_file, *WORDS)
     lines = iter(ended.output.splitlines())
@@ -300,6 +311,7 @@ def test_the_lines_of_a_run_in_order(recipe_file, amradio):
     assert ended.output.splitlines()[-1].split("Model: ")[1].split(" Next: ")[1].startswith("amradio evaluate ")
 
 
+@pytest.mark.slow
 def test_evaluate_names_each_evaluation_before_it_begins(finished, capsys):
     capsys.readouterr()
     data = "data: {type: scenes, length: 8}"

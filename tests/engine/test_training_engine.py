@@ -65,6 +65,7 @@ def test_warm_up_takes_at_most_a_tenth():
     assert learning_rate(settings, 0, 5) == 1.0
 
 
+@pytest.mark.slow
 def test_the_run_follows_the_schedule_and_each_stage_begins_anew(recipe, tmp_path):
     r = recipe(
         "stages=[{steps: 4, partitions: [{image_size: 32, batch_size: 2}]}, {steps: 3, partitions: [{image_size: 32, batch_size: 2}]}]",
@@ -76,6 +77,7 @@ def test_the_run_follows_the_schedule_and_each_stage_begins_anew(recipe, tmp_pat
     assert rates == pytest.approx(wanted)
 
 
+@pytest.mark.slow
 def test_only_matrices_decay(recipe):
     run = training(recipe("optimizer.weight_decay=0.3", "student.layer_scale=1e-5"))
     decay = {id(p): group["weight_decay"] for group in run.context.optimizer.param_groups for p in group["params"]}
@@ -103,6 +105,7 @@ def test_decay_reaches_the_weights():
     torch.testing.assert_close(module.bias, before["bias"], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [2, 4])
 def test_accumulation_changes_memory_and_nothing_else(recipe, tmp_path, pieces):
     words = ("evaluate.every=null", "optimizer.clip=0.05", "loss.spatial=mse")
@@ -115,6 +118,7 @@ def test_accumulation_changes_memory_and_nothing_else(recipe, tmp_path, pieces):
             torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_clipping_bounds_the_gradient(recipe, tmp_path):
     """AdamW hides the scale, so this looks at the second moment after one step: (1 - beta2) g^2."""
     word = "stages=[{steps: 1, partitions: [{image_size: 32, batch_size: 4}]}]"
@@ -143,6 +147,7 @@ def test_average_of_weights_follows_its_formula():
     assert not ema.average.weight.requires_grad
 
 
+@pytest.mark.slow
 def test_the_averaged_weights_are_handed_over(recipe):
     folder = run_distill(recipe("engine.ema=0.5"))
     average = load_file(folder / "checkpoints" / "last" / "ema.safetensors")
@@ -165,6 +170,7 @@ def forty(recipe_file, amradio, tmp_path) -> tuple[list[str], Path]:
     return words, tmp_path / "whole"
 
 
+@pytest.mark.slow
 def test_40_steps_are_17_and_23_bit_for_bit(forty, amradio, tmp_path):
     words, whole = forty
     assert list(losses(whole)) == list(range(1, 41))
@@ -187,6 +193,7 @@ def test_40_steps_are_17_and_23_bit_for_bit(forty, amradio, tmp_path):
     assert_same(whole, stopped)
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_changes_no_bit(forty, amradio, tmp_path):
     words, whole = forty
     words = [*words, "engine.checkpoint_every=3"]
@@ -207,6 +214,7 @@ def test_kill_9_at_random_moments_changes_no_bit(forty, amradio, tmp_path):
     assert metrics(whole) == metrics(killed), moments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_from_outside_saves_and_ends_with_its_code(recipe_file, amradio, tmp_path, number):
     words = [recipe_file, "stages.0.steps=100000", "engine.checkpoint_every=100000", "evaluate.every=null"]
@@ -232,6 +240,7 @@ TWO_STAGES = (
 )
 
 
+@pytest.mark.slow
 def test_two_stages_of_two_partitions_stopped_at_the_boundary(recipe_file, amradio, tmp_path):
     words = [recipe_file, *CPE, TWO_STAGES, "engine.checkpoint_every=5", "engine.keep=9", "evaluate.every=3"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -251,6 +260,7 @@ def test_two_stages_of_two_partitions_stopped_at_the_boundary(recipe_file, amrad
     }
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_step_is_the_weighted_sum_of_its_partitions(recipe, tmp_path):
     folder = run_distill(recipe(TWO_STAGES, "evaluate.every=null"))
     first = metrics(folder)[0]
@@ -259,6 +269,7 @@ def test_the_loss_of_a_step_is_the_weighted_sum_of_its_partitions(recipe, tmp_pa
     assert first["loss"] == pytest.approx(wanted, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_last_evaluation_is_in_the_log_of_a_resumed_run_once(recipe, tmp_path):
     folder = run_distill(recipe())
     before = metrics(folder)
@@ -267,6 +278,7 @@ def test_the_last_evaluation_is_in_the_log_of_a_resumed_run_once(recipe, tmp_pat
     assert [row["step"] for row in before if "val/clip/summary/cosine" in row] == [0, 6, 12]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_a_signal_put_off_is_made_up_for(recipe_file, amradio, tmp_path):
     """At the end of a stage, where the next one has other teachers and statistics."""
     one = "{steps: 4, partitions: [{image_size: 32, batch_size: 4, teachers: [clip]}]}"
@@ -284,6 +296,7 @@ def test_an_evaluation_that_a_signal_put_off_is_made_up_for(recipe_file, amradio
     assert "val/sam/spatial/cosine" in rows[6]
 
 
+@pytest.mark.slow
 def test_the_newest_k_checkpoints_stay(recipe):
     folder = run_distill(recipe("engine.checkpoint_every=3", "engine.keep=2"))
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step_000000009", "step_000000012", "last"}
@@ -321,6 +334,7 @@ def test_work_ahead_halves_the_threads_until_it_is_closed(monkeypatch):
     assert not any(thread.name.startswith("ahead") for thread in threading.enumerate())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["engine.prepare_ahead=true", "engine.prepare_ahead=false"])
 def test_what_fails_in_a_teacher_is_the_same_message_ahead_and_not(recipe, word):
     class Refusing(Failing):
@@ -337,6 +351,7 @@ def test_what_fails_in_a_teacher_is_the_same_message_ahead_and_not(recipe, word)
 # what is refused
 
 
+@pytest.mark.slow
 def test_a_changed_recipe_is_refused_with_its_keys_and_free_keys_are_not(recipe):
     folder = run_distill(recipe())
     before = files(folder)
@@ -350,6 +365,7 @@ def test_a_changed_recipe_is_refused_with_its_keys_and_free_keys_are_not(recipe)
     run_distill(recipe("engine.keep=5", "engine.log_every=2", "engine.checkpoint_every=6", "data.num_workers=1", "engine.threads=1"))
 
 
+@pytest.mark.slow
 def test_a_run_from_before_a_key_existed_goes_on_and_one_with_a_key_that_is_gone_is_refused(recipe):
     folder = run_distill(recipe())
     config = folder / "config.yaml"
@@ -363,6 +379,7 @@ def test_a_run_from_before_a_key_existed_goes_on_and_one_with_a_key_that_is_gone
         run_distill(recipe())
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused_and_untouched(recipe, tmp_path):
     used = tmp_path / "run"
     used.mkdir()
@@ -377,6 +394,7 @@ def test_a_folder_in_use_is_refused_and_untouched(recipe, tmp_path):
     assert files(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_what_a_kill_leaves_in_the_first_moment_is_no_obstacle(recipe, tmp_path):
     """A run that died while its config.yaml was being written."""
     (tmp_path / "run").mkdir()
@@ -396,6 +414,7 @@ def test_a_folder_without_permission_is_one_message(recipe, tmp_path):
 # disks and numbers
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_message_and_the_last_checkpoint_is_whole(recipe_file, amradio, tmp_path):
     ended = amradio("distill", recipe_file, prelude=partial(at_step, 6, fill_disk))
     assert ended.code == 2
@@ -410,6 +429,7 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_is_whole(recipe_file
     assert_same(tmp_path / "reference", tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["write_tensors", "torch.save", "write_text"])
 def test_no_space_while_a_checkpoint_is_written(recipe, monkeypatch, tmp_path, written):
     def full(*rest, **more):
@@ -440,6 +460,7 @@ def test_no_space_while_a_checkpoint_is_written(recipe, monkeypatch, tmp_path, w
     assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "step_000000004"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["task.safetensors", "optimizer.pt", "state.json"])
 @pytest.mark.parametrize("damage", ["cut short", "emptied", "overwritten"])
 def test_a_damaged_checkpoint_is_one_message(recipe, file, damage):
@@ -466,6 +487,7 @@ class Failing(Teacher):
         return Features(images.mean((2, 3)).repeat(1, 2)[:, :4], cells)
 
 
+@pytest.mark.slow
 def test_a_nan_stops_the_run_with_teacher_step_and_images_named(recipe, tmp_path):
     words = ("teachers.mine={type: custom}", "evaluate.every=null", "engine.log_every=5", "engine.checkpoint_every=5")
     with pytest.raises(UserError) as caught:
@@ -482,6 +504,7 @@ def test_a_nan_stops_the_run_with_teacher_step_and_images_named(recipe, tmp_path
     assert list(losses(tmp_path / "run")) == [5, 10, 12]
 
 
+@pytest.mark.slow
 def test_a_nan_in_the_statistics_stops_at_the_first_step(recipe):
     with pytest.raises(UserError, match=r"step 1: not a finite number: .*mine/spatial"):
         run_distill(recipe("teachers.mine={type: custom}", "evaluate.every=null"), teachers={"mine": Failing(fails_at=1)})
@@ -490,6 +513,7 @@ def test_a_nan_in_the_statistics_stops_at_the_first_step(recipe):
 # precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hardware", [True, False])
 def test_teachers_take_the_precision_of_the_run_and_emulation_is_named(recipe, monkeypatch, hardware, tmp_path):
     monkeypatch.setattr("amradio.devices.computes_bfloat16", lambda device: hardware)
@@ -513,6 +537,7 @@ def test_teachers_take_the_precision_of_the_run_and_emulation_is_named(recipe, m
 # how long it will take
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("within", "expected"), [(None, "estimate after 25 steps"), (1e-3, "warning: estimate after 25 steps"), (1e6, "other 15")]
 )
@@ -531,6 +556,7 @@ def test_the_first_steps_say_how_long_the_run_will_take(recipe, tmp_path, within
     assert ("stages.0.steps=" in lines[0]) is (within == 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batches", "warned"), [(1, True), (50, False)])
 def test_statistics_from_few_images_are_named(recipe, batches, warned):
     folder = run_distill(recipe(f"normalize.batches={batches}", "stages=[{steps: 1, partitions: [{image_size: 32, batch_size: 2}]}]"))

@@ -41,6 +41,7 @@ def measured(kind: str, bench: Bench, **changes: object) -> Result:
     return measure(settings, settings.build(), bench)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in TYPES if kind in SMALL])
 def test_every_evaluation_says_rows_of_finite_numbers(kind: str, bench: Bench) -> None:
     result = measured(kind, bench)
@@ -71,6 +72,7 @@ def keys_in(content: object) -> Iterator[str]:
         yield from keys_in(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in TYPES if kind in SMALL])
 def test_names_in_json_are_identifiers(kind: str, bench: Bench) -> None:
     """Of metrics, counts and details; names that a user gave (rows, classes) and px are no names of ours."""
@@ -84,6 +86,7 @@ def test_names_in_json_are_identifiers(kind: str, bench: Bench) -> None:
     assert all(metric["title"] for metric in found["metrics"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in TYPES if kind in SMALL and kind not in TIMED])
 def test_every_evaluation_is_deterministic(kind: str, bench: Bench) -> None:
     first = measured(kind, bench)
@@ -98,6 +101,7 @@ def test_another_set_has_another_fingerprint(bench: Bench) -> None:
     assert one.fingerprint != other.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in TYPES if kind in SMALL and kind not in TIMED])
 def test_the_same_on_one_and_two_workers(kind: str, bench: Bench) -> None:
     one, two = (measured(kind, Bench(bench.model, bench.teachers, num_workers=workers)) for workers in (1, 2))
@@ -168,6 +172,7 @@ def test_plain_functions_serve_as_models(bench: Bench) -> None:
     assert found.features.shape == (4, 3)
 
 
+@pytest.mark.slow
 def test_features_are_computed_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = Bench(bench.model, bench.teachers)
     calls = []

@@ -50,6 +50,7 @@ def test_knn_equals_scikit_learn() -> None:
     assert accuracies(found, labels, half, [20], 0.07)[20] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [(7, 5), (299, 41), (64, 1), (1, 100)])
 def test_knn_does_not_depend_on_chunks(chunks: tuple[int, int]) -> None:
     database, queries = normal(300, 12, seed=1), normal(41, 12, seed=2)
@@ -127,6 +128,7 @@ def test_vote_of_far_neighbours_stays_finite() -> None:
     assert vote(found, torch.tensor([0, 1]), 2, 2, 1e-3).tolist() == [[1.0, 0.0]]
 
 
+@pytest.mark.slow
 def test_zero_shot_equals_the_library(tmp_path: Path) -> None:
     teacher = tiny_teachers(tmp_path)["clip"]
     library = transformers.CLIPModel.from_pretrained(tmp_path / "clip")
@@ -146,6 +148,7 @@ def test_zero_shot_equals_the_library(tmp_path: Path) -> None:
     assert torch.equal(ours.argmax(1), logits.argmax(1))
 
 
+@pytest.mark.slow
 def test_embeddings_of_classes_are_averaged_by_the_published_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = tiny_teachers(tmp_path)["clip"]
     classes, templates = ["striped red", "dotted blue", "plain green"], ["a {}", "the {} thing", "a photo of {}"]
@@ -290,6 +293,7 @@ def test_chart(tmp_path: Path) -> None:
         assert len(picture.convert("RGB").getcolors(100_000)) > 3
 
 
+@pytest.mark.slow
 def test_macs_of_a_known_network(tmp_path: Path) -> None:
     linear = torch.nn.Linear(48, 10)
     found = macs(lambda images: Features(linear(images.flatten(1)), None), torch.rand(2, 3, 4, 4))
@@ -301,6 +305,7 @@ def test_macs_of_a_known_network(tmp_path: Path) -> None:
     assert counted > tokens * dim * (4 * dim + 8 * dim), "attention and the MLP of one block"
 
 
+@pytest.mark.slow
 def test_a_suite_names_all_that_is_missing_before_it_starts(tmp_path: Path) -> None:
     suite = Suite.load(
         "evaluations.a={type: knn, database: {type: class_folder, path: /nowhere}, queries: {type: scenes}}",

@@ -91,6 +91,7 @@ def test_the_most_frequent_classes() -> None:
     assert [share_of_most_frequent(labels, count) for count in (1, 2, 9)] == pytest.approx([50, 100 * 5 / 6, 100])
 
 
+@pytest.mark.slow
 def test_every_floor_has_words(tmp_path) -> None:
     from amradio.evaluation import EVALUATIONS, measure
 

@@ -120,6 +120,7 @@ PUBLISHED = {"type": "published", "steps": 2, "batch_size": 2}
 # --- the size to prefer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("partitions", "preferred", "of_heads"),
     [
@@ -147,6 +148,7 @@ def reverse(partitions: str) -> str:
     return f"[{{{second}, {first}}}]"
 
 
+@pytest.mark.slow
 def test_a_teacher_that_left_keeps_the_size_of_its_last_stage(teachers) -> None:
     stages = "[{partitions: [{image_size: 128, teachers: [clip, sam]}]}, {partitions: [{image_size: 256, teachers: [dino]}]}]"
     config = bench_of(teachers, f"stages={stages}").model.config
@@ -154,6 +156,7 @@ def test_a_teacher_that_left_keeps_the_size_of_its_last_stage(teachers) -> None:
     assert {name: head.image_size for name, head in config.heads.items()} == {"clip": 128, "dino": 256, "sam": 128}
 
 
+@pytest.mark.slow
 def test_several_sizes_are_said_at_the_start_and_in_the_card(recipe, capsys) -> None:
     partitions = "{image_size: 64, batch_size: 2, teachers: [sam]}, {image_size: 32, batch_size: 2, teachers: [clip, dino]}"
     words = f"stages=[{{steps: 1, partitions: [{partitions}]}}]"
@@ -190,6 +193,7 @@ def test_masks_in_python_are_made_at_the_size_of_the_head(teachers) -> None:
 # --- what evaluations show to models
 
 
+@pytest.mark.slow
 def test_masks_of_sam_are_made_at_1024_px(teachers, photographs) -> None:
     seen, result = run(bench_of(teachers), "promptable_segmentation", **masks_of(photographs))
     assert seen == {"student": {(1024, 1024)}, "teacher/sam": {(1024, 1024)}}
@@ -198,6 +202,7 @@ def test_masks_of_sam_are_made_at_1024_px(teachers, photographs) -> None:
     assert run(trained_small, "promptable_segmentation", **masks_of(photographs))[0]["student"] == {(1024, 1024)}
 
 
+@pytest.mark.slow
 def test_what_the_user_says_goes_before_the_protocol(teachers, photographs) -> None:
     keys = {**masks_of(photographs), "models": ["student/sam"]}
     assert run(bench_of(teachers), "promptable_segmentation", image_size=448, **keys)[0]["student"] == {(448, 448)}
@@ -206,6 +211,7 @@ def test_what_the_user_says_goes_before_the_protocol(teachers, photographs) -> N
     assert {min(size) for size in run(bench_of(teachers, image_size=128), "linear_segmentation", **keys)[0]["student"]} == {128}
 
 
+@pytest.mark.slow
 def test_scenes_are_not_blown_up_to_the_size_of_photographs(teachers, tmp_path) -> None:
     """A student of 64 px with a SAM of 1024 px sees scenes of 64 px as they are."""
     bench = bench_of(teachers, "stages=[{partitions: [{image_size: 64}]}]", patch_size=8)
@@ -219,12 +225,14 @@ def test_scenes_are_not_blown_up_to_the_size_of_photographs(teachers, tmp_path) 
     assert run(bench, "linear_segmentation", **keys, models=["student"])[0]["student"] == {(64, 64)}
 
 
+@pytest.mark.slow
 def test_a_small_sam_of_its_own_size_is_not_blown_up_either(tmp_path, photographs) -> None:
     own = {"sam": SamSettings(model=str(tiny.tiny_sam(tmp_path, 64, 8))).build()}
     bench = bench_of(own, "stages=[{partitions: [{image_size: 32}]}]", patch_size=8)
     assert run(bench, "promptable_segmentation", **masks_of(photographs))[0] == {"student": {(64, 64)}, "teacher/sam": {(64, 64)}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("patch_size", "side"), [(16, 512), (14, 518)])
 def test_the_published_segmentation_runs_at_512_px_and_518_for_patches_of_14(patch_size, side, teachers, photographs) -> None:
     small = {name: teachers[name] for name in ("clip", "dino")}
@@ -241,6 +249,7 @@ def test_the_published_segmentation_runs_at_512_px_and_518_for_patches_of_14(pat
     assert {min(shape) for shape in short["student"]} == {size // 2}, "the short schedule is no published protocol"
 
 
+@pytest.mark.slow
 def test_recognition_is_at_the_preferred_size_and_heads_of_others_are_named(teachers, photographs) -> None:
     data = {"type": "class_folder", "path": str(photographs / "classes")}
     seen, result = run(bench_of(teachers), "knn", database=data, queries=data, k=[1])
@@ -254,6 +263,7 @@ def test_recognition_is_at_the_preferred_size_and_heads_of_others_are_named(teac
     assert "trained at 448 px and measured at 1024 px: student/sam" in notes
 
 
+@pytest.mark.slow
 def test_agreement_is_at_the_size_of_each_head_and_all_see_the_same_square(teachers, photographs) -> None:
     data = {"type": "folder", "path": str(photographs / "images")}
     seen, result = run(bench_of(teachers), "agreement", data=data)
@@ -406,6 +416,7 @@ def sizes(result: Result) -> dict[str, str]:
     return {row: each["px"] for row, each in plain(result)["inputs"].items()}
 
 
+@pytest.mark.slow
 def test_every_evaluation_names_the_input_of_every_row(teachers, photographs) -> None:
     classes, images = (
         {"type": kind, "path": str(photographs / path)} for kind, path in (("class_folder", "classes"), ("folder", "images"))

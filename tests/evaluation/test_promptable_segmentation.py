@@ -204,6 +204,7 @@ def test_bad_coco_is_one_message_each(tmp_path: Path):
         CocoInstancesSettings(annotations="x.json", images=str(tmp_path / "nowhere")).build()
 
 
+@pytest.mark.slow
 def test_scores_on_scenes(sam: SamTeacher):
     """The mean over annotations, by size; floors and counts; the same again and on two workers."""
     settings = PromptableSegmentationSettings(data={"type": "scenes", "length": 6}, bins=(10, 20))
@@ -252,6 +253,7 @@ def test_settings_and_missing_sams(sam: SamTeacher, teacher_folders: dict[str, P
         evaluation.run(*bench_of(sam))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COCO.is_dir(), reason="the photographs of coco_instances are not on this machine")
 def test_photographs(sam: SamTeacher):
     pytest.importorskip("pycocotools")

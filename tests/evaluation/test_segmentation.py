@@ -180,6 +180,7 @@ def test_all_problems_at_once_up_to_a_bound(tmp_path: Path):
     assert "and 10 more such problems" in caught.value.problems[-1]
 
 
+@pytest.mark.slow
 def test_mean_iou_equals_torchmetrics_and_a_plain_loop():
     draws = torch.Generator().manual_seed(0)
     truth = torch.randint(0, 6, (4, 15, 17), generator=draws)
@@ -258,6 +259,7 @@ def test_the_probe_finds_what_is_there_and_nothing_else():
     assert set(result.details["iou_by_class"]["student"]) == {"red", "green", "blue"}
 
 
+@pytest.mark.slow
 def test_the_same_again_on_workers_and_without_room_to_keep_features():
     def run(schedule: ShortSchedule | AugmentedSchedule, **options) -> dict:
         evaluation = LinearSegmentation(Blocks(6), Blocks(6, seed=1), schedule, WholeInference())
@@ -275,6 +277,7 @@ def test_the_same_again_on_workers_and_without_room_to_keep_features():
     assert run(augmented, num_workers=2) == crops
 
 
+@pytest.mark.slow
 def test_augmented_training_learns():
     schedule = AugmentedSchedule(
         steps=80, batch_size=4, warmup=5, learning_rate=0.05, augmentation=Augmentation(crop_size=16, photometric=False)
@@ -283,6 +286,7 @@ def test_augmented_training_learns():
     assert result.rows["a"]["mean_iou"] > 99
 
 
+@pytest.mark.slow
 def test_sliding_windows_equal_the_whole_for_a_model_of_single_pixels():
     images = torch.rand(2, 3, 37, 53, generator=torch.Generator().manual_seed(0))
     weight = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
@@ -452,6 +456,7 @@ def test_open_vocabulary_finds_the_classes(tmp_path: Path, monkeypatch: pytest.M
         evaluation.run({}, Bench(None, {}))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="the photographs of camvid are not on this machine")
 def test_photographs():
     """The floor by place on real labels (17.0 % on all of them), and a probe on colours that beats the most frequent class."""

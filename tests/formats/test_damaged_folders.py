@@ -106,6 +106,7 @@ def works_or_is_refused(kind: str, folder: Path) -> None:
 # damaged files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGED)
 @pytest.mark.parametrize("kind", [*tiny.BUILDERS, "model"])
 def test_a_damaged_configuration(kind: str, damage: str, copy):
@@ -271,6 +272,7 @@ def test_names_of_heads(name: str, copy):
     assert str(folder) in error_of(lambda: amradio.load(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "student",
     [
@@ -301,6 +303,7 @@ def test_a_transposed_weight_is_named(copy):
 # bombs
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("little_memory")
 def test_archives_that_unpack_to_more(tmp_path: Path):
     path = tmp_path / "bomb.pth.tar"
@@ -409,6 +412,7 @@ def test_a_model_by_what_is_no_path(tmp_path: Path, copy, monkeypatch: pytest.Mo
     assert formats.read("~/model/").config.heads.keys() == {"clip"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["weights/x.pth", "https://example.org/x.safetensors", "C:\\x", "~/nothing", "nothing/here"])
 def test_what_a_student_begins_with(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)

@@ -133,6 +133,7 @@ def test_transformers_alone_says_the_same_of_a_picture(tmp_path: Path) -> None:
         assert found(f"resized_{variant}").shape == (1, 14 * 14, 48)
 
 
+@pytest.mark.slow
 def test_timm_alone_says_the_same(tmp_path: Path) -> None:
     """The lines that the user is given, each variant at two sizes."""
     program = ["import numpy, torch; torch.set_grad_enabled(False)"]
@@ -185,6 +186,7 @@ def test_half_weights_stay_half(form: Format, dtype: str, tmp_path: Path) -> Non
         assert (ours - other).abs().max() < form.tolerance(settings) * max(1, float(ours.std()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FIXTURES.is_dir(), reason="needs the reference checkpoints")
 @pytest.mark.parametrize("form", LIBRARIES, ids=lambda form: form.name)
 @pytest.mark.parametrize("name", ["idx", "layerscale"])
@@ -380,6 +382,7 @@ def test_the_call_of_published_sizes(size: str, num_prefix: int, changes: dict, 
     assert (entry.name, call.architecture, call.overrides) == (name, f"naflexvit_{name}", overrides)
 
 
+@pytest.mark.slow
 def test_the_entries_are_as_timm_has_them() -> None:
     for entry in ENTRIES:
         with torch.device("meta"):
@@ -450,6 +453,7 @@ def test_a_file_of_another_family_is_not_taken_for_one_of_timm(tmp_path: Path) -
         amradio.load(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "student", [{"model": "test_resnet", "level": -2}, {"model": "test_vit", "summary": "token"}], ids=lambda s: s["model"]
 )
@@ -518,6 +522,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Found,
     return {**found, "fixed": (Found(config, model.network), said.path)}
 
 
+@pytest.mark.slow
 def test_onnxruntime_alone_says_the_same_at_every_size_and_batch(exported: dict, tmp_path: Path) -> None:
     """In a process with neither this package nor torch."""
     model, path = exported["free"]
@@ -539,6 +544,7 @@ def test_onnxruntime_alone_says_the_same_at_every_size_and_batch(exported: dict,
             assert np.abs(found(f"{name}{number}") - tensor.numpy()).max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["free", "half", "fixed"])
 def test_onnx_says_the_same_within_its_tolerance(name: str, exported: dict) -> None:
     model, path = exported[name]
@@ -553,6 +559,7 @@ def test_onnx_says_the_same_within_its_tolerance(name: str, exported: dict) -> N
             assert (ours - other).abs().max() < form.tolerance(settings) * max(1, float(ours.std()))
 
 
+@pytest.mark.slow
 def test_a_graph_of_one_size_takes_that_alone_and_any_batch(exported: dict) -> None:
     model, path = exported["fixed"]
     assert FORM["onnx"].sizes(model, ExportSettings(("sam",), image_size=50)) == ((48, 48),)
@@ -563,6 +570,7 @@ def test_a_graph_of_one_size_takes_that_alone_and_any_batch(exported: dict) -> N
         session.run(None, {"images": images_of((64, 48)).numpy()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["free", "half", "fixed"])
 def test_graphs_are_of_operators_that_tensorrt_takes(name: str, exported: dict) -> None:
     _, path = exported[name]
@@ -584,6 +592,7 @@ def test_graphs_are_of_operators_that_tensorrt_takes(name: str, exported: dict) 
             assert set(node.input[axes : axes + 1]) <= constants
 
 
+@pytest.mark.slow
 def test_the_graph_says_what_it_takes_and_gives(exported: dict) -> None:
     (_, free), (_, half), (_, fixed) = (exported[name] for name in ("free", "half", "fixed"))
     edges = [
@@ -598,6 +607,7 @@ def test_the_graph_says_what_it_takes_and_gives(exported: dict) -> None:
         assert b".py" not in path.read_bytes()
 
 
+@pytest.mark.slow
 def test_eradio_goes_to_onnx_at_one_size(tmp_path: Path) -> None:
     """Convolutions, windowed attention with a position bias, the neck; the size is the model's own, the batch is free."""
     shape = {"dim": 8, "stem_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [2, 4], "neck_dim": 24, "window_size": 8}
@@ -613,6 +623,7 @@ def test_eradio_goes_to_onnx_at_one_size(tmp_path: Path) -> None:
             assert (theirs[name] - ours).abs().max() < 1e-4 * max(1, float(ours.std()))
 
 
+@pytest.mark.slow
 def test_weights_beyond_one_file_go_along(exported: dict) -> None:
     _, path = exported["fixed"]
     assert {found.name for found in path.parent.iterdir()} == {"model", "graph.onnx", "graph.onnx.data"}
@@ -621,6 +632,7 @@ def test_weights_beyond_one_file_go_along(exported: dict) -> None:
         amradio.export(path.parent / "model", "onnx", path)
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_recognised_and_not_read(exported: dict, tmp_path: Path) -> None:
     _, path = exported["free"]
     assert [form.name for form in FORMATS if form.recognises(path)] == ["onnx"]
@@ -632,6 +644,7 @@ def test_an_onnx_file_is_recognised_and_not_read(exported: dict, tmp_path: Path)
         amradio.load(other)
 
 
+@pytest.mark.slow
 def test_onnx_refuses_bfloat16(tmp_path: Path) -> None:
     model = make()
     with pytest.raises(UserError, match="dtype bfloat16: an ONNX file is of float32 or float16"):

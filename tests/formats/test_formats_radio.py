@@ -122,6 +122,7 @@ def test_official_files_give_the_expected_outputs(name: str):
         close(model.network.choose(features), theirs)
 
 
+@pytest.mark.slow
 @needs_fixtures
 @pytest.mark.parametrize("name", VITS)
 def test_what_official_files_lack_is_derived(name: str):
@@ -141,6 +142,7 @@ def test_what_official_files_lack_is_derived(name: str):
     assert formats.read(FIXTURES / f"{name}.pth.tar").dead == dead
 
 
+@pytest.mark.slow
 @needs_fixtures
 @pytest.mark.parametrize("name", VITS)
 def test_written_again_it_has_the_keys_of_a_canonical_file_and_the_same_outputs(name: str, tmp_path: Path):
@@ -153,6 +155,7 @@ def test_written_again_it_has_the_keys_of_a_canonical_file_and_the_same_outputs(
     assert again.config == found.config
 
 
+@pytest.mark.slow
 @needs_fixtures
 def test_arguments_of_a_written_file_are_those_of_an_official_one(tmp_path: Path):
     official = checkpoint()
@@ -216,6 +219,7 @@ def test_layer_scale_under_its_other_name(saved):
     close(outputs(formats.read(saved(content)), expected["x"])["sam"], expected["all_NLC"]["sam"])
 
 
+@pytest.mark.slow
 @needs_fixtures
 def test_a_feature_normaliser_is_applied_before_the_heads(saved, tmp_path: Path):
     content, expected = checkpoint(), expected_of("name")
@@ -233,6 +237,7 @@ def test_a_feature_normaliser_is_applied_before_the_heads(saved, tmp_path: Path)
     same(answer, outputs(again, expected["x"]))
 
 
+@pytest.mark.slow
 @needs_fixtures
 def test_half_weights_stay_half(saved):
     content, expected = checkpoint(), expected_of("name")
@@ -333,6 +338,7 @@ def official_registers(settings: argparse.Namespace) -> tuple[int, int]:
     return names, multiple - names % multiple if multiple else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
@@ -461,6 +467,7 @@ def test_shards_are_read(tmp_path: Path):
 # E-RADIO
 
 
+@pytest.mark.slow
 @needs_fixtures
 @pytest.mark.parametrize("name", ["large", "tiny8x"])
 @pytest.mark.parametrize("bare", [True, False])
@@ -492,6 +499,7 @@ def test_eradio_files(name: str, bare: bool, saved, tmp_path: Path):
     assert "its shape is none of the published E-RADIOs" in lacks(found.config)[0]
 
 
+@pytest.mark.slow
 def test_a_published_eradio_goes_out_with_every_key_and_its_windows(tmp_path: Path):
     config = NetworkConfig(student=EradioSettings(size="xxxtiny_8x_ws16"), num_summaries=1)
     assert lacks(config) == ()

@@ -33,6 +33,8 @@ from amradio.network import HeadConfig, HeadPart, NetworkConfig
 from amradio.students import VitSettings
 from amradio.teachers import TEACHERS
 
+pytestmark = pytest.mark.slow
+
 FILES = int(os.environ.get("AMRADIO_FUZZ_FILES", "40"))
 SECONDS = float(os.environ.get("AMRADIO_FUZZ_SECONDS", "60"))
 LIMIT = 60.0

@@ -89,6 +89,7 @@ def all_four(path: Path) -> None:
         assert "**The weights of clip, meta are not for commercial use.**" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [None, ["dino"], []])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_format_names_all_whatever_heads_it_has(name: str, heads: list[str] | None, model: Path, tmp_path: Path):
@@ -98,6 +99,7 @@ def test_every_format_names_all_whatever_heads_it_has(name: str, heads: list[str
     all_four(amradio.export(model, name, out(name, tmp_path, "out"), heads=heads).path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", READ)
 def test_exports_of_exports_without_heads(first: str, model: Path, tmp_path: Path):
     there = amradio.export(model, first, out(first, tmp_path, "there"), heads=[]).path
@@ -118,6 +120,7 @@ def test_a_folder_from_before_the_key(model: Path, tmp_path: Path):
         amradio.load(model)
 
 
+@pytest.mark.slow
 def test_an_official_file_is_an_ancestor_itself(model: Path, tmp_path: Path):
     amradio.export(model, "torchhub", tmp_path / "out.pth.tar")
     with torch.serialization.safe_globals([argparse.Namespace]):
@@ -174,6 +177,7 @@ def test_an_export_that_loses_one_is_refused(model: Path, tmp_path: Path, monkey
     assert not (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_continued_models_unite_their_ancestors(recipe, model: Path, tmp_path: Path):
     short = ("stages.0.steps=1", "evaluate.every=null", "engine.checkpoint_every=1")
     student = f"student={{type: model, path: {model}}}"

@@ -48,6 +48,7 @@ def out(layout: str, tmp_path: Path) -> Path:
     return tmp_path / f"out{LAYOUTS[layout].suffix}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "student",
@@ -68,6 +69,7 @@ def test_cropped_positions_stay_on_where_the_table_is_of_the_size_of_the_archite
     torch.testing.assert_close(first.spatial, second.spatial, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_size_is_stated_where_none_is_needed(tmp_path: Path):
     amradio.export(model(tmp_path, vit()), "torchhub", tmp_path / "out.pth.tar")
     assert "img_size" not in settings_of(tmp_path / "out.pth.tar")["model_kwargs"]
@@ -90,6 +92,7 @@ def test_when_the_published_code_crops_positions(settings: dict[str, Any], patch
     assert crops_positions(settings, patch_size) is on
 
 
+@pytest.mark.slow
 def test_a_file_whose_positions_are_not_cropped_is_refused_by_name(tmp_path: Path):
     amradio.export(model(tmp_path, vit(max_image_size=224)), "torchhub", tmp_path / "out.pth.tar")
     with torch.serialization.safe_globals([argparse.Namespace]):
@@ -117,6 +120,7 @@ class Forgetful(TorchHub):
         torch.save(content, target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -142,6 +146,7 @@ def eradio(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model(tmp_path_factory.mktemp("eradio"), EradioSettings(size="xxxtiny_8x_ws16"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_eradio_has_no_dead_norm_and_is_read_with_or_without(layout: str, eradio: Path, tmp_path: Path, capsys):
     path = amradio.export(eradio, layout, out(layout, tmp_path)).path
@@ -174,6 +179,7 @@ def test_an_eradio_has_no_dead_norm_and_is_read_with_or_without(layout: str, era
         torch.testing.assert_close(found(images, heads=["clip"])["clip"].spatial, expected["clip"].spatial, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_folder_of_ours_from_before_has_the_dead_norm(eradio: Path):
     file = eradio / "model.safetensors"
     weights = load_file(file)

@@ -25,6 +25,7 @@ def length(node: ast.AST) -> int:
     return node.end_lineno - node.lineno + 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_there_is_code_to_look_at():
     assert len(FILES) > 30
     assert sum(1 for path in FILES for _ in functions(path)) > 200
@@ -34,10 +35,12 @@ def test_files_are_short():
     assert not {str(path.relative_to(SOURCE)): n for path in FILES if (n := len(path.read_text(encoding="utf-8").splitlines())) > LINES}
 
 
+@pytest.mark.slow
 def test_functions_are_short():
     assert not {name: length(node) for path in FILES for name, node in functions(path) if length(node) > FUNCTION_LINES}
 
 
+@pytest.mark.slow
 def test_functions_take_few_arguments():
     """`self` and `cls` do not count."""
     found = {}
@@ -63,6 +66,7 @@ def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
             yield ast.unparse(node.func), node
 
 
+@pytest.mark.slow
 def test_nothing_runs_code_from_a_file():
     found = []
     for path in FILES:
@@ -82,6 +86,7 @@ def test_nothing_runs_code_from_a_file():
     assert not found
 
 
+@pytest.mark.slow
 def test_no_mutable_defaults_and_no_swallowing_keywords():
     found = []
     for path in FILES:
@@ -95,6 +100,7 @@ def test_no_mutable_defaults_and_no_swallowing_keywords():
     assert not found
 
 
+@pytest.mark.slow
 def test_no_bare_except_and_no_silent_one():
     found = []
     for path in FILES:
@@ -106,6 +112,7 @@ def test_no_bare_except_and_no_silent_one():
     assert not found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["feat", "feats", "utils", "misc", "args"])
 def test_words_that_are_not_ours(word):
     named = [str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*") if word in re.split(r"[_.]", path.name)]
@@ -119,6 +126,7 @@ def test_words_that_are_not_ours(word):
     assert not named + used
 
 
+@pytest.mark.slow
 def test_rooms_import_only_downwards():
     """The contract of pyproject.toml, and that it knows every room."""
     program = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"

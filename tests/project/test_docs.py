@@ -113,6 +113,7 @@ def test_python_blocks_compile(where: str, text: str) -> None:
     compile(text, where, "exec")
 
 
+@pytest.mark.slow
 def test_custom_teacher_of_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {process}, raising=False)  # one core: no loading processes to wait for
@@ -138,6 +139,7 @@ def write_quickstart(folder: Path) -> None:
     write_folder(folder, config, config.build(), {"step": 1, "num_steps": 1, "data": "scenes", "agreement": {}})
 
 
+@pytest.mark.slow
 def test_custom_student_of_extending_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {process}, raising=False)  # as above
@@ -179,6 +181,7 @@ def test_every_document_with_python_is_run() -> None:
     assert left == {"README.md", "models.md", "embedding.md"}
 
 
+@pytest.mark.slow
 def test_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = lines_of("README.md", tmp_path, monkeypatch)
     assert found["found"].keys() == {"backbone", "clip", "sam"}
@@ -187,6 +190,7 @@ def test_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found["masks"].shape == (1, 1, 60, 90)
 
 
+@pytest.mark.slow
 def test_lines_of_the_page_on_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = lines_of("models.md", tmp_path, monkeypatch)
     assert len(found["every"]) == 6
@@ -197,6 +201,7 @@ def test_lines_of_the_page_on_models_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["found"].masks.shape == (2, 1, 90, 120)
 
 
+@pytest.mark.slow
 def test_lines_of_the_page_on_embedding_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = lines_of("embedding.md", tmp_path, monkeypatch)
     assert found["summary"].shape == (len(found["keys"]), found["model"].summary_dim)

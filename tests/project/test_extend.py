@@ -150,6 +150,7 @@ def extended(tmp_path: Path) -> Path:
     return copy.parent
 
 
+@pytest.mark.slow
 def test_one_new_file_and_its_lines_reach_validation_help_training_and_loading(extended, pictures, tmp_path):
     words = [
         f"data={{train: {{type: folder, path: {pictures}}}, num_workers: 0}}",
@@ -196,6 +197,7 @@ class Mine(Teacher):
         return Features(None, self.layer(cells))
 
 
+@pytest.mark.slow
 def test_an_object_is_a_teacher(recipe):
     teacher = Mine()
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
@@ -213,6 +215,7 @@ def test_an_object_is_a_teacher(recipe):
     assert model(torch.rand(1, 3, 32, 32), heads=["mine"])["mine"].spatial.shape == (1, 4, 4, 2)
 
 
+@pytest.mark.slow
 def test_an_object_without_a_place_and_a_place_without_an_object(recipe, tmp_path):
     with pytest.raises(UserError, match="'mine' was passed, but the recipe has no teacher of that name"):
         amradio.distill(recipe(), teachers={"mine": Mine()})

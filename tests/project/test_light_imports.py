@@ -33,12 +33,14 @@ def heavy_after(program: str, folder: Path) -> list[str]:
     return ended.stdout.rpartition("HEAVY")[2].split()
 
 
+@pytest.mark.slow
 def test_every_kind_of_settings_is_read_without_torch(tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     loads = "\n".join(f"Recipe.load('recipe.yaml', {word!r})" for word in ("seed=1", *STUDENTS))
     assert heavy_after(f"from amradio import Recipe, UserError\n{loads}", tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -54,6 +56,7 @@ def test_a_mistake_in_a_recipe_is_answered_without_torch(words, tmp_path):
     assert heavy_after(program, tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["VitSettings", "EradioSettings"])
 def test_the_catalogue_of_students_counts_what_is_built(name):
     import torch

@@ -64,6 +64,7 @@ def plant(folder: Path, ran: Path) -> None:
     change(folder / "tokenizer_config.json", tokenizer_class="Tokenizer", auto_map=tokenizers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "number"), [(kind, n) for kind, builds in tiny.BUILDERS.items() for n in range(len(builds))])
 def test_a_planted_module_is_not_run(kind: str, number: int, tmp_path: Path, ran: Path):
     folder = tiny.BUILDERS[kind][number](tmp_path / "folder")
@@ -165,6 +166,7 @@ class Evil:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "file"), [("clip", "pytorch_model.bin"), ("open_clip", "open_clip_pytorch_model.bin")])
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_refused_pickle_gives_no_advice_to_trust_it(kind: str, file: str, legacy: bool, tmp_path: Path, ran: Path):
@@ -233,6 +235,7 @@ def calls() -> list[tuple[str, str, dict[str, str]]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_reader_of_transformers_is_told_not_to_trust():
     readers = [(where, keywords) for where, name, keywords in calls() if name.endswith((".from_pretrained", ".from_hub"))]
     assert len(readers) >= 5
@@ -243,6 +246,7 @@ def test_every_reader_of_transformers_is_told_not_to_trust():
     assert [where for where, keywords in models if "attn_implementation" not in keywords] == []
 
 
+@pytest.mark.slow
 def test_every_reader_of_pickles_takes_weights_only():
     readers = [(where, keywords) for where, name, keywords in calls() if name in ("torch.load", "open_clip.create_model")]
     assert len(readers) >= 3
@@ -251,6 +255,7 @@ def test_every_reader_of_pickles_takes_weights_only():
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_timm_reads_no_folder_but_one_that_was_checked():
     """`timm.create_model` takes names of folders and of the hub; only teachers do, after `check_folder`."""
     makers = [where for where, name, _ in calls() if name in ("timm.create_model", "create_model")]

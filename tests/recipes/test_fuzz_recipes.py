@@ -13,6 +13,8 @@ import processes
 from data_folders import make_folder
 from mutations import Mutated, mutated
 
+pytestmark = pytest.mark.slow
+
 DRY, RUNS = 500, 100
 SECONDS = float(os.environ.get("AMRADIO_FUZZ_SECONDS", "60"))
 FIRST = int(os.environ.get("AMRADIO_FUZZ_FIRST", "0"))

@@ -94,6 +94,7 @@ def test_a_shipped_recipe_is_valid_and_opens_with_command_cost_and_result(path):
         assert word in text, word
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_recipe_runs_two_steps(path, pictures, stand_ins, tmp_path):
     original = Recipe.load(str(path))

@@ -60,6 +60,7 @@ def close(found: Features, expected: dict[str, Tensor], atol: float = 1e-4) -> N
     torch.testing.assert_close(found.summary, expected["summary"], rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @needs_fixtures
 @each_fixture
 @pytest.mark.parametrize("deployed", [False, True])
@@ -105,6 +106,7 @@ def test_official_names_and_shapes(name: str):
             torch.testing.assert_close(written[key], weights[key], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_settings_of_a_size_are_found_from_its_shapes(size: str):
     with torch.device("meta"):
@@ -122,6 +124,7 @@ def million(module: nn.Module) -> float:
     return sum(p.numel() for p in module.parameters()) / 1e6
 
 
+@pytest.mark.slow
 def test_parameters_of_the_published_sizes():
     with torch.device("meta"):
         students = {size: EradioSettings.model_validate({"size": size}).build(1) for size in SIZES}
@@ -162,6 +165,7 @@ def test_deploy_changes_rounding_only(changes: dict):
     torch.testing.assert_close(deployed.deploy()(given), after, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_no_position_bias_is_stale():
     """In evaluation the bias is kept; whatever changes the weights, the window or its unit makes it anew."""
@@ -324,6 +328,7 @@ def test_position_bias_keeps_its_precision_in_half_weights():
     assert exact.shape == (1, 2, 49, 49)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deployed", [False, True])
 @torch.no_grad()
 def test_compiles_without_graph_breaks(deployed: bool):

@@ -57,6 +57,7 @@ def test_every_type_has_a_tiny_form():
     assert {name.partition(",")[0] for name in TINY} | {"custom"} == TYPES  # an object of the user: tests/students/test_students_custom.py
 
 
+@pytest.mark.slow
 def test_shapes_are_as_promised(settings: StudentSettings, student: Student):
     images = images_for(student)
     features = student.eval()(images)
@@ -143,6 +144,7 @@ def test_float16_inference(student: Student):
         assert torch.nn.functional.cosine_similarity(found.float(), wanted, dim=-1).min() > 0.99
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_is_one_graph_for_the_compiler(student: Student):
     images = images_for(student)

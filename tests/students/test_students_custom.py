@@ -92,6 +92,7 @@ def test_a_module_that_does_not_answer_as_it_should_is_refused() -> None:
         CustomStudent(convolutions(), patch_size=8, step=12)
 
 
+@pytest.mark.slow
 def test_it_is_trained_in_place_resumed_saved_and_loaded(recipe, tmp_path) -> None:
     settings = recipe(*WORDS)
     student = CustomStudent(convolutions(), patch_size=8)
@@ -119,6 +120,7 @@ def test_it_is_trained_in_place_resumed_saved_and_loaded(recipe, tmp_path) -> No
     assert_same(folder, amradio.distill(again, student=CustomStudent(convolutions(), patch_size=8)))
 
 
+@pytest.mark.slow
 def test_it_is_evaluated(recipe, tmp_path) -> None:
     folder = amradio.distill(recipe(*WORDS), student=Mine())
     scenes = {"type": "scenes", "length": 8, "seed": 1}
@@ -127,6 +129,7 @@ def test_it_is_evaluated(recipe, tmp_path) -> None:
     assert {"student/clip", "student/dino", "student/sam"} <= set(found["agreement"].rows)
 
 
+@pytest.mark.slow
 def test_a_summary_for_each_teacher(recipe) -> None:
     words = (*WORDS, "student={type: custom, summaries: per_teacher}", "stages.0.steps=1")
     folder = amradio.distill(recipe(*words), student=CustomStudent(Pair(), patch_size=8, num_summaries=2))
@@ -135,6 +138,7 @@ def test_a_summary_for_each_teacher(recipe) -> None:
     assert model.summary_dim == 10
 
 
+@pytest.mark.slow
 def test_an_object_and_its_place_belong_together(recipe, tmp_path) -> None:
     with pytest.raises(UserError, match=r"student: a student of type 'custom' is an object that only Python can pass"):
         amradio.distill(recipe(*WORDS))

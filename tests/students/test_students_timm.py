@@ -40,6 +40,7 @@ def photo(height: int = 64, width: int = 96) -> torch.Tensor:
     return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", WELL_KNOWN, ids=lambda row: row.size)
 def test_the_rows_of_the_comparison_are_as_listed(row: StudentRow) -> None:
     with torch.device("meta"):
@@ -50,12 +51,14 @@ def test_the_rows_of_the_comparison_are_as_listed(row: StudentRow) -> None:
         assert row.parameters / 1e6 == pytest.approx(MILLIONS[row.size], rel=0.05)
 
 
+@pytest.mark.slow
 def test_efficientvit_is_the_papers_without_its_head() -> None:
     with torch.device("meta"):
         student = TimmSettings(model="efficientvit_l1", level=-1, summary="map").build(1)
     assert sum(p.numel() for p in student.parameters()) / 1e6 == pytest.approx(38, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", PYRAMIDS)
 def test_every_level_is_what_timms_own_extractor_gives(model: str) -> None:
     images = photo()
@@ -116,6 +119,7 @@ def test_a_linear_layer_gives_each_teacher_a_summary() -> None:
     torch.testing.assert_close(student(photo()).summary, expected)
 
 
+@pytest.mark.slow
 def test_images_are_normalised_as_timm_says_for_the_weights() -> None:
     assert survey("convnext_base").mean == (0.485, 0.456, 0.406)
     assert survey("convnext_base.clip_laion2b").std == pytest.approx((0.26862954, 0.26130258, 0.27577711))
@@ -126,6 +130,7 @@ def test_images_are_normalised_as_timm_says_for_the_weights() -> None:
         assert tuple(student.std.flatten().tolist()) == pytest.approx(config.std)
 
 
+@pytest.mark.slow
 def test_fixed_sizes_are_found_out() -> None:
     assert build(model="test_maxvit").nearest_size(70, 300) == (160, 160)
     small = build(model="test_maxvit", image_size=64)
@@ -137,6 +142,7 @@ def test_fixed_sizes_are_found_out() -> None:
     assert build(model="test_resnet").nearest_size(70, 300) == (64, 288)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "size", "legal"), [("hiera_tiny_224", 224, (224, 224)), ("swin_tiny_patch4_window7_224", 64, (64, 96))])
 def test_hierarchical_transformers_of_either_kind_of_size(model: str, size: int, legal: tuple[int, int]) -> None:
     with torch.device("meta"):
@@ -146,6 +152,7 @@ def test_hierarchical_transformers_of_either_kind_of_size(model: str, size: int,
     assert found.spatial.shape == (1, legal[0] // 16, legal[1] // 16, student.spatial_dim)
 
 
+@pytest.mark.slow
 def test_branches_are_merged_at_deployment() -> None:
     student, images = build(model="fastvit_t8"), photo(32, 64)
     before, count = student(images), sum(p.numel() for p in student.parameters())
@@ -159,6 +166,7 @@ def test_no_decay_is_what_timm_says() -> None:
     assert build(model="test_resnet").no_decay() == set()
 
 
+@pytest.mark.slow
 def test_it_begins_with_the_weights_of_a_file(tmp_path: Path) -> None:
     torch.manual_seed(5)
     other = timm.create_model("test_vit")  # with a classifier, positions of 160 px
@@ -190,6 +198,7 @@ def test_it_begins_with_the_weights_of_a_file(tmp_path: Path) -> None:
         build(model="test_vit", start_from=str(tmp_path))
 
 
+@pytest.mark.slow
 def test_it_begins_with_a_model_folder(recipe, tmp_path: Path) -> None:
     words = ("stages.0.steps=1", "evaluate.every=null")
     folder = amradio.distill(recipe(*words, "student={type: timm, model: test_efficientnet}"))
@@ -199,6 +208,7 @@ def test_it_begins_with_a_model_folder(recipe, tmp_path: Path) -> None:
     assert loaded.started_from is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

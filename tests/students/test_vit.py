@@ -200,6 +200,7 @@ def test_every_setting_is_tried():
     assert set(CHANGES) == set(VitSettings.model_fields) - {"type", "size", "start_from", "train"}  # test_vit_start, test_trained
 
 
+@pytest.mark.slow
 def test_each_size_is_its_own_shape_until_overridden():
     assert len({VitSettings.model_validate({"size": size}).shape() for size in SIZES}) == len(SIZES) == 7
     for size, shape in SIZES.items():
@@ -244,6 +245,7 @@ def test_under_autocast_the_residual_stream_keeps_the_dtype_of_the_weights():
         assert make()(images(64, 96)).spatial.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_compiles():
     vit = make().train()
     draws = torch.rand(2, 8, generator=torch.Generator().manual_seed(8))

@@ -69,6 +69,7 @@ def neighbours(models, known, asked):
     return scores | {"raw": nearest_neighbours(raw[0], known[1], raw[1], asked[1])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_each_is_small_and_says_how_it_was_made(name):
     folder = FOLDER / name
@@ -82,6 +83,7 @@ def test_each_is_small_and_says_how_it_was_made(name):
     assert set(scores["made"]) >= {"command", "seed", "steps", "minutes"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_each_takes_pictures_of_any_shape_by_its_own_processor(name):
     processor = AutoImageProcessor.from_pretrained(FOLDER / name)
@@ -89,6 +91,7 @@ def test_each_takes_pictures_of_any_shape_by_its_own_processor(name):
     assert processor(picture, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
 
 
+@pytest.mark.slow
 def test_clip_knows_words(models, asked):
     words = AutoTokenizer.from_pretrained(FOLDER / "clip", local_files_only=True)
     model, classes = models["clip"], []
@@ -102,6 +105,7 @@ def test_clip_knows_words(models, asked):
     assert float((guess == asked[1]).float().mean()) >= 0.85
 
 
+@pytest.mark.slow
 def test_dino_groups_what_is_alike(neighbours):
     assert neighbours["raw"] <= 0.35
     assert neighbours["dino"] >= 0.60
@@ -115,6 +119,7 @@ def middle(mask: np.ndarray) -> tuple[int, int]:
     return int(x), int(y)
 
 
+@pytest.mark.slow
 def test_sam_draws_what_is_clicked(models):
     processor, found = SamProcessor.from_pretrained(FOLDER / "sam"), []
     for index in range(60):
@@ -132,6 +137,7 @@ def test_sam_draws_what_is_clicked(models):
     assert float(torch.cat(found).mean()) >= 0.60
 
 
+@pytest.mark.slow
 def test_each_is_weaker_elsewhere(models, neighbours):
     # Only CLIP has words and only SAM draws masks; what all three have in common is 20-NN, and there SAM lags.
     assert neighbours["sam"] <= neighbours["dino"] - 0.15
@@ -140,6 +146,7 @@ def test_each_is_weaker_elsewhere(models, neighbours):
     assert not hasattr(models["clip"], "mask_decoder")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip", "sam"])
 def test_the_tool_repeats_bit_for_bit(name, tmp_path, monkeypatch):
     """One thread, a number of steps: the same command makes the same file (the cards' commands give --steps)."""

@@ -53,6 +53,7 @@ def test_every_kind_is_tested() -> None:
     assert len({kind_of(settings) for settings in TEACHERS}) == len(TEACHERS)
 
 
+@pytest.mark.slow
 def test_shapes_are_the_promised_dims(teacher: Teacher) -> None:
     images = legal_images(teacher)
     summary, spatial = teacher(images)
@@ -147,6 +148,7 @@ def test_licence_and_source_are_stated(case: tuple[type[TeacherSettings], str], 
     assert teacher.licence
 
 
+@pytest.mark.slow
 def test_an_input_size_of_the_users_own(case: tuple[type[TeacherSettings], str], teacher: Teacher) -> None:
     settings, folder = case
     if "input_size" not in settings.model_fields:
@@ -274,6 +276,7 @@ def test_auto_precision_is_that_of_the_models_beside_the_teacher() -> None:
     assert fixed.at(None) is fixed
 
 
+@pytest.mark.slow
 def test_relative_positions_are_read_once_and_anew_after_a_change(tmp_path: Path):
     """The remembered tables give the original's answer, also with gradients, after new weights and in other precisions."""
     folder = tiny.tiny_sam(tmp_path / "sam")

@@ -29,6 +29,7 @@ def rows(kind: str) -> list[Known]:
     return [known for known in catalogue() if known.kind == kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ARCHITECTURES)
 def test_towers_are_as_timm_builds_them(model: str) -> None:
     known = next(each for each in catalogue() if each.model == model)

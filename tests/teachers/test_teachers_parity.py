@@ -127,6 +127,7 @@ def test_dinov2_takes_any_multiple_of_the_patch(tmp_path: Path) -> None:
     assert relative(summary, tokens[:, 0]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_sam(tmp_path: Path, size: tuple[int, int]) -> None:
     folder = tiny_sam(tmp_path)
@@ -142,6 +143,7 @@ def test_sam(tmp_path: Path, size: tuple[int, int]) -> None:
     check(SamSettings(model=str(folder)).build(), transformers.SamImageProcessor.from_pretrained(folder), reference, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["points", "boxes", "both"])
 def test_sam_masks_equal_the_original_model(tmp_path: Path, prompt: str) -> None:
     folder = tiny_sam(tmp_path)
@@ -185,6 +187,7 @@ def test_sam_masks_read_a_map_on_another_grid(tmp_path: Path) -> None:
     assert iou.shape == (1, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("input_size", [None, 48])
 def test_siglip(tmp_path: Path, size: tuple[int, int], input_size: int | None) -> None:
@@ -209,6 +212,7 @@ def test_siglip_of_a_size_that_is_no_multiple_of_the_patch(tmp_path: Path) -> No
     assert spatial.shape == (2, 3, 3, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_naflex(tmp_path: Path, size: tuple[int, int]) -> None:
     folder = tiny_naflex(tmp_path)

@@ -59,6 +59,7 @@ def of_open_clip(folder: Path) -> Callable[[Tensor], Tensor]:
 ALONE = {"clip": of_clip, "open_clip": of_open_clip, "siglip": of_siglip, "naflex": of_siglip}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIMS)
 def test_maps_are_the_cosines_of_each_cell_alone(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = BUILDERS[name](tmp_path / "teacher")
@@ -87,6 +88,7 @@ def test_maps_are_the_cosines_of_each_cell_alone(name: str, tmp_path: Path, monk
     torch.testing.assert_close(shares.sum(1), torch.ones(2, 3, 5))
 
 
+@pytest.mark.slow
 def test_a_head_without_a_map_or_with_another_one(tmp_path: Path) -> None:
     folder = tiny.tiny_clip(tmp_path / "teacher")
     with pytest.raises(UserError, match=r"^map: this head has no map; train it with a spatial_weight above 0"):

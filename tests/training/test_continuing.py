@@ -131,6 +131,7 @@ def agreement(folder: Path, step: int) -> dict[str, float]:
     return {key: value for key, value in row.items() if key.startswith("val/")}
 
 
+@pytest.mark.slow
 def test_at_step_0_it_agrees_as_the_finished_model_did(recipe, finished):
     folder = run_distill(goes_on(recipe, finished))
     before, after = agreement(finished, 6), agreement(folder, 0)
@@ -140,6 +141,7 @@ def test_at_step_0_it_agrees_as_the_finished_model_did(recipe, finished):
     assert amradio.load(folder).heads == ("clip", "dino", "sam")
 
 
+@pytest.mark.slow
 def test_the_backbone_and_the_kept_heads_begin_with_the_same_bits(recipe, finished):
     run = training(goes_on(recipe, finished, "teachers.sam=null"))
     images = torch.rand(2, 3, 32, 48)
@@ -166,6 +168,7 @@ NEW = ("teachers.mine={type: custom}", "teachers.clip=null")
 """One teacher goes, one comes."""
 
 
+@pytest.mark.slow
 def test_a_teacher_of_ones_own_gets_a_head_and_a_summary(recipe, finished, capsys):
     old = load_file(finished / "model" / "model.safetensors")
     run = training(goes_on(recipe, finished, *NEW), {"mine": Colours()})
@@ -191,6 +194,7 @@ def test_a_teacher_of_ones_own_gets_a_head_and_a_summary(recipe, finished, capsy
     assert learnt > begun
 
 
+@pytest.mark.slow
 def test_upsampling_and_attention_heads_go_on(recipe, tmp_path):
     heads = (
         "heads.by_teacher.sam={spatial: {type: attention, num_heads: 2, depth: 1}}",
@@ -210,6 +214,7 @@ def test_upsampling_and_attention_heads_go_on(recipe, tmp_path):
 PARTS = {"last_blocks": "{type: last_blocks, count: 1}", "lora": "{type: lora, rank: 2, alpha: 8.0}"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_what_is_frozen_keeps_its_bits_and_all_else_moves(recipe, finished, part):
     words = (*NEW, f"student.train={PARTS[part]}", "optimizer.weight_decay=0.5", "engine.ema=0.5", "stages.0.steps=3", "evaluate.every=3")
@@ -231,6 +236,7 @@ def test_what_is_frozen_keeps_its_bits_and_all_else_moves(recipe, finished, part
     assert {key for key in found if key.startswith("model/student.")} == {f"model/{key}" for key in old if key.startswith("student.")}
 
 
+@pytest.mark.slow
 def test_every_trained_parameter_changes_and_no_other_has_a_gradient(recipe, finished):
     run = training(goes_on(recipe, finished, "student.train=lora"))
     before = {name: value.clone() for name, value in run.context.task.named_parameters()}
@@ -245,6 +251,7 @@ def test_every_trained_parameter_changes_and_no_other_has_a_gradient(recipe, fin
     assert optimised == {id(value) for value in run.context.task.parameters() if value.requires_grad}
 
 
+@pytest.mark.slow
 def test_the_model_folder_holds_merged_weights_that_say_the_same(recipe, finished):
     run = training(goes_on(recipe, finished, "student.train={type: lora, rank: 2}"))
     for name, value in run.context.task.network.named_parameters():
@@ -266,6 +273,7 @@ def test_the_model_folder_holds_merged_weights_that_say_the_same(recipe, finishe
 # resuming
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [None, *PARTS])
 def test_a_run_resumes_bit_for_bit_and_without_the_model_it_is_from(recipe, finished, tmp_path, part):
     words = [*NEW, "engine.ema=0.9", "engine.keep=9", "student.gradient_checkpointing=true"]
@@ -297,6 +305,7 @@ def refused(recipe) -> list[str]:
     return list(caught.value.problems)
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_be_kept(recipe, finished, capsys):
     dry_run(goes_on(recipe, finished, "teachers.sam=null", "student.train={type: last_blocks, count: 1}"))
     printed = capsys.readouterr().out
@@ -305,6 +314,7 @@ def test_a_dry_run_says_what_would_be_kept(recipe, finished, capsys):
     assert "student: last_blocks trains 0.01 M parameters" in printed
 
 
+@pytest.mark.slow
 def test_a_path_that_is_no_model(recipe, tmp_path):
     for path, words in ((tmp_path / "nowhere", "there is no such file or folder"), (tmp_path, r"no config.json in it")):
         (problem,) = refused(goes_on(recipe, path))
@@ -312,6 +322,7 @@ def test_a_path_that_is_no_model(recipe, tmp_path):
         assert words in problem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -326,17 +337,20 @@ def test_what_does_not_fit_the_model(recipe, finished, teacher_folders, words, m
     assert problem.startswith(message)
 
 
+@pytest.mark.slow
 def test_a_part_of_random_weights(recipe):
     (problem,) = refused(recipe("student.train=lora"))
     assert problem.startswith("student.train: 'lora' trains a part of weights that exist, and this student begins at random")
 
 
+@pytest.mark.slow
 def test_a_damaged_record_of_the_network(recipe, finished):
     (finished / "network.json").write_text("{")
     with pytest.raises(UserError, match=r"network\.json: line 1: not valid JSON .*; restore this file"):
         run_distill(recipe(*SHORT, "student.depth=2", f"out={finished}"))
 
 
+@pytest.mark.slow
 def test_parts_of_a_student_that_was_started_from_weights(recipe, finished, tmp_path):
     """`start_from`: the heads are new, so every summary is trained; registers are not."""
     words = ("student.depth=2", f"student.start_from={finished / 'model'}", "student.train={type: last_blocks, count: 1}")
@@ -358,6 +372,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", OTHERS)
 def test_other_students_go_on(recipe, tmp_path, student):
     one = ("stages.0.steps=2", "evaluate.every=2", "stages.0.partitions.0.image_size=32")
@@ -376,6 +391,7 @@ def test_other_students_go_on(recipe, tmp_path, student):
     torch.testing.assert_close(found.spatial, wanted.spatial, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_parts_of_a_timm_student_keep_the_rows_of_other_summaries(recipe, tmp_path):
     """Its summaries are rows of a linear layer, which decays: those that stay must not."""
     words = ("stages.0.steps=2", "evaluate.every=null")
@@ -392,6 +408,7 @@ def test_parts_of_a_timm_student_keep_the_rows_of_other_summaries(recipe, tmp_pa
     assert all(torch.equal(new[name], before[name]) for name in frozen)
 
 
+@pytest.mark.slow
 def test_a_student_without_blocks_is_one_message(recipe, tmp_path):
     words = ("stages.0.steps=1", "evaluate.every=null")
     finished = run_distill(recipe(*words, OTHERS["timm shared"], f"out={tmp_path / 'finished'}"))
@@ -419,6 +436,7 @@ class Spoken(Teacher):
         return Features(both.mean((1, 2))[:, : self.summary_dim], both[..., self.summary_dim :])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FIXTURES.is_dir(), reason="the reference checkpoints are not on this machine")
 @pytest.mark.parametrize("file", ["idx.pth.tar", "upsample.pth.tar", "spectral.pth.tar", "hf_name"])
 def test_an_official_checkpoint_goes_on_with_two_of_its_heads_and_a_third_teacher(recipe, file, tmp_path):
@@ -446,6 +464,7 @@ def test_an_official_checkpoint_goes_on_with_two_of_its_heads_and_a_third_teache
     assert file in (folder / "model" / "README.md").read_text(), "the card names the model whose terms hold"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FIXTURES.is_dir(), reason="the reference checkpoints are not on this machine")
 @pytest.mark.parametrize("heads", [(), ("clip", "dino")])
 def test_an_official_eradio_goes_on(recipe, heads, tmp_path):

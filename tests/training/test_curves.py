@@ -24,6 +24,8 @@ from model_folders import layer_scale_vit
 from processes import at_step, start, start_several, terminate_self
 from runs import metrics, state
 
+pytestmark = pytest.mark.slow
+
 STORED = Path(__file__).parent / "curves.json"
 RECORD = "AMRADIO_RECORD_CURVES" in os.environ
 TOLERANCE = {"rel": 2e-3, "abs": 2e-4}

@@ -14,6 +14,8 @@ from amradio.engine.checkpoint import Checkpoints
 from processes import Ended, at_step, poison, start_several, terminate_self
 from runs import assert_same, losses, metrics, state
 
+pytestmark = pytest.mark.slow
+
 WORDS = (
     "student.position_dropout=0.3",
     "stages.0.steps=20",

@@ -31,6 +31,7 @@ def statistics(folder: Path, part: str = "task/network.student") -> dict[str, to
     return {key: value for key, value in state(folder).items() if key.startswith(part) and "running" in key}
 
 
+@pytest.mark.slow
 def test_an_evaluation_changes_nothing(recipe, tmp_path):
     without, often = (
         run_distill(recipe(*WORDS, f"out={tmp_path / name}", word)) for name, word in (("a", "seed=0"), ("b", "evaluate.every=1"))
@@ -44,6 +45,7 @@ def test_an_evaluation_changes_nothing(recipe, tmp_path):
     assert unmoved == []
 
 
+@pytest.mark.slow
 def test_averaged_statistics_are_handed_over_and_evaluated(recipe, tmp_path):
     folder = run_distill(recipe(*WORDS, "evaluate.every=6"))
     average, own = statistics(folder, "ema/student"), statistics(folder)
@@ -53,6 +55,7 @@ def test_averaged_statistics_are_handed_over_and_evaluated(recipe, tmp_path):
     assert not all(torch.equal(value, own[key.replace("ema/", "task/network.")]) for key, value in average.items())
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(recipe_file, amradio, tmp_path):
     stages = (
         "stages=[{steps: 3, partitions: [{image_size: 64, batch_size: 4}]}, {steps: 3, partitions: [{image_size: 64, batch_size: 4,"
@@ -81,6 +84,7 @@ def save_own_statistics(folder: str) -> None:
     Optimization.update = and_save
 
 
+@pytest.mark.slow
 def test_two_processes_hold_the_same_statistics_and_go_on_bit_for_bit(recipe_file, recipe, tmp_path):
     """And their losses are those of one process: batches are normalised as a whole."""
 

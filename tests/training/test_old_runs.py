@@ -34,6 +34,7 @@ def test_an_old_model_folder_gives_the_features_that_it_gave(name: str):
         torch.testing.assert_close(value, expected[f"{name}/{kind}"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_old_run_resumes_to_where_it_would_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     shutil.copytree(OLD / "stopped", tmp_path / "stopped")
     monkeypatch.chdir(tmp_path)
@@ -63,6 +64,7 @@ def test_an_old_model_folder_is_exported(form: str, tmp_path: Path):
     assert all(value is not None and value < 1e-4 for _, value in exported.differences)
 
 
+@pytest.mark.slow
 def test_an_old_run_folder_is_evaluated(tmp_path: Path, capsys):
     shutil.copytree(OLD / "whole", tmp_path / "whole")
     word = "evaluations.agreement={type: agreement, data: {type: scenes, length: 8, image_size: 32}}"

@@ -41,6 +41,7 @@ def eval_lines(folder: Path) -> dict[int, dict[str, float]]:
     return {line["step"]: line for line in metrics(folder) if any(key.startswith("eval/") for key in line)}
 
 
+@pytest.mark.slow
 def test_the_training_notices_nothing_and_the_numbers_are_those_of_evaluate(recipe, suite_file, tmp_path, capsys):
     words = (*STEPS, "student.position_dropout=0.3", "engine.precision=bfloat16")
     words += tuple(f"teachers.{name}.precision=float32" for name in ("clip", "dino", "sam"))  # `auto` would be the run's in the run
@@ -67,6 +68,7 @@ def test_the_training_notices_nothing_and_the_numbers_are_those_of_evaluate(reci
     assert "; zero_shot top-1 student/clip " in printed
 
 
+@pytest.mark.slow
 def test_a_period_of_its_own_and_no_held_out_images(recipe, knn_file):
     folder = distill(
         recipe("stages.0.steps=3", "data.val=null", "evaluate.every=null", f"evaluate.suite={knn_file}", "evaluate.suite_every=2")
@@ -75,6 +77,7 @@ def test_a_period_of_its_own_and_no_held_out_images(recipe, knn_file):
     assert not list(folder.rglob("held_out.json"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_measure_again(recipe, recipe_file, knn_file, amradio, tmp_path):
     words = (*STEPS, f"evaluate.suite={knn_file}")
     stopped = amradio("distill", recipe_file, *words, f"out={tmp_path / 'x'}", prelude=partial(at_step, 2, terminate_self))
@@ -87,6 +90,7 @@ def test_a_resumed_run_does_not_measure_again(recipe, recipe_file, knn_file, amr
     assert eval_lines(tmp_path / "x") == eval_lines(whole)
 
 
+@pytest.mark.slow
 def test_teachers_of_the_run_are_not_loaded_twice(recipe, suite_file, teacher_folders, monkeypatch):
     built = []
     monkeypatch.setattr(ClipTeacher, "__init__", lambda self, *a, real=ClipTeacher.__init__, **k: built.append(1) or real(self, *a, **k))
@@ -99,6 +103,7 @@ def test_teachers_of_the_run_are_not_loaded_twice(recipe, suite_file, teacher_fo
     assert "eval/knn/teacher/another/k1" in eval_lines(folder)[1]
 
 
+@pytest.mark.slow
 def test_on_two_processes_the_first_one_measures(recipe_file, knn_file, tmp_path):
     words = ("distill", recipe_file, *STEPS, f"evaluate.suite={knn_file}")
     ended = [each.wait() for each in start_several(2, *words, f"out={tmp_path / 'two'}", folder=tmp_path / "printed")]
@@ -107,6 +112,7 @@ def test_on_two_processes_the_first_one_measures(recipe_file, knn_file, tmp_path
     assert ended[0].output.count("suite at step") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
