@@ -23,6 +23,7 @@ from amradio.students.windows import from_windows, global_blocks, to_windows
 from amradio.teachers import TEACHERS, EmbeddedSettings
 from amradio.teachers.from_head import settings_of
 from amradio.teachers.mask_decoder import MaskDecoder, SeenImage
+from evaluations import add_tokenizer
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the interoperability fixtures are not beside this checkout")
@@ -338,6 +339,50 @@ def test_text_of_a_head_is_that_of_its_teacher(quickstart: Model) -> None:
         encoder([])
 
 
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([3], "texts.0: expected a text, found 3"),
+        (3, "texts: expected a text or a list of texts, found 3"),
+        ("", "texts.0: it is empty; give at least one word"),
+        (["a", " "], "texts.1: it is empty"),
+        (["a\ud800"], r"texts.0: it contains half of a surrogate pair \('a\\ud800'\)"),
+        ([None] * 7, "texts.4: expected a text, found null\ntexts: 2 others like these$"),
+    ],
+)
+def test_what_is_no_text_is_refused(quickstart: Model, texts: object, message: str) -> None:
+    encoder = quickstart.text("clip")
+    for call in (encoder, lambda wrong: encoder.map(torch.rand(1, 3, 64, 64), wrong)):
+        with pytest.raises(UserError, match=message):
+            call(texts)
+
+
+@pytest.mark.parametrize("kind", ["clip", "open_clip", "siglip"])
+def test_texts_that_are_cut_are_counted(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.BUILDERS[kind][0](tmp_path / "teacher")
+    if kind != "open_clip":
+        add_tokenizer(folder)
+    teacher = settings_of("words", {}, str(folder)).build()
+    if kind == "open_clip":  # the library's tokenizer has 49,408 words, and the tiny tower 99
+        monkeypatch.setattr(teacher.model, "encode_text", lambda tokens: tokens.float())
+    texts = ["a red circle", " ".join(["circle"] * 200), " ".join(["square"] * 99)]
+    found = teacher.encode_text(texts)
+    printed = capsys.readouterr().err
+    assert f"warning: texts: 2 of 3 have more than the 16 tokens that teacher '{folder}' reads (the longest has 202)" in printed
+    assert printed.count("warning") == 1
+    torch.testing.assert_close(found[:1], teacher.encode_text(texts[:1]))
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [("a", 5), (-5, 0), (32.5, 32), (None, 32)])
+def test_the_nearest_size_of_no_size(quickstart: Model, size: tuple) -> None:
+    with pytest.raises(UserError, match="nearest_size: expected height and width in px, whole numbers above 0, found"):
+        quickstart.nearest_size(*size)
+    assert quickstart.nearest_size(33, 1) == (32, 8)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clip", "open_clip", "siglip"])
 def test_text_of_a_folder_that_moved(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,6 +513,13 @@ def test_the_decoder_alone_reads_sam_itself() -> None:
     assert decoder(expected, boxes=torch.zeros(0, 4)).masks.shape == (0, 1, 70, 50)
 
 
+def test_prompts_on_the_edge_of_the_image_are_taken(quickstart: Model) -> None:
+    decoder, seen = quickstart.masks("sam"), SeenImage(torch.rand(1, 4, 4, 128), 90, 120)
+    assert decoder(seen, points=[[0, 0], [120, 90]]).masks.shape == (2, 1, 90, 120)
+    assert decoder(seen, boxes=[[-5, -5, 130, 95]]).masks.shape == (1, 1, 90, 120)  # as detectors draw them
+    assert decoder(seen, points=[[[5, 5], [-10, -10]]], labels=[[1, -1]]).masks.shape == (1, 1, 90, 120)  # -1: no point
+
+
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
@@ -482,6 +534,15 @@ def test_the_decoder_alone_reads_sam_itself() -> None:
         ({"points": [[float("nan"), 2]]}, "points: there are values that are not finite"),
         ({"boxes": [[50, 50, 10, 10]]}, "boxes: .* found one the other way round"),
         ({"points": [[1, 2]], "labels": [7]}, "labels: expected 1 .the object."),
+        ({"points": "a"}, r"points: expected numbers \[P, 2\] or \[P, N, 2\], px of the image, found 'a'"),
+        ({"points": [[1, 2], [3]]}, "points: expected numbers"),
+        ({"boxes": {"x": 1}}, r"boxes: expected numbers \[P, 4\]"),
+        ({"points": [[1, 2]], "labels": ["on"]}, r"labels: expected numbers \[P, N\], 1 or 0"),
+        ({"points": [[1, 2]], "best": "all"}, "SAM makes 3 masks of a prompt, found 'all'"),
+        ({"points": [[120, 90], [121, 5], [5, 91]]}, r"points: 2 of them outside .*, the first \(121, 5\); the image has 120 x 90 px"),
+        ({"points": [[-1, 2]]}, "points: 1 of them outside the image"),
+        ({"boxes": [[0, 95, 50, 99]]}, r"boxes: 1 of them outside the image, the first \(0, 95, 50, 99\)"),
+        ({"points": [[500, 2]], "boxes": [[-9, 0, -1, 9]]}, r"points: 1 of them outside .*\nboxes: 1 of them outside"),
     ],
 )
 def test_wrong_prompts(quickstart: Model, prompts: dict, message: str) -> None:

@@ -5,11 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import formats
-from .errors import UserError, nearest
+from .errors import UserError, brief, nearest
 from .features import Features
 from .image_input import InputCheck, Picture, Size, check_size, least_side, one_picture, pixels_of, scaled_size
 from .images import resize
@@ -217,8 +218,11 @@ class Model(nn.Module):
         return next(self.parameters()).device
 
     def nearest_size(self, height: int, width: int) -> tuple[int, int]:
-        """The legal input size nearest to height x width px."""
-        return self.network.student.nearest_size(height, width)
+        """The legal input size nearest to height x width px. Raises UserError where these are no whole numbers above 0."""
+        wrong = [side for side in (height, width) if not isinstance(side, int | np.integer) or side < 1]
+        if wrong:
+            raise UserError(f"nearest_size: expected height and width in px, whole numbers above 0, found {brief(wrong[0])}")
+        return self.network.student.nearest_size(int(height), int(width))
 
     def _known(self, heads: str | Iterable[str]) -> list[str]:
         """The names as a list; UserError for one that is not there."""

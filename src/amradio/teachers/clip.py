@@ -14,7 +14,7 @@ from .catalogue import licence_of
 from .loading import Source, check_override, load_processor, load_transformers
 from .preprocess import Preprocess, of_processor
 from .settings import ClipSettings, Precision
-from .text_encoder import in_batches, load_tokenizer
+from .text_encoder import in_batches, load_tokenizer, warn_of_cut_texts
 
 
 def build(settings: ClipSettings) -> "ClipTeacher":
@@ -69,6 +69,8 @@ class ClipTeacher(Adapter):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """See the base."""
+        limit = self.model.config.text_config.max_position_embeddings
+        warn_of_cut_texts((len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]), limit, self.source)
         return in_batches(texts, self._encode_text)
 
     def _encode_text(self, texts: list[str]) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, brief
 from .sam import SamTeacher
 
 PROMPTS = 64
@@ -94,12 +94,14 @@ class MaskDecoder(nn.Module):
 
         image: what `look` gave, or a picture as `look` takes it. points: [P, 2], a click (x, y) each, or [P, N, 2], N clicks each.
         labels: [P, N], 1 on the object, 0 off it; 1 by default. boxes: [P, 4] (x0, y0, x1, y1). Points, boxes or both.
-        best: how many of SAM's three masks of a prompt, those of best predicted IoU first. Raises UserError for a wrong shape.
+        best: how many of SAM's three masks of a prompt, those of best predicted IoU first. Raises UserError for a wrong shape, a point
+        that is not on the image and a box that does not overlap it.
         """
-        if not 1 <= best <= NUM_MASKS:
-            raise UserError(f"best: SAM makes {NUM_MASKS} masks of a prompt, found {best}")
+        if not isinstance(best, int) or not 1 <= best <= NUM_MASKS:
+            raise UserError(f"best: SAM makes {NUM_MASKS} masks of a prompt, found {brief(best)}")
         asked = _prompts(points, labels, boxes)
         seen = image if isinstance(image, SeenImage) else self.look(image)
+        _check_places(asked, seen.height, seen.width)
         count, device = len(next(iter(asked.values()))), seen.spatial.device
         for name in asked.keys() & {"points", "boxes"}:
             asked[name] = self.teacher.scale_prompts(asked[name], seen.height, seen.width)
@@ -130,15 +132,15 @@ def _prompts(points: Coordinates | None, labels: Coordinates | None, boxes: Coor
     """points [P, N, 2], labels [P, N] int64 and boxes [P, 4], those that were given; UserError where they do not fit."""
     found: dict[str, Tensor] = {}
     if points is not None:
-        found["points"] = torch.as_tensor(points, dtype=torch.float32)
+        found["points"] = _numbers("points", points, torch.float32, "[P, 2] or [P, N, 2], px of the image")
         if found["points"].ndim == 2:
             found["points"] = found["points"][:, None]
     if boxes is not None:
-        found["boxes"] = torch.as_tensor(boxes, dtype=torch.float32)
+        found["boxes"] = _numbers("boxes", boxes, torch.float32, "[P, 4], px of the image")
     if not found:
         raise UserError("masks: there is no prompt; give points [P, 2], points [P, N, 2], boxes [P, 4], or points and boxes")
     if labels is not None:
-        found["labels"] = torch.as_tensor(labels, dtype=torch.int64)
+        found["labels"] = _numbers("labels", labels, torch.int64, "[P, N], 1 or 0")
         if found["labels"].ndim == 1:
             found["labels"] = found["labels"][:, None]
     shapes = {name: tuple(values.shape) for name, values in found.items()}
@@ -158,3 +160,36 @@ def _prompts(points: Coordinates | None, labels: Coordinates | None, boxes: Coor
     if "boxes" in found and (found["boxes"][:, :2] > found["boxes"][:, 2:]).any():
         raise UserError("boxes: expected (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1; found one the other way round")
     return found
+
+
+def _numbers(name: str, values: Any, dtype: torch.dtype, wanted: str) -> Tensor:
+    """A tensor of what was given; UserError where that is not numbers of one shape."""
+    try:
+        return torch.as_tensor(values, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise UserError(f"{name}: expected numbers {wanted}, found {brief(values)}") from None
+
+
+def _check_places(prompts: dict[str, Tensor], height: int, width: int) -> None:
+    """Raises UserError where a point is not on the image, or a box (which may reach over the edge) is wholly beside it."""
+    problems = []
+    if "points" in prompts:
+        points = prompts["points"].flatten(0, 1).cpu()
+        beside = ((points < 0) | (points > points.new_tensor([width, height]))).any(1)
+        if "labels" in prompts:
+            beside &= prompts["labels"].flatten().cpu() >= 0  # -1: no point
+        problems += _beside("points", points[beside])
+    if "boxes" in prompts:
+        boxes = prompts["boxes"].cpu()
+        beside = (boxes[:, 2:] < 0).any(1) | (boxes[:, :2] > boxes.new_tensor([width, height])).any(1)
+        problems += _beside("boxes", boxes[beside])
+    if problems:
+        size = f"the image has {width} x {height} px (width x height); coordinates are (x, y) in its px, x first"
+        raise UserError(*(f"{problem}; {size}" for problem in problems))
+
+
+def _beside(name: str, found: Tensor) -> list[str]:
+    if not len(found):
+        return []
+    first = ", ".join(f"{value:g}" for value in found[0].tolist())
+    return [f"{name}: {len(found)} of them outside the image, the first ({first})"]

@@ -23,7 +23,7 @@ from .folder_checks import check_size, check_tokenizer
 from .loading import Source, absent, check_override, fetch, hub_answers, quiet, reading
 from .preprocess import Preprocess, Rule, three
 from .settings import OpenClipSettings, Precision
-from .text_encoder import in_batches
+from .text_encoder import in_batches, warn_of_cut_texts
 
 CONFIG_FILE = "open_clip_config.json"
 
@@ -108,6 +108,7 @@ class OpenClipTeacher(Adapter):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """See the base."""
+        warn_of_cut_texts(_token_counts(self.tokenizer, texts), self.model.context_length, self.source)
         return in_batches(texts, lambda batch: self.model.encode_text(self.tokenizer(batch).to(self.mean.device)))
 
     @cached_property
@@ -126,6 +127,17 @@ class OpenClipTeacher(Adapter):
                 return open_clip.get_tokenizer(self.library_name, **trust)
             except Exception as error:  # the library raises whatever its readers do
                 raise UserError(f"teacher '{self.source}': its tokenizer cannot be read: {first_line(error)}") from None
+
+
+def _token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text before the tokenizer cuts them; of tokenizers that are neither of the library's two kinds none."""
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    if isinstance(tokenizer, SimpleTokenizer):
+        return [len(tokenizer.encode(text)) + 2 for text in texts]  # a token before and one behind
+    if isinstance(tokenizer, HFTokenizer):
+        return [len(ids) for ids in tokenizer.tokenizer([tokenizer.clean_fn(text) for text in texts], verbose=False)["input_ids"]]
+    return []
 
 
 def _tower(visual: Any, origin: Origin) -> tuple[int, int, bool]:

@@ -16,7 +16,7 @@ from .catalogue import licence_of
 from .loading import Source, check_override, load_processor, load_transformers
 from .preprocess import Preprocess, of_processor, three
 from .settings import Precision, SiglipSettings
-from .text_encoder import canonical, in_batches, load_tokenizer
+from .text_encoder import canonical, in_batches, load_tokenizer, warn_of_cut_texts
 
 
 def build(settings: SiglipSettings) -> "Teacher":
@@ -60,6 +60,9 @@ class _WithText(Adapter):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """See the base. Texts are lower-cased, lose their punctuation and are padded to the tower's length, without a mask."""
+        words = [canonical(text) for text in texts]
+        limit = self.model.config.text_config.max_position_embeddings
+        warn_of_cut_texts((len(ids) for ids in self.tokenizer(words, verbose=False)["input_ids"]), limit, self.source)
         return in_batches(texts, self._encode_text)
 
     def _encode_text(self, texts: list[str]) -> Tensor:

@@ -1,7 +1,7 @@
 """Text as the towers of CLIP and SigLIP want it: tokenizers of a checkpoint, SigLIP's canonical spelling, an encoder to call."""
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..console import note
+from ..errors import UserError, brief, shown
 from ..libraries import first_line
 from .base import Teacher
 from .folder_checks import check_tokenizer
@@ -17,6 +18,8 @@ from .loading import quiet
 
 BATCH = 256
 """Texts that are encoded at once."""
+NAMED_TEXTS = 5
+"""Texts that cannot be encoded of which a message names the place; the rest is counted."""
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -38,6 +41,43 @@ def load_tokenizer(folder: Path, source: str) -> Any:
 def canonical(text: str) -> str:
     """As SigLIP and SigLIP 2 were trained: lower case, no punctuation, single spaces."""
     return " ".join(text.translate(_NO_PUNCTUATION).lower().split())
+
+
+def checked_texts(texts: Any) -> list[str]:
+    """Texts as a list, a bare string being one text. Raises UserError where one is no text, is blank, or is half of a surrogate pair."""
+    if isinstance(texts, str):
+        texts = [texts]
+    if not isinstance(texts, Iterable):
+        raise UserError(f"texts: expected a text or a list of texts, found {brief(texts)}")
+    found = list(texts)
+    if not found:
+        raise UserError("texts: there is none; give at least one string")
+    problems = [f"texts.{number}: {problem}" for number, text in enumerate(found) if (problem := _text_problem(text))]
+    if problems:
+        more = [f"texts: {len(problems) - NAMED_TEXTS} others like these"] if len(problems) > NAMED_TEXTS else []
+        raise UserError(*problems[:NAMED_TEXTS], *more)
+    return found
+
+
+def _text_problem(text: Any) -> str | None:
+    if not isinstance(text, str):
+        return f"expected a text, found {brief(text)}"
+    if not text.strip():
+        return "it is empty; give at least one word"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return f"it contains half of a surrogate pair ('{shown(text[:60])}'), which no encoding can write; give the text as Unicode"
+    return None
+
+
+def warn_of_cut_texts(lengths: Iterable[int], limit: int, source: str) -> None:
+    """One line on stderr where texts are longer than the text encoder reads. lengths: tokens of each, special ones included."""
+    counts = list(lengths)
+    too_long = sum(count > limit for count in counts)
+    if too_long:
+        note(
+            f"warning: texts: {too_long:,} of {len(counts):,} have more than the {limit} tokens that teacher '{source}' reads (the longest "
+            f"has {max(counts):,}); the rest of them is cut off, so shorten or split them"
+        )
 
 
 @torch.inference_mode()
@@ -67,12 +107,10 @@ class TextEncoder(nn.Module):
     def forward(self, texts: str | Sequence[str], normalize: bool = True) -> Tensor:
         """float32 [N, D] on the encoder's device, of length 1, or as the tower gives them. A bare string is one text.
 
-        Spelling and length are the teacher's own (SigLIP: lower case, no punctuation). Raises UserError where there is no text.
+        Spelling and length are the teacher's own (SigLIP: lower case, no punctuation); a text of more tokens than the teacher reads is
+        cut, and a line on stderr counts those. Raises UserError where there is no text, or one is blank, no string or no Unicode.
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts:
-            raise UserError("texts: there is none; give at least one string")
-        found = self.teacher.encode_text(texts).clone()  # an ordinary tensor, not one of inference mode
+        found = self.teacher.encode_text(checked_texts(texts)).clone()  # an ordinary tensor, not one of inference mode
         return F.normalize(found, dim=1) if normalize else found
 
     def map(self, images: Any, texts: str | Sequence[str], size: Any = None) -> Tensor:
