@@ -2,14 +2,20 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO, TypeVar
 
 Item = TypeVar("Item")
+PAGE = 80
+"""Characters of a line where the output is no terminal and COLUMNS is not set."""
+NARROWEST = 40
+"""Characters below which lines are not made shorter."""
 PERIOD = 30.0
 """Seconds between two lines of a long phase where the console is no terminal."""
 
@@ -19,6 +25,24 @@ def note(line: str, stream: TextIO | None = None) -> None:
     stream = stream or sys.stderr
     if os.environ.get("RANK", "0") == "0" and stream is not None:
         print(line, file=stream, flush=True)
+
+
+def columns() -> int:
+    """Characters a line: COLUMNS where it is set, else those of the terminal, and `PAGE` where stdout is none."""
+    stated = os.environ.get("COLUMNS", "")
+    if not stated.isdecimal() and not is_terminal(sys.stdout):
+        return PAGE
+    return max(shutil.get_terminal_size((PAGE, 24)).columns, NARROWEST)
+
+
+def print_text(text: str, first: str = "", others: str = "") -> None:
+    """Prints prose in lines of at most `columns()` characters; no word is cut, so a name that is longer has a longer line.
+
+    first, others: what stands before the first line and before the others.
+    """
+    if text:
+        options: Any = {"break_long_words": False, "break_on_hyphens": False}
+        print(textwrap.fill(text, columns(), initial_indent=first, subsequent_indent=others, **options))
 
 
 class Phases:

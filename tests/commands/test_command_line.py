@@ -1,6 +1,8 @@
 """The grammar of the command line: what does not fit is answered with how to write it; listings fit a narrow terminal."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 
 import amradio
 from amradio.__main__ import main
+from amradio.commands import tables
 from amradio.commands.parser import FAMILIAR, parse, parser
 from amradio.errors import UserError
 from amradio.recipes import shipped
@@ -96,21 +99,32 @@ def test_the_help_of_every_verb_has_an_example_that_parses(verb, capsys):
 # listings
 
 
-@pytest.mark.parametrize("columns", [80, 60, 200])
-def test_listings_never_fold_a_name(columns, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", str(columns))
+@pytest.mark.parametrize("columns", [None, 60, 200])
+def test_no_line_of_a_listing_is_longer_than_the_page_and_no_name_is_folded(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns or ""))  # set and empty is as not set: 80
     for verb, names in (("teachers", [known.model for known in teachers()]), ("students", [row.size for row in students()])):
         assert main([verb]) == 0
         lines = capsys.readouterr().out.splitlines()
         words = {word for line in lines for word in line.split()}
         assert {part for name in names for part in name.split()} <= words
-        if verb == "teachers" and columns < 100:
-            assert not [line for line in lines if len(line) > columns and ":" not in line]
+        assert max(map(len, lines)) <= (columns or 80)
     assert main(["recipes"]) == 0
     printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= (columns or 80)
     for entry in shipped():
         assert f"\n{entry.name}\n" in printed
-        assert all(f"    $ {command}\n" in printed for command in entry.command.splitlines())
+        joined = re.sub(r" \\\n +", " ", printed)  # as a shell reads them
+        assert all(f"    $ {command}\n" in joined for command in entry.command.splitlines())
+
+
+def test_the_commands_of_the_recipes_are_commands_and_nothing_else():
+    for entry in shipped():
+        for command in entry.command.splitlines():
+            words = shlex.split(command)
+            words = words[words.index("amradio") + 1 :]
+            options = parse(words, "")
+            assert options.verb in ("distill", "evaluate", "quickstart")
+            assert all("=" in word or word == entry.name for word in options.words), command
 
 
 def test_listings_as_json(capsys):
@@ -180,16 +194,37 @@ def test_a_folder_that_is_no_run(tmp_path, capsys):
 
 
 def test_a_table_that_is_too_wide_folds_no_name(monkeypatch, capsys):
-    from rich.console import Console
-
-    from amradio.commands import tables
-
     name = "facebook/dinov2-with-registers-large"
     row = ("dino", name, "304.0", "any x14", "Apache-2.0, of the weights", "1,024")
     for columns in (60, 200):
-        monkeypatch.setattr(tables, "Console", lambda columns=columns: Console(force_terminal=True, width=columns, color_system=None))
+        monkeypatch.setenv("COLUMNS", str(columns))
         tables.print_table("Teachers", ("name", "source", "M", "input px", "licence", "spatial"), [row, ("clip", "x", "-", "-", "y", "1")])
         printed = capsys.readouterr().out
         assert all(cell in " ".join(printed.split()) for cell in row)
         assert name in printed
         assert max(len(line.rstrip()) for line in printed.splitlines()) <= columns
+    assert "    licence: Apache-2.0, of the weights\n" not in printed
+    monkeypatch.delenv("COLUMNS")
+    tables.print_table("Teachers", ("name", "source", "M", "input px", "licence", "spatial"), [row])
+    printed = capsys.readouterr().out
+    assert "dino\n" in printed  # on a page of 80
+    assert "    licence: Apache-2.0, of the weights\n" in printed
+    tables.print_table("Data", ("key", "found"), [("data.train", f"24 images in /{'photos/' * 12}")])
+    assert capsys.readouterr().out.split() == f"Data data.train: 24 images in /{'photos/' * 12}".split()
+
+
+def test_a_table_of_numbers_that_is_too_wide_is_split(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    headings = ["what", *(f"{size} px" for size in range(100, 1700, 100))]
+    tables.print_table("Agreement", headings, [("student/clip", *(f"0.{number:03d}" for number in range(16)))])
+    printed = capsys.readouterr().out
+    assert max(len(line.rstrip()) for line in printed.splitlines()) <= 80
+    assert [word for word in printed.split() if word.startswith("0.")] == [f"0.{number:03d}" for number in range(16)]
+    assert printed.count("student/clip") == 3
+
+
+def test_the_doctor_fits_a_page(capsys):
+    main(["doctor"])
+    printed = capsys.readouterr().out
+    assert max(len(line.rstrip()) for line in printed.splitlines()) <= 80
+    assert "processes\n    found: 1\n" in printed

@@ -28,7 +28,8 @@ def result(**more: object) -> Result:
     return Result(metrics, rows, {"images": 3}, **{"floors": floors, "floor": "raw pixels", **more})
 
 
-def test_a_value_that_is_not_better_is_marked_in_its_column(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_value_that_is_not_better_is_marked_in_its_column(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     print_results({"k-NN": result()})
     printed = capsys.readouterr().out
     cells = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if "/" in line or line.lstrip().startswith("student")}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..config import to_yaml
-from ..console import note, outlive_console
+from ..console import note, outlive_console, print_text
 from ..data import OpenData
 from ..devices import autocast_dtype, find_device
 from ..engine.distributed import Processes, failures_of_peers
@@ -20,7 +20,7 @@ from ..run_folder import RunFolder
 from ..students.base import Student
 from ..teachers.base import Teacher
 from ..training import PeriodicSuite, Trainer, check_data, check_extras, check_sizes, describe_data, initialize, load_teachers
-from .tables import print_table
+from .tables import INDENT, print_table
 
 Say = Callable[[str], None]
 
@@ -123,11 +123,13 @@ def dry_run(recipe: Recipe) -> None:
     rows = [("student", _millions(student), student.patch_size, student.num_summaries, student.summary_dim)]
     rows += [(f"head {name}", _millions(head), "-", "-", "-") for name, head in network.heads.items()]
     print_table("Network", ("part", "M parameters", "patch", "summaries", "channels"), rows)
-    print("\n".join(initial.notes), end="\n" if initial.notes else "")
+    for line in initial.notes:
+        print_text(line, "", INDENT)
     print_table("Data", ("key", "found"), list(describe_data(recipe, data).items()))
-    print("".join(f"warning: {note}\n" for note in _few_images(recipe, data)), end="")
+    for line in _few_images(recipe, data):
+        print_text(f"warning: {line}", "", INDENT)
     precision = autocast_dtype(recipe.engine.precision, device) or torch.float32
-    print(f"{recipe.num_steps} steps on {device} in {str(precision).removeprefix('torch.')} would be written to {recipe.out}")
+    print_text(f"{recipe.num_steps} steps on {device} in {str(precision).removeprefix('torch.')} would be written to {recipe.out}")
 
 
 def _few_images(recipe: Recipe, data: OpenData) -> Iterator[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import validate
-from ..console import PHASES, outlive_console
+from ..console import PHASES, outlive_console, print_text
 from ..data import SourceSettings
 from ..data.full_images import open_images
 from ..devices import find_device
@@ -35,12 +35,12 @@ def embed(path: str | Path, images: str | Path | SourceSettings, out: str | Path
         done = embed_images(model, source, file, settings, PHASES.progress)
     seconds = time.perf_counter() - begun
     computed = done.num_images + len(done.broken) - done.num_resumed
-    print(f"{done.num_images:,} of {source.describe()} -> {done.path}: {computed / seconds:.0f} images/s, {seconds:.1f} s")
+    print_text(f"{done.num_images:,} of {source.describe()} -> {done.path}: {computed / seconds:.0f} images/s, {seconds:.1f} s")
     if done.num_resumed:
-        print(f"{done.num_resumed:,} of them were there from an earlier call")
+        print_text(f"{done.num_resumed:,} of them were there from an earlier call")
     for note in source.notes():
-        print(note)
+        print_text(note)
     if done.broken:
         named = "; ".join(f"{key}: {reason}" for key, reason in list(done.broken.items())[:NAMED])
-        print(f"{len(done.broken):,} could not be read and were left out, all named in {done.path.name}.broken.txt: {named}")
+        print_text(f"{len(done.broken):,} could not be read and were left out, all named in {done.path.name}.broken.txt: {named}")
     return done

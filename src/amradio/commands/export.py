@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from .. import formats
-from ..console import PHASES
+from ..console import PHASES, print_text
 from ..engine.lock import Lock
 from ..errors import UserError, nearest
 from ..features import KINDS, Features
@@ -261,21 +261,21 @@ def _differences(ours: Mapping[str, Features], theirs: Mapping[str, Features]) -
 def _report(exported: Exported, form: Format, found: Found, settings: ExportSettings) -> None:
     files = [exported.path] if exported.path.is_file() else [path for path in exported.path.rglob("*") if path.is_file()]
     megabytes = sum(path.stat().st_size for path in files) / 1e6
-    print(f"{exported.path}: {found.config.student.type} in format '{form.name}', {settings.dtype}, {megabytes:,.1f} MB")
+    print_text(f"{exported.path}: {found.config.student.type} in format '{form.name}', {settings.dtype}, {megabytes:,.1f} MB")
     if exported.differences:
-        print(f"Reloaded with {form.reader}. Largest difference from the model, at two sizes or at the only one:")
+        print_text(f"Reloaded with {form.reader}. Largest difference from the model, at two sizes or at the only one:")
         print_table(
             "",
             ("output", "difference"),
             [(name, "no such output" if value is None else f"{value:.1e}") for name, value in exported.differences],
         )
     else:
-        print(f"Not compared: {form.reader} is not installed here.")
+        print_text(f"Not compared: {form.reader} is not installed here.")
     if exported.rules:
-        print(f"The official reader's published rules, computed from the written file, give the same model: {exported.rules}")
+        print_text(f"The official reader's published rules, computed from the written file, give the same model: {exported.rules}")
     if exported.left_out:
-        print(f"Left out, because the format has no place for them: {', '.join(exported.left_out)}")
+        print_text(f"Left out, because the format has no place for them: {', '.join(exported.left_out)}")
     if found.dead:
         more = f" and {len(found.dead) - MANY} more" if len(found.dead) > MANY else ""
-        print(f"In the file that was read, but not used by the model: {', '.join(found.dead[:MANY])}{more}")
+        print_text(f"In the file that was read, but not used by the model: {', '.join(found.dead[:MANY])}{more}")
     print(f"\nLoad it:\n\n{exported.snippet}")

@@ -1,19 +1,21 @@
 """`amradio teachers`, `amradio students` and `amradio recipes`: what there is. None of them imports torch."""
 
 import json
-import shutil
-import textwrap
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import students, teachers
 from ..config import Settings
+from ..console import columns, print_text
 from ..errors import UserError, nearest
 from ..recipes import shipped
 
-PAGE = 120
-"""Characters a line where there is no terminal."""
 GAP = "  "
+WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|\S)+""")
+"""A word of a command, with its quotes."""
+CONTINUED = " \\"
+"""At the end of a line of a command that goes on in the next."""
 
 
 def list_teachers(as_json: bool = False) -> None:
@@ -36,10 +38,11 @@ def list_teachers(as_json: bool = False) -> None:
         print(json.dumps(rows, indent=1))
         return
     print("Teachers (* the weights are on this machine)")
-    print("M: million parameters of the vision tower; summary, spatial: channels; licence: of the weights.\n")
+    print_text("M: million parameters of the vision tower; summary, spatial: channels; licence: of the weights.")
+    print()
     _print_groups([row | {"model": f"{'*' if row['here'] else ' '} {row['model']}"} for row in rows], "model", _about(teachers.TEACHERS))
     types = ", ".join(_type(settings) for settings in teachers.TEACHERS)
-    _print_text(
+    print_text(
         f"Any other model of these types works too, by its name on the hub or from a local folder, e.g. teachers.NAME='{{type: TYPE, "
         f"model: ...}}'. Types: {types}. Download one: hf download MODEL."
     )
@@ -69,7 +72,7 @@ def list_students(as_json: bool = False) -> None:
         "timm: student='{type: timm, model: NAME}', with these and any other backbone of timm.",
         "custom: any torch module, in Python: amradio.distill(recipe, student=amradio.students.CustomStudent(module, patch_size=16)).",
     ):
-        _print_text(line)
+        print_text(line)
 
 
 def list_recipes(name: str | None = None, as_json: bool = False) -> None:
@@ -94,27 +97,25 @@ def list_recipes(name: str | None = None, as_json: bool = False) -> None:
             for entry in found:
                 if entry.kind == kind:
                     print(entry.name)
-                    _print_text(entry.about, "    ", "    ")
-                    print(*(f"    $ {command}" for command in entry.command.splitlines()), sep="\n")
-                    _print_text(entry.cost, "    cost:   ", " " * 12)
-                    _print_text(entry.result, "    result: ", " " * 12)
+                    print_text(entry.about, "    ", "    ")
+                    print(*(_command(command) for command in entry.command.splitlines()), sep="\n")
+                    print_text(entry.cost, "    cost:   ", " " * 12)
+                    print_text(entry.result, "    result: ", " " * 12)
                     print()
-        _print_text(
+        print_text(
             "Show one, to start your own from: amradio recipes NAME > mine.yaml. A file of the same name in the working folder comes first."
         )
 
 
-def _width() -> int:
-    return shutil.get_terminal_size((PAGE, 24)).columns
-
-
-def _print_text(text: str, first: str = "", others: str = "") -> None:
-    if text:
-        print(
-            textwrap.fill(
-                text, max(_width(), 40), initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
-            )
-        )
+def _command(command: str) -> str:
+    r"""A command as it can be pasted into a shell; what is too long for a line is continued with `\`."""
+    lines, line = [], "    $"
+    for word in WORD.findall(command):
+        if len(line) + len(word) + len(" ") + len(CONTINUED) > columns() and line.strip() not in ("", "$"):
+            lines.append(line + CONTINUED)
+            line = "     "
+        line += f" {word}"
+    return "\n".join([*lines, line])
 
 
 def _type(settings: type[Settings]) -> str:
@@ -132,11 +133,12 @@ def _print_groups(rows: Sequence[Mapping[str, Any]], name: str, about: Mapping[s
     titles = {key: {"million parameters": "M"}.get(key, key) for key in shown}
     cells = [{key: _cell(row[key]) for key in shown} for row in rows]
     widths = {key: max(len(titles[key]), *(len(cell[key]) for cell in cells)) for key in shown}
-    fits = sum(widths.values()) + len(GAP) * len(shown) <= _width()
+    fits = sum(widths.values()) + len(GAP) * len(shown) <= columns()
     previous = None
     for row, cell in zip(rows, cells, strict=True):
         if row["type"] != previous:
-            print(("" if previous is None else "\n") + f"{row['type']}: {about[row['type']]}")
+            print("" if previous is None else "\n", end="")
+            print_text(f"{row['type']}: {about[row['type']]}")
             if fits:
                 print(_line(titles, widths, rows[0]))
             previous = row["type"]
@@ -144,7 +146,7 @@ def _print_groups(rows: Sequence[Mapping[str, Any]], name: str, about: Mapping[s
             print(_line(cell, widths, rows[0]))
         else:
             print(f"{GAP}{cell[name]}")
-            _print_text(", ".join(f"{titles[key]} {cell[key]}" for key in shown if key != name and cell[key] != "-"), GAP * 3, GAP * 3)
+            print_text(", ".join(f"{titles[key]} {cell[key]}" for key in shown if key != name and cell[key] != "-"), GAP * 3, GAP * 3)
     print()
 
 

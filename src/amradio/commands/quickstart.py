@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..console import print_text
 from ..evaluation.base import Result
 from ..evaluation.suite import Suite
 from ..model import load
@@ -30,7 +31,10 @@ def quickstart(*words: str, evaluations: str | Path = SCENES) -> Path:
     results = evaluate_models(model, teachers, suite, agreement_of(folder.path, model))
     file = folder.path / "evaluations" / f"step_{recipe.num_steps:09d}" / "scenes.json"
     write_json(results, file, {"path": str(folder.path), "teachers": {name: teacher.source for name, teacher in teachers.items()}})
-    print("\n".join(["", *_verdict(results), f"The model lies in {folder.model}. Load it:", ""]))
+    print()
+    for sentence in (*_verdict(results), f"The model is in {folder.model}. Load it:"):
+        print_text(sentence)
+        print()
     print(f'    import amradio, torch\n    model = amradio.load("{folder.model}")\n')
     print(f'and `model(torch.rand(1, 3, 64, 64), heads=["{next(iter(recipe.teachers))}"])` gives its features.')
     return folder.path
@@ -50,5 +54,4 @@ def _verdict(results: dict[str, Result]) -> list[str]:
         f"Cost: the student with all its heads has {million:.2f} M parameters and does {speed:,.0f} images/s; the {len(teachers)} teachers "
         f"together have {sum(row['parameters_m'] for row in teachers):.2f} M and do {all_teachers:,.0f}. The student costs "
         f"{all_teachers / speed:.2f} of its teachers.",
-        "",
     ]

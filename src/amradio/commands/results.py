@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from ..console import columns as line_width
+from ..console import print_text
 from ..evaluation.base import Metric, Result, below_floor, floor_warning
 from ..evaluation.inputs import describe
-from .tables import natural_width, print_table, width
+from .tables import INDENT, natural_width, print_table
 
 BEST, BELOW, NOTHING = "*", "!", "-"
 """Marks of cells; plain ASCII, so that every console shows them."""
@@ -44,19 +46,21 @@ def print_results(results: Mapping[str, Result]) -> None:
     title, legend = "Evaluation", _legend(columns, inputs)
     while columns:
         count = next(
-            count for count in range(len(columns), 0, -1) if count == 1 or natural_width(*_table(columns[:count], names, inputs)) <= width()
+            count
+            for count in range(len(columns), 0, -1)
+            if count == 1 or natural_width(*_table(columns[:count], names, inputs)) <= line_width()
         )
         print_table(title, *_table(columns[:count], names, inputs))
         title, columns = "", columns[count:]
-    print(legend)
+    print_text(legend)
     for name, result in results.items():
         if warning := floor_warning(result):
-            print(f"warning: {name}: {warning}")
+            print_text(f"warning: {name}: {warning}", "", INDENT)
     for name, result in results.items():
         _print_by_size(name, result)
     for name, result in results.items():
         counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in result.counts.items() if count or what != "broken")
-        print(f"{name}: {counts}; {result.seconds:.1f} s" + "".join(f"; {note}" for note in result.notes))
+        print_text(f"{name}: {counts}; {result.seconds:.1f} s" + "".join(f"; {note}" for note in result.notes), "", INDENT)
 
 
 def _legend(columns: Sequence[Column], inputs: Mapping[str, Mapping[str, str]]) -> str:

@@ -1,20 +1,17 @@
 """Tables on the terminal."""
 
-import textwrap
 from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..console import columns, print_text
+
 SPACING = 3
 """Characters between two columns."""
-
-
-def width() -> int:
-    """Characters a line: of the terminal, or what a page takes where there is none."""
-    console = Console()
-    return console.width if console.is_terminal else 120
+INDENT = " " * 4
+"""Before what stands below the first cell of a row."""
 
 
 def natural_width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
@@ -23,41 +20,64 @@ def natural_width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int
     return sum(max(len(line) for cell in column for line in cell.split("\n")) + SPACING for column in columns)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Prints a table; columns whose cells are all numbers are set flush right."""
+def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Prints a table in lines of at most `console.columns()` characters; columns whose cells are all numbers are set flush right.
+
+    Where it is too wide, numbers are split into several tables with the same first column, and texts stand below the first cell of their
+    row, with their headings. No cell is folded within a word.
+    """
     cells = [[str(cell) for cell in row] for row in rows]
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-    for index, column in enumerate(columns):
-        numeric = all(_is_number(row[index]) for row in cells)
-        table.add_column(column, justify="right" if numeric else "left", overflow="ignore", no_wrap=True)
-    for row in cells:
-        table.add_row(*row)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(160, console.width))
-    if console.is_terminal and natural_width(columns, cells) > console.width:
-        _print_rows(title, columns, cells, console.width)
+    if title:
+        Console().print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
+    if natural_width(headings, cells) <= columns():
+        _print_columns(headings, cells)
+    elif cells and all(_is_number(cell) for row in cells for cell in row[1:]):
+        _print_blocks(headings, cells)
     else:
-        console.print(table)
+        _print_rows(headings, cells)
 
 
-def _print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> None:
-    """A table that is too wide for its terminal: each row as its first cell, and the others below it with their headings; nothing folds."""
-    print(f"{title}\n" if title else "")
+def _print_columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, heading in enumerate(headings):
+        numeric = all(_is_number(row[index]) for row in rows)
+        table.add_column(heading, justify="right" if numeric else "left", overflow="ignore", no_wrap=True)
     for row in rows:
-        print(row[0])
+        table.add_row(*row)
+    Console(width=max(columns(), natural_width(headings, rows))).print(table)
+
+
+def _print_blocks(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """As many columns side by side as a line holds, then the next ones, each time behind the first column."""
+    start = 1
+    while start < len(headings):
+        end = start + 1
+        while end < len(headings) and natural_width(*_part(headings, rows, start, end + 1)) <= columns():
+            end += 1
+        _print_columns(*_part(headings, rows, start, end))
+        start = end
+
+
+def _part(headings: Sequence[str], rows: Sequence[Sequence[str]], start: int, end: int) -> tuple[list[str], list[list[str]]]:
+    return [headings[0], *headings[start:end]], [[row[0], *row[start:end]] for row in rows]
+
+
+def _print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Each row as its first cell, and the others below it: on one line where they are words and numbers, else on one each."""
+    print()
+    sentences = any(", " in cell for row in rows for cell in row[1:])
+    for row in rows:
         pairs = [
-            f"{' '.join(heading.split())} {cell}"
-            for heading, cell in zip(columns[1:], row[1:], strict=True)
+            f"{' '.join(heading.split())}: {cell}"
+            for heading, cell in zip(headings[1:], row[1:], strict=True)
             if cell.strip() not in ("", "-")
         ]
-        indent = " " * 4
-        if pairs:
-            print(
-                textwrap.fill(
-                    ", ".join(pairs), width, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-                )
-            )
+        if len(headings) == 2:
+            print_text(f"{row[0]}: {row[1]}", "", INDENT)
+            continue
+        print(row[0])
+        for text in pairs if sentences else [", ".join(pairs)]:
+            print_text(text, INDENT, INDENT * 2 if sentences else INDENT)
     print()
 
 
