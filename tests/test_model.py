@@ -22,7 +22,7 @@ from amradio.students.vit_settings import VitSettings
 from amradio.students.windows import from_windows, global_blocks, to_windows
 from amradio.teachers import TEACHERS, EmbeddedSettings
 from amradio.teachers.from_head import settings_of
-from amradio.teachers.mask_decoder import MaskDecoder, SeenImage
+from amradio.teachers.mask_decoder import EncodedImage, MaskDecoder
 from evaluations import add_tokenizer
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
@@ -462,7 +462,7 @@ def test_nothing_is_fetched_for_what_a_file_says(monkeypatch: pytest.MonkeyPatch
         (lambda model: model.text("dino"), "'embedded dino' of head 'dino' has no text encoder"),
         (lambda model: model.text("sam"), "head 'sam' has no summary"),
         (lambda model: model.text("clp"), "did you mean 'clip'"),
-        (lambda model: model.masks("clip"), "'embedded clip' of head 'clip' is no SAM"),
+        (lambda model: model.masks("clip"), "'embedded clip' of head 'clip' has no mask decoder"),
         (lambda model: model.text("dino", teacher="embedded clip"), "its summary has 128 channels, that of teacher 'embedded clip' 64"),
     ],
 )
@@ -507,14 +507,14 @@ def test_clicks_off_the_object_count(quickstart: Model) -> None:
 def test_the_decoder_alone_reads_sam_itself() -> None:
     sam = EmbeddedSettings(name="sam").build()
     decoder, image = MaskDecoder(sam), torch.rand(3, 70, 50)
-    expected = SeenImage(sam(decoder.prepare(image)).spatial, 70, 50)
+    expected = EncodedImage(sam(decoder.prepare(image)).spatial, 70, 50)
     torch.testing.assert_close(decoder.look(image).spatial, expected.spatial)
     assert torch.equal(decoder(image, points=[[5, 5]]).masks, decoder(expected, points=[[5, 5]]).masks)
     assert decoder(expected, boxes=torch.zeros(0, 4)).masks.shape == (0, 1, 70, 50)
 
 
 def test_prompts_on_the_edge_of_the_image_are_taken(quickstart: Model) -> None:
-    decoder, seen = quickstart.masks("sam"), SeenImage(torch.rand(1, 4, 4, 128), 90, 120)
+    decoder, seen = quickstart.masks("sam"), EncodedImage(torch.rand(1, 4, 4, 128), 90, 120)
     assert decoder(seen, points=[[0, 0], [120, 90]]).masks.shape == (2, 1, 90, 120)
     assert decoder(seen, boxes=[[-5, -5, 130, 95]]).masks.shape == (1, 1, 90, 120)  # as detectors draw them
     assert decoder(seen, points=[[[5, 5], [-10, -10]]], labels=[[1, -1]]).masks.shape == (1, 1, 90, 120)  # -1: no point
@@ -530,7 +530,7 @@ def test_prompts_on_the_edge_of_the_image_are_taken(quickstart: Model) -> None:
         ({"points": [[1, 2]], "labels": [1, 0]}, r"labels: found shape \(2, 1\), expected \(1, 1\)"),
         ({"points": [[1, 2]], "boxes": [[1, 2, 3, 4]] * 2}, r"boxes: found shape \(2, 4\), expected \(1, 4\)"),
         ({"boxes": [[1, 2, 3]]}, r"boxes: found shape \(1, 3\)"),
-        ({"points": [[1, 2]], "best": 4}, "SAM makes 3 masks"),
+        ({"points": [[1, 2]], "best": 4}, "there are 3 masks"),
         ({"points": [[float("nan"), 2]]}, "points: there are values that are not finite"),
         ({"boxes": [[50, 50, 10, 10]]}, "boxes: .* found one the other way round"),
         ({"points": [[1, 2]], "labels": [7]}, "labels: expected 1 .the object."),
@@ -538,7 +538,7 @@ def test_prompts_on_the_edge_of_the_image_are_taken(quickstart: Model) -> None:
         ({"points": [[1, 2], [3]]}, "points: expected numbers"),
         ({"boxes": {"x": 1}}, r"boxes: expected numbers \[P, 4\]"),
         ({"points": [[1, 2]], "labels": ["on"]}, r"labels: expected numbers \[P, N\], 1 or 0"),
-        ({"points": [[1, 2]], "best": "all"}, "SAM makes 3 masks of a prompt, found 'all'"),
+        ({"points": [[1, 2]], "best": "all"}, "there are 3 masks of a prompt, found 'all'"),
         ({"points": [[120, 90], [121, 5], [5, 91]]}, r"points: 2 of them outside .*, the first \(121, 5\); the image has 120 x 90 px"),
         ({"points": [[-1, 2]]}, "points: 1 of them outside the image"),
         ({"boxes": [[0, 95, 50, 99]]}, r"boxes: 1 of them outside the image, the first \(0, 95, 50, 99\)"),
@@ -548,6 +548,6 @@ def test_prompts_on_the_edge_of_the_image_are_taken(quickstart: Model) -> None:
 def test_wrong_prompts(quickstart: Model, prompts: dict, message: str) -> None:
     decoder = quickstart.masks("sam")
     with pytest.raises(UserError, match=message):
-        decoder(SeenImage(torch.rand(1, 4, 4, 128), 90, 120), **prompts)
+        decoder(EncodedImage(torch.rand(1, 4, 4, 128), 90, 120), **prompts)
     with pytest.raises(UserError, match=r"image: expected \[3, H, W\]"):
         decoder.prepare(torch.rand(1, 3, 8, 8))

@@ -244,12 +244,12 @@ def test_settings_and_missing_sams(sam: SamTeacher, teacher_folders: dict[str, P
     with pytest.raises(ValueError, match="the smaller first"):
         PromptableSegmentationSettings(data={"type": "scenes"}, bins=(96, 32))
     evaluation = PromptableSegmentationSettings(data={"type": "scenes", "length": 1}).build()
-    with pytest.raises(UserError, match="none of the teachers is a SAM"):
+    with pytest.raises(UserError, match="none of the teachers has one"):
         evaluation.run({}, Bench(None, {}))
     with pytest.raises(UserError, match="none of the rows"):
         evaluation.run({}, Bench(None, {"sam": sam}))
     evaluation = PromptableSegmentationSettings(data={"type": "scenes", "length": 1}, heads=["sma"]).build()
-    with pytest.raises(UserError, match="'sma' is no SAM teacher; did you mean 'sam'"):
+    with pytest.raises(UserError, match="'sma' is no teacher with a mask decoder; did you mean 'sam'"):
         evaluation.run(*bench_of(sam))
 
 

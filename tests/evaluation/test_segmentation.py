@@ -408,11 +408,11 @@ def test_maps_of_text_space(kind: str, tmp_path: Path):
     }
     teacher = builders[kind]().build()
     spatial = torch.randn(2, 3, 4, teacher.spatial_dim, generator=torch.Generator().manual_seed(0))
-    found = teacher.to_text_space(spatial)
+    found = teacher.project_spatial(spatial)
     assert found.shape == (2, 3, 4, teacher.summary_dim)
     assert found.isfinite().all()
     # Every cell for itself.
-    torch.testing.assert_close(teacher.to_text_space(spatial[:1, 1:2, 2:3])[0, 0, 0], found[0, 1, 2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(teacher.project_spatial(spatial[:1, 1:2, 2:3])[0, 0, 0], found[0, 1, 2], rtol=1e-4, atol=1e-5)
     model = teacher.model
     if kind == "clip":
         token = spatial[0, 1, 2]
@@ -434,7 +434,7 @@ def test_open_vocabulary_finds_the_classes(tmp_path: Path, monkeypatch: pytest.M
     """A CLIP whose texts are the embeddings of the very tokens: every pixel right; with the words in another order: every pixel wrong."""
     teacher = ClipSettings(model=str(tiny.tiny_clip(tmp_path))).build()
     tokens = torch.randn(3, teacher.spatial_dim, generator=torch.Generator().manual_seed(0))
-    texts = teacher.to_text_space(tokens[None, None])[0, 0]
+    texts = teacher.project_spatial(tokens[None, None])[0, 0]
     order = list(Blocks.names)
     monkeypatch.setattr(teacher, "has_text", True)
     monkeypatch.setattr(teacher, "encode_text", lambda prompts: torch.stack([texts[order.index(prompt.split()[-1])] for prompt in prompts]))

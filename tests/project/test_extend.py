@@ -1,5 +1,6 @@
 """A teacher, a student and a loss of one's own: a new file and a line in the room's tuple each; nothing else is touched."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,15 +20,19 @@ from runs import metrics
 PACKAGE = Path(amradio.__file__).parent
 
 TEACHER = '''
-"""Mean colours as a teacher."""
+"""Mean colours as a teacher, with a text encoder and a mask decoder."""
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 
 from ..features import Features
+from ..images import to_float
 from .base import Teacher
 from .settings import TeacherSettings
+
+SIDE = 64
 
 
 class ColourSettings(TeacherSettings):
@@ -41,16 +46,53 @@ class ColourSettings(TeacherSettings):
         """Needs no file."""
         return Colour(self.cell)
 
+    @classmethod
+    def keys_of_source(cls, source):
+        """`colours of 8 px`."""
+        return {"cell": int(source.split()[2])}
+
 
 class Colour(Teacher):
-    """summary [B, 3], spatial [B, H, W, 3]."""
+    """summary [B, 3], spatial [B, H, W, 3]; a text is what its letters add up to; a mask is where the colour is that of the prompt."""
+
+    has_text = True
+    num_masks = 2
 
     def __init__(self, cell):
-        common = {"input_size": None, "licence": "none", "source": "colours"}
+        common = {"input_size": None, "licence": "none", "source": f"colours of {cell} px"}
         super().__init__(mean=(0.5,) * 3, std=(0.5,) * 3, patch_size=cell, dims=(3, 3), **common)
 
     def encode(self, images):
         return Features(images.mean((2, 3)), F.avg_pool2d(images, self.patch_size).permute(0, 2, 3, 1))
+
+    def encode_text(self, texts):
+        vectors = [[text.count("e") - 1.0, text.count("a") - 1.0, len(text) - 9.5] for text in texts]
+        return torch.tensor(vectors, device=self.mean.device)
+
+    def project_spatial(self, spatial):
+        return spatial.float().detach()
+
+    @property
+    def mask_decoder(self):
+        return self
+
+    def prepare_image(self, image):
+        pixels = to_float(image[None]) if image.dtype == torch.uint8 else image[None]
+        return F.interpolate(pixels.to(self.mean.device), (SIDE, SIDE), mode="bilinear")
+
+    def scale_prompts(self, coordinates, height, width):
+        return coordinates * coordinates.new_tensor([SIDE / width, SIDE / height]).repeat(coordinates.shape[-1] // 2)
+
+    def masks(self, spatial, *, points=None, labels=None, boxes=None):
+        clicks = points[:, :, 0] if points is not None else (boxes[..., :2] + boxes[..., 2:]) / 2
+        grid = clicks.new_tensor(spatial.shape[1:3][::-1])
+        cells = (clicks / SIDE * grid).long().clamp(min=0).minimum(grid.long() - 1)
+        colours = torch.stack([one[place[:, 1], place[:, 0]] for one, place in zip(spatial.float(), cells)])
+        distance = (spatial.float()[:, None] - colours[:, :, None, None]).norm(dim=-1)[:, :, None]
+        return torch.cat([0.5 - distance, 0.1 - distance], 2), torch.tensor([0.7, 0.3]).expand(*clicks.shape[:2], 2)
+
+    def to_image(self, logits, height, width):
+        return F.interpolate(logits.flatten(0, 1), (height, width), mode="bilinear").unflatten(0, logits.shape[:2])
 '''
 
 STUDENT = '''
@@ -127,6 +169,25 @@ if code == 0:
 sys.exit(code)
 """
 
+CAPABILITIES = """
+import json, sys
+import torch, amradio
+folder = sys.argv[1]
+scenes = "{type: scenes, length: 6, image_size: 32}"
+results = amradio.evaluate(
+    folder,
+    f"evaluations.words={{type: zero_shot, data: {scenes}, templates: ['a {{}}']}}",
+    f"evaluations.maps={{type: open_vocabulary_segmentation, data: {scenes}, templates: ['a {{}}']}}",
+    f"evaluations.masks={{type: promptable_segmentation, data: {scenes}, bins: [5, 10]}}",
+    "device=cpu",
+)
+model = amradio.load(folder)
+text = model.text("mine")
+image = torch.rand(3, 20, 24)
+shapes = [text(["red", "a tree"]), text.map(image[None], ["red", "blue", "a"]), *model.masks("mine")(image, points=[[3, 4]], best=2)]
+print("RESULT", json.dumps([{name: result.rows for name, result in results.items()}, [list(t.shape) for t in shapes]]))
+"""
+
 
 def add(path: Path, old: str, new: str) -> None:
     text = path.read_text()
@@ -154,7 +215,7 @@ def extended(tmp_path: Path) -> Path:
 def test_one_new_file_and_its_lines_reach_validation_help_training_and_loading(extended, pictures, tmp_path):
     words = [
         f"data={{train: {{type: folder, path: {pictures}}}, num_workers: 0}}",
-        "teachers={mine: {type: colour, cell: 4}}",
+        "teachers={mine: {type: colour, cell: 8}}",
         "student=flat",
         "loss={summary: absolute, spatial: {type: absolute, scale: 2.0}}",
         "stages=[{steps: 3, partitions: [{image_size: 32, batch_size: 4}]}]",
@@ -174,10 +235,18 @@ def test_one_new_file_and_its_lines_reach_validation_help_training_and_loading(e
 
     ended = run()
     assert ended.returncode == 0, ended.stderr
-    assert "teacher mine: colours" in ended.stdout
+    assert "teacher mine: colours of 8 px" in ended.stdout
     assert "flat" in ended.stdout.split("Students")[1]
     assert "LOADED flat (1, 2, 2, 3)" in ended.stdout
     assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2, 3]
+
+    command = [sys.executable, "-c", CAPABILITIES, str(tmp_path / "run")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    rows, shapes = json.loads(ended.stdout.split("RESULT")[1])
+    assert all(set(measured) == {"student/mine", "teacher/mine"} for measured in rows.values()), rows
+    assert rows["masks"]["teacher/mine"]["point"] > 10, "the teacher finds what has the colour of the click"
+    assert shapes == [[2, 3], [1, 3, 4, 4], [1, 2, 20, 24], [1, 2]]
 
 
 # a teacher object of one's own, in Python

@@ -102,4 +102,4 @@ def test_a_head_without_a_map_or_with_another_one(tmp_path: Path) -> None:
 def test_a_teacher_of_another_kind_has_no_text_space(tmp_path: Path) -> None:
     teacher = settings_of("words", {}, str(tiny.tiny_dinov2(tmp_path))).build()
     with pytest.raises(UserError, match="its map has no text space; take a clip, open_clip or siglip teacher"):
-        teacher.to_text_space(torch.rand(1, 2, 2, 32))
+        teacher.project_spatial(torch.rand(1, 2, 2, 32))

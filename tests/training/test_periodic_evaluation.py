@@ -122,7 +122,7 @@ def test_on_two_processes_the_first_one_measures(recipe_file, knn_file, tmp_path
         ({"zero_shot": {**SMALL["zero_shot"], "heads": ["sam"]}}, r"evaluations\.zero_shot: heads: 'sam' has no text encoder"),
         ({"retrieval": {**SMALL["retrieval"], "heads": ["dino"]}}, "'dino' has no text encoder"),
         ({"open_vocabulary_segmentation": {**SMALL["open_vocabulary_segmentation"], "heads": ["sam"]}}, "'sam' has no text encoder"),
-        ({"promptable_segmentation": {**SMALL["promptable_segmentation"], "heads": ["clip"]}}, "'clip' is no SAM teacher"),
+        ({"promptable_segmentation": {**SMALL["promptable_segmentation"], "heads": ["clip"]}}, "'clip' is no teacher with a mask decoder"),
         ({"agreement": {**SMALL["agreement"], "models": ["student"]}}, "no head of the student has its teacher here"),
     ],
 )  # fmt: skip

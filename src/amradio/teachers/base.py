@@ -1,7 +1,7 @@
 """What every teacher is: a frozen model that owns its preprocessing and speaks `Features`."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,42 @@ from ..images import central_square, resize
 from ..licences import Ancestor
 
 
+class MaskModel(Protocol):
+    """Makes masks for prompts from a map of features: the capability of SAM and of teachers like it. Users call it by `MaskDecoder`."""
+
+    @property
+    def num_masks(self) -> int:
+        """M, the masks of one prompt (SAM: the whole, a part, a part of it)."""
+        ...
+
+    def prepare_image(self, image: Tensor) -> Tensor:
+        """[3, H, W], float in [0, 1] or uint8 -> float [1, 3, S, S] in [0, 1] on the teacher's device; S is the same for all images."""
+        ...
+
+    def scale_prompts(self, coordinates: Tensor, height: int, width: int) -> Tensor:
+        """Points [..., 2] or boxes [..., 4] in px of an image of height x width -> px of the square that `prepare_image` makes of it."""
+        ...
+
+    def masks(
+        self, spatial: Tensor, *, points: Tensor | None = None, labels: Tensor | None = None, boxes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, P, M, h, w] (an object where > 0) of P prompts, and their predicted IoU [B, P, M], float32.
+
+        spatial: [B, H, W, D], of the teacher or of a head that learnt it, on any grid. points: [B, P, N, 2] (x, y) px of the square.
+        labels: [B, P, N], 1 on the object, 0 off it; 1 by default. boxes: [B, P, 4] (x0, y0, x1, y1) px. Points, boxes or both.
+        """
+        ...
+
+    def to_image(self, logits: Tensor, height: int, width: int) -> Tensor:
+        """Logits [B, P, M, h, w] of a square -> [B, P, M, height, width], on the image of which `prepare_image` made it."""
+        ...
+
+
 class Teacher(nn.Module):
-    """A frozen foundation model. One of the user's own subclasses this, calls `super().__init__` and writes `encode`.
+    """A frozen foundation model. To add one, subclass this, call `super().__init__` and implement `encode`.
+
+    Capabilities beyond features, which evaluations and `amradio.load(...)` find here: text (`has_text`, `encode_text`), maps in text space
+    (`project_spatial`), masks for prompts (`mask_decoder`).
 
     Attributes: `patch_size` px of one cell of the map; `summary_dim` and `spatial_dim` channels, None where there is no such output;
     `input_size` px of the only legal (square) input, None where any multiple of the patch is legal; `licence` of the weights;
@@ -87,8 +121,8 @@ class Teacher(nn.Module):
         """
         raise UserError(f"teacher '{self.source}' has no text encoder; CLIP, OpenCLIP and SigLIP have one")
 
-    def to_text_space(self, spatial: Tensor) -> Tensor:
-        """A map in the space of the text encoder: what each cell would be as an image of its own.
+    def project_spatial(self, spatial: Tensor) -> Tensor:
+        """A map in the space of the text encoder: the summary that each cell would have as an image by itself.
 
         spatial: [B, H, W, spatial_dim], of this teacher or of the head that learnt it. Returns float32 [B, H, W, summary_dim], not
         normalised, without gradients. Raises UserError where there is no known way there.
@@ -96,12 +130,17 @@ class Teacher(nn.Module):
         if not self.has_text:
             raise UserError(f"teacher '{self.source}': its map has no text space; take a clip, open_clip or siglip teacher")
         with torch.inference_mode():
-            found = self._cells_to_text(spatial.flatten(0, 2)).float().unflatten(0, spatial.shape[:3])
-        return found.clone()  # an ordinary tensor, not one of inference mode
+            projected = self._project_cells(spatial.flatten(0, 2)).float().unflatten(0, spatial.shape[:3])
+        return projected.clone()  # an ordinary tensor, not one of inference mode
 
-    def _cells_to_text(self, cells: Tensor) -> Tensor:  # noqa: ARG002 - for those that have a text encoder
+    def _project_cells(self, cells: Tensor) -> Tensor:  # noqa: ARG002 - for those that have a text encoder
         """Cells [N, spatial_dim] -> [N, summary_dim]."""
         raise UserError(f"teacher '{self.source}': its map has no known way into text space; take a clip, open_clip or siglip teacher")
+
+    @property
+    def mask_decoder(self) -> MaskModel | None:
+        """What makes masks for prompts from a map of this teacher, or of a head that learnt it; None where there is no such thing."""
+        return None
 
     def drop_encoder(self) -> None:
         """Frees the image encoder where something else stays of use (texts, maps in text space, masks); `encode` no longer works then."""

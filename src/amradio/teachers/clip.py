@@ -62,7 +62,7 @@ class ClipTeacher(Adapter):
         """See the base."""
         self.model.vision_model.embeddings = self.model.vision_model.encoder = nn.Identity()
 
-    def _cells_to_text(self, cells: Tensor) -> Tensor:
+    def _project_cells(self, cells: Tensor) -> Tensor:
         """The final norm and the visual projection, which the class token goes through, on every patch (as MaskCLIP, arXiv 2112.01071)."""
         projection = self.model.visual_projection
         return projection(self.model.vision_model.post_layernorm(cells.to(projection.weight.dtype)))

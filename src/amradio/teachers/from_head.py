@@ -13,7 +13,6 @@ from . import TEACHERS
 from .base import Teacher
 from .loading import KIND_OF, cached_folder, no_downloads
 from .mask_decoder import MaskDecoder
-from .sam import SamTeacher
 from .settings import TeacherSettings
 from .text_encoder import TextEncoder
 
@@ -24,8 +23,6 @@ Given = Teacher | str | Path | None
 
 _KINDS: dict[str, type[TeacherSettings]] = {settings.model_fields["type"].default: settings for settings in TEACHERS}
 _EMBEDDED = "embedded "
-_SAM = {"vit-b": "facebook/sam-vit-base", "vit-l": "facebook/sam-vit-large", "vit-h": "facebook/sam-vit-huge"}
-"""As published RADIO checkpoints name their SAM -> on the hub."""
 
 
 def text_encoder(
@@ -58,13 +55,13 @@ def mask_decoder(
 ) -> MaskDecoder:
     """SAM's mask decoder for the map of `head`; dim: channels of that map, None where it has none. encode, read: see `MaskDecoder`.
 
-    Raises UserError where the head has no map, or its teacher cannot be found, is no SAM or has another dimension.
+    Raises UserError where the head has no map, or its teacher cannot be found, has no mask decoder or another dimension.
     """
     if dim is None:
         raise UserError(f"masks: head '{head}' has no map to make masks of; train it with spatial_weight 1")
     teacher = find(head, card, given)
-    if not isinstance(teacher, SamTeacher):
-        raise UserError(f"masks: teacher '{teacher.source}' of head '{head}' is no SAM, and only SAM has a mask decoder; name the SAM head")
+    if teacher.mask_decoder is None:
+        raise UserError(f"masks: teacher '{teacher.source}' of head '{head}' has no mask decoder; SAM has one; name the head of a SAM")
     _check_dim(head, teacher, "map", teacher.spatial_dim, dim)
     if given is not teacher and encode is not None:
         teacher.drop_encoder()
@@ -96,17 +93,7 @@ def settings_of(head: str, card: Card, name: str | None = None) -> TeacherSettin
         found = f"its teacher was '{source}' of type '{kind}'" if name is None else f"teacher '{name}' is not on this machine"
         way_out = "pass teacher=: the folder of a CLIP, SigLIP or SAM, a hub name that is in the cache, or an object"
         raise UserError(f"head '{head}': {found}, and there is no way to know how to load it; {way_out}")
-    keys: dict[str, Any] = {"model": source}
-    if kind == "embedded":
-        keys = {"name": source.removeprefix(_EMBEDDED)}
-    elif kind == "model":
-        keys = {"path": source}
-    elif kind == "sam":
-        keys = {"model": _SAM.get(source, source)}
-    elif kind == "open_clip":
-        model, _, pretrained = source.partition(" ")
-        keys = {"model": model} | ({"pretrained": pretrained} if pretrained else {})
-    return validate(_KINDS[kind], {"type": kind, **keys}, f"head '{head}': ")
+    return validate(_KINDS[kind], {"type": kind, **_KINDS[kind].keys_of_source(source)}, f"head '{head}': ")
 
 
 def _kind_in(name: str) -> str | None:

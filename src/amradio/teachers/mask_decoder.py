@@ -4,22 +4,19 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError, brief
-from .sam import SamTeacher
+from .base import MaskModel, Teacher
 
 PROMPTS = 64
 """Masks of one image that the decoder makes at once."""
-NUM_MASKS = 3
-"""Masks that SAM makes of one prompt: the whole, a part, a part of it (arXiv 2304.02643, section 3)."""
 
 Coordinates = Tensor | Sequence[Any]
 """A tensor, or nested lists that make one."""
 
 
-class SeenImage(NamedTuple):
+class EncodedImage(NamedTuple):
     """What a decoder needs of an image."""
 
     spatial: Tensor
@@ -44,42 +41,48 @@ class MaskDecoder(nn.Module):
 
     def __init__(
         self,
-        teacher: SamTeacher,
+        teacher: Teacher,
         encode: Callable[[Tensor, int | None], Tensor] | None = None,
         read: Callable[[Any], Tensor] | None = None,
     ):
-        """encode: a square [1, 3, S, S] in [0, 1] and the px at which it is to be seen -> features [1, h, w, D]; None for SAM's own.
+        """Keeps the teacher and, for a student's head, the two functions that lead to that head's features.
 
-        read: from a picture (path, Pillow image, array) to [3, H, W]; None where images are tensors only.
+        Args:
+            teacher: one with a `mask_decoder`.
+            encode: from a square float [1, 3, S, S] in [0, 1] and the side in px at which the student should see it (None for its own
+                choice) to features [1, h, w, D]; None for the teacher's own features.
+            read: from a picture (path, Pillow image, array) to [3, H, W]; None where images are tensors only.
         """
         super().__init__()
+        assert teacher.mask_decoder is not None
         self.teacher = teacher
         self.read = read
         self.encode = encode or (lambda square, _: _present(teacher(square).spatial))
 
-    def prepare(self, image: Tensor) -> Tensor:
-        """[3, H, W], float in [0, 1] or uint8 -> float [1, 3, S, S] in [0, 1], as SAM sees it: long side to S px, padded.
+    @property
+    def mask_model(self) -> MaskModel:
+        """The teacher's capability."""
+        model = self.teacher.mask_decoder
+        assert model is not None
+        return model
 
-        uint8 is resized on integers and on the CPU, as the processor does; floats come out a level away at every tenth pixel.
+    def prepare(self, image: Tensor) -> Tensor:
+        """[3, H, W], float in [0, 1] or uint8 -> the square that the teacher sees, float [1, 3, S, S] in [0, 1] on its device.
+
+        Raises UserError for another shape or type.
         """
         if image.ndim != 3 or image.shape[0] != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
             raise UserError(f"image: expected [3, H, W], uint8 or float in [0, 1], found {image.dtype} {list(image.shape)}")
-        pixels = image[None]
-        if image.dtype == torch.uint8:
-            size = self.teacher.preprocess.resized(*image.shape[-2:])
-            if image.shape[-2:] != size:
-                pixels = F.interpolate(pixels.cpu(), size, mode=self.teacher.preprocess.mode, antialias=True, align_corners=False)
-            pixels = pixels.to(self.teacher.mean.device).float() / 255
-        return self.teacher.prepare(pixels.to(self.teacher.mean.device))
+        return self.mask_model.prepare_image(image)
 
-    def look(self, image: Any, image_size: int | None = None) -> SeenImage:
+    def look(self, image: Any, image_size: int | None = None) -> EncodedImage:
         """The features of a picture: a tensor as of `prepare`, or whatever `amradio.read_image` takes (a path, a Pillow image, an array).
 
         image_size: px of the square that the student sees; None for its own choice.
         """
         if self.read is not None:
             image = self.read(image)
-        return SeenImage(self.encode(self.prepare(image), image_size), image.shape[-2], image.shape[-1])
+        return EncodedImage(self.encode(self.prepare(image), image_size), image.shape[-2], image.shape[-1])
 
     def forward(
         self,
@@ -97,14 +100,15 @@ class MaskDecoder(nn.Module):
         best: how many of SAM's three masks of a prompt, those of best predicted IoU first. Raises UserError for a wrong shape, a point
         that is not on the image and a box that does not overlap it.
         """
-        if not isinstance(best, int) or not 1 <= best <= NUM_MASKS:
-            raise UserError(f"best: SAM makes {NUM_MASKS} masks of a prompt, found {brief(best)}")
+        num_masks = self.mask_model.num_masks
+        if not isinstance(best, int) or not 1 <= best <= num_masks:
+            raise UserError(f"best: there are {num_masks} masks of a prompt, found {brief(best)}; take 1 to {num_masks}")
         asked = _prompts(points, labels, boxes)
-        seen = image if isinstance(image, SeenImage) else self.look(image)
+        seen = image if isinstance(image, EncodedImage) else self.look(image)
         _check_places(asked, seen.height, seen.width)
         count, device = len(next(iter(asked.values()))), seen.spatial.device
         for name in asked.keys() & {"points", "boxes"}:
-            asked[name] = self.teacher.scale_prompts(asked[name], seen.height, seen.width)
+            asked[name] = self.mask_model.scale_prompts(asked[name], seen.height, seen.width)
         parts = [
             self._masks(seen, {name: values[start : start + PROMPTS].to(device)[None] for name, values in asked.items()}, best)
             for start in range(0, count, PROMPTS)
@@ -114,17 +118,17 @@ class MaskDecoder(nn.Module):
             return Masks(empty, torch.zeros(0, best, device=device))
         return Masks(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
 
-    def _masks(self, seen: SeenImage, prompts: dict[str, Tensor], best: int) -> Masks:
-        logits, scores = self.teacher.masks(
+    def _masks(self, seen: EncodedImage, prompts: dict[str, Tensor], best: int) -> Masks:
+        logits, scores = self.mask_model.masks(
             seen.spatial, points=prompts.get("points"), labels=prompts.get("labels"), boxes=prompts.get("boxes")
         )
         top, order = scores.topk(best)
         chosen = logits.gather(2, order[..., None, None].expand(-1, -1, -1, *logits.shape[-2:]))
-        return Masks(self.teacher.to_image(chosen, seen.height, seen.width)[0] > 0, top[0])
+        return Masks(self.mask_model.to_image(chosen, seen.height, seen.width)[0] > 0, top[0])
 
 
 def _present(spatial: Tensor | None) -> Tensor:
-    assert spatial is not None, "SAM has a map"
+    assert spatial is not None, "a teacher with a mask decoder has a map"
     return spatial
 
 

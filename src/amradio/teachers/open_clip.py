@@ -90,7 +90,7 @@ class OpenClipTeacher(Adapter):
             if name in tower._modules:
                 setattr(tower, name, nn.Identity())
 
-    def _cells_to_text(self, cells: Tensor) -> Tensor:
+    def _project_cells(self, cells: Tensor) -> Tensor:
         """The projection (its tokens have the final norm already, but where it comes after the pooling); of timm towers the pooling over
         one patch alone."""
         visual: Any = self.model.visual

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..features import Features, resize_grid
+from ..images import to_float
 from .adapter import Adapter, Origin
 from .catalogue import licence_of
 from .loading import Source, load_processor, load_transformers
@@ -14,6 +15,8 @@ from .precision import cast
 from .preprocess import Preprocess, of_processor
 from .relative_positions import remember_relative_positions
 from .settings import Precision, SamSettings
+
+NUM_MASKS = 3
 
 
 def build(settings: SamSettings) -> "SamTeacher":
@@ -53,8 +56,31 @@ class SamTeacher(Adapter):
         """See `Teacher.encode`."""
         return Features(None, self.model.vision_encoder(images).last_hidden_state)
 
+    @property
+    def mask_decoder(self) -> "SamTeacher":
+        """This teacher: it has SAM's prompt encoder and mask decoder."""
+        return self
+
+    @property
+    def num_masks(self) -> int:
+        """3: the whole, a part, a part of it (arXiv 2304.02643, section 3)."""
+        return NUM_MASKS
+
+    def prepare_image(self, image: Tensor) -> Tensor:
+        """[3, H, W], float in [0, 1] or uint8 -> float [1, 3, S, S] in [0, 1], as SAM sees it: long side to S px, padded.
+
+        uint8 is resized on integers and on the CPU, as the processor does; floats come out a level away at every tenth pixel.
+        """
+        pixels = image[None]
+        if image.dtype == torch.uint8:
+            size = self.preprocess.resized(*image.shape[-2:])
+            if image.shape[-2:] != size:
+                pixels = F.interpolate(pixels.cpu(), size, mode=self.preprocess.mode, antialias=True, align_corners=False)
+            pixels = to_float(pixels.to(self.mean.device))
+        return self.prepare(pixels.to(self.mean.device))
+
     def drop_encoder(self) -> None:
-        """See the base."""
+        """Frees the image encoder; the neck, the prompt encoder and the mask decoder stay."""
         self.model.vision_encoder = nn.Identity()
 
     @torch.no_grad()

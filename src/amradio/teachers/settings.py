@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .base import Teacher
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+_SAM = {"vit-b": "facebook/sam-vit-base", "vit-l": "facebook/sam-vit-large", "vit-h": "facebook/sam-vit-huge"}
+"""As published RADIO checkpoints name their SAM -> on the hub."""
 
 
 class TeacherSettings(Settings):
@@ -36,6 +38,11 @@ class TeacherSettings(Settings):
         if self.precision != "auto":
             return self
         return self.model_copy(update={"precision": str(autocast or "float32").removeprefix("torch.")})
+
+    @classmethod
+    def keys_of_source(cls, source: str) -> dict[str, Any]:
+        """The keys under which the teacher is loaded again, from its `Teacher.source`, which is all that a model folder stores of it."""
+        return {"model": source} if "model" in cls.model_fields else {}
 
     def build(self) -> "Teacher":
         """Loads the frozen teacher on the CPU; raises UserError where it is not on this machine and cannot be fetched."""
@@ -86,6 +93,12 @@ class OpenClipSettings(TeacherSettings):
         from .open_clip import build
 
         return build(self)
+
+    @classmethod
+    def keys_of_source(cls, source: str) -> dict[str, Any]:
+        """`ViT-H-14 laion2b_s32b_b79k` is a name and a tag."""
+        model, _, pretrained = source.partition(" ")
+        return {"model": model} | ({"pretrained": pretrained} if pretrained else {})
 
 
 class SiglipSettings(TeacherSettings):
@@ -157,6 +170,11 @@ class SamSettings(TeacherSettings):
 
         return _read(build, self)
 
+    @classmethod
+    def keys_of_source(cls, source: str) -> dict[str, Any]:
+        """A name on the hub, or `vit-h` as published RADIO checkpoints call it."""
+        return {"model": _SAM.get(source, source)}
+
 
 class RadioSettings(TeacherSettings):
     """RADIO's backbone. Summary: its summary tokens, one after another; map: the patch tokens; there is no final norm."""
@@ -207,6 +225,11 @@ class EmbeddedSettings(TeacherSettings):
 
         return build(self)
 
+    @classmethod
+    def keys_of_source(cls, source: str) -> dict[str, Any]:
+        """`embedded clip` is the name after the word."""
+        return {"name": source.removeprefix("embedded ")}
+
 
 class ModelSettings(TeacherSettings):
     """A student that was distilled before, read from its model folder."""
@@ -224,6 +247,11 @@ class ModelSettings(TeacherSettings):
         from .model import build
 
         return build(self)
+
+    @classmethod
+    def keys_of_source(cls, source: str) -> dict[str, Any]:
+        """A folder."""
+        return {"path": source}
 
 
 class CustomSettings(TeacherSettings):

@@ -54,7 +54,7 @@ class _WithText(Adapter):
         """The tower's attention pooling of tokens [N, 1, D] -> [N, D]."""
         return self.model.vision_model.head(tokens)
 
-    def _cells_to_text(self, cells: Tensor) -> Tensor:
+    def _project_cells(self, cells: Tensor) -> Tensor:
         """The attention pooling over one patch alone: its value projection, output projection and MLP."""
         return self._pool(cells[:, None].to(next(self.model.vision_model.head.parameters()).dtype))
 

@@ -119,7 +119,7 @@ class TextEncoder(nn.Module):
         images, size: as `Model.features` takes them, e.g. a path, or a float tensor [B, 3, h, w] in [0, 1]. texts: T strings; one is one
         text. H and W are those of the head's map; `F.interpolate(maps, (h, w), mode="bilinear")` brings them to pixels.
         Each cell of the head's map is brought into the text space as the class token or the pooled feature of the teacher is
-        (`Teacher.to_text_space`). `(100 * maps).softmax(1)` gives the share of each text, as in CLIP's zero-shot classifier.
+        (`Teacher.project_spatial`). `(100 * maps).softmax(1)` gives the share of each text, as in CLIP's zero-shot classifier.
         Raises UserError where the head has no map, or the teacher's map has no known way into text space.
         """
         if self.encode is None:
@@ -131,5 +131,5 @@ class TextEncoder(nn.Module):
                 f"map: the head's map has {spatial.shape[-1]} channels, that of '{self.teacher.source}' has {self.teacher.spatial_dim}; "
                 "it was learnt from another layer, from which there is no known way into text space"
             )
-        cells = F.normalize(self.teacher.to_text_space(spatial), dim=-1)
+        cells = F.normalize(self.teacher.project_spatial(spatial), dim=-1)
         return torch.einsum("bhwd,td->bthw", cells, embeddings)

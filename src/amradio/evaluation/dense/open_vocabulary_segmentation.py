@@ -82,5 +82,5 @@ def similarities(teacher: Teacher, spatial: Tensor | None, classes: Tensor) -> T
     """Cosines [B, K, h, w] of a map [B, h, w, D] in the teacher's feature space with the embeddings of K classes [K, E]."""
     assert spatial is not None, "rows without a map were sorted out before"
     with torch.inference_mode():
-        found = F.normalize(teacher.to_text_space(spatial), dim=-1)
+        found = F.normalize(teacher.project_spatial(spatial), dim=-1)
         return (found @ classes.T).permute(0, 3, 1, 2)

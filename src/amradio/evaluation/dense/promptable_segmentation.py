@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from ...config import AsTuple, Side
 from ...errors import UserError, nearest
 from ...labelled.instances import AnyInstances, Instances, InstanceSet, SceneInstancesSettings
-from ...teachers.mask_decoder import MaskDecoder, SeenImage
-from ...teachers.sam import SamTeacher
+from ...teachers.base import Teacher
+from ...teachers.mask_decoder import EncodedImage, MaskDecoder
 from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result, Sizes, View
 from .mask_prompts import DISC_PARTS, discs, filled_boxes, inner_point, ious
 from .scoring import in_order
@@ -40,14 +40,14 @@ class PromptableSegmentationSettings(EvaluationSettings):
     bins: Annotated[tuple[Side, Side], AsTuple] = (32.0, 96.0)
     """px of a side: objects of at most the first squared are small, of at least the second squared large; COCO's are 32 and 96."""
     heads: list[str] | None = None
-    """Names of SAM teachers; null for all."""
+    """Names of teachers with a mask decoder (SAM); null for all."""
 
     def protocol_sizes(self, bench: Bench) -> Sizes:
         """A head sees the square that its SAM sees, at SAM's own size (1024 px); scenes of a few px are seen at the size of training."""
-        sams = {name: teacher for name, teacher in bench.teachers.items() if isinstance(teacher, SamTeacher) and teacher.input_size}
+        able = {name: teacher for name, teacher in bench.teachers.items() if teacher.mask_decoder is not None and teacher.input_size}
         if isinstance(self.data, SceneInstancesSettings):
-            return {f"student/{name}": bench.size_of_head(name) for name in sams}
-        return {f"student/{name}": teacher.input_size or 0 for name, teacher in sams.items()}
+            return {f"student/{name}": bench.size_of_head(name) for name in able}
+        return {f"student/{name}": teacher.input_size or 0 for name, teacher in able.items()}
 
     @pydantic.model_validator(mode="after")
     def _in_order(self) -> "PromptableSegmentationSettings":
@@ -74,14 +74,15 @@ class PromptableSegmentation(Evaluation):
 
     def check(self, predict: Predict, bench: Bench) -> None:
         """See the base."""
-        _sams(predict, bench, self.heads)
+        _groups(predict, bench, self.heads)
 
     def run(self, predict: Predict, bench: Bench) -> Result:
-        """`point`, `box` and each of them by size (`box_small`), in %, for each SAM teacher and the head that learnt from it.
+        """`point`, `box` and each of them by size (`box_small`), in %, for each teacher with a mask decoder and for its head.
 
-        Floors: the filled box; the best of a few discs around the click, one radius for all. Raises UserError where there is no SAM.
+        Floors: the filled box; the best of a few discs around the click, one radius for all. Raises UserError where no teacher has a
+        mask decoder.
         """
-        groups = _sams(predict, bench, self.heads)
+        groups = _groups(predict, bench, self.heads)
         seen = _Seen(self.prompts)
         items = in_order(_Reader(self.instances), bench.num_workers)
         for batch in _in_batches(bench.progress(items, f"masks of {len(self.instances):,} images", len(self.instances))):
@@ -91,7 +92,7 @@ class PromptableSegmentation(Evaluation):
                 self._masks_of(batch, teacher, calls, seen)
         return seen.result(self.bins, len(self.instances))
 
-    def _masks_of(self, batch: Sequence[Instances], teacher: SamTeacher, calls: Predict, seen: "_Seen") -> None:
+    def _masks_of(self, batch: Sequence[Instances], teacher: Teacher, calls: Predict, seen: "_Seen") -> None:
         device = teacher.mean.device
         squares = torch.cat([to_square(teacher, image.image) for image in batch])
         for name, call in calls.items():
@@ -104,7 +105,7 @@ class PromptableSegmentation(Evaluation):
                     seen.add(name, prompt, ious(masks, truth))
 
 
-def to_square(teacher: SamTeacher, image: np.ndarray) -> Tensor:
+def to_square(teacher: Teacher, image: np.ndarray) -> Tensor:
     """uint8 [H, W, 3] -> float [1, 3, S, S] in [0, 1] on the teacher's device, as SAM and a student see it (`MaskDecoder.prepare`)."""
     return MaskDecoder(teacher).prepare(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).copy()))
 
@@ -116,41 +117,40 @@ def coordinates(image: Instances, prompt: Prompt) -> Tensor:
     return torch.tensor([inner_point(mask) for mask in image.masks], dtype=torch.float32).reshape(-1, 2)
 
 
-def prompted(teacher: SamTeacher, spatial: Tensor, prompt: Prompt, places: Tensor, image: np.ndarray) -> Tensor:
+def prompted(teacher: Teacher, spatial: Tensor, prompt: Prompt, places: Tensor, image: np.ndarray) -> Tensor:
     """Masks bool [N, H, W] for N prompts on one image: for each the mask with the best predicted IoU.
 
     spatial: [1, h, w, D], features before the neck of the square that `to_square` makes; places: as `coordinates` gives them.
     """
-    seen = SeenImage(spatial, *image.shape[:2])
+    seen = EncodedImage(spatial, *image.shape[:2])
     decoder = MaskDecoder(teacher)
     found = decoder(seen, boxes=places) if prompt == "box" else decoder(seen, points=places)
     return found.masks[:, 0]
 
 
-def _sams(predict: Predict, bench: Bench, names: Sequence[str] | None) -> list[tuple[SamTeacher, Predict]]:
-    """Each SAM teacher with its rows `student/NAME` (where that head has a map) and `teacher/NAME`."""
-    sams = {name: teacher for name, teacher in bench.teachers.items() if isinstance(teacher, SamTeacher)}
-    if not sams:
+def _groups(predict: Predict, bench: Bench, names: Sequence[str] | None) -> list[tuple[Teacher, Predict]]:
+    """Each teacher with a mask decoder and its rows `student/NAME` (where that head has a map) and `teacher/NAME`."""
+    able = {name: teacher for name, teacher in bench.teachers.items() if teacher.mask_decoder is not None}
+    if not able:
         loaded = ", ".join(f"'{name}'" for name in bench.teachers) or "no teacher"
         raise UserError(
-            f"promptable_segmentation: SAM's mask decoder is needed, and none of the teachers is a SAM (there is: {loaded}); "
+            f"promptable_segmentation: a mask decoder is needed, and none of the teachers has one (there is: {loaded}); "
             "add a teacher of type sam under the name of the head"
         )
-    unknown = [name for name in names or () if name not in sams]
+    unknown = [name for name in names or () if name not in able]
     if unknown:
-        raise UserError(*(f"heads: '{name}' is no SAM teacher; {nearest(name, sams)}" for name in unknown))
+        raise UserError(*(f"heads: '{name}' is no teacher with a mask decoder; {nearest(name, able)}" for name in unknown))
     config = bench.model.config.heads if bench.model is not None else {}
-    groups: list[tuple[SamTeacher, Predict]] = []
-    for name in names or sams:
+    groups: list[tuple[Teacher, Predict]] = []
+    for name in names or able:
         rows = {row: predict[row] for row in (f"student/{name}", f"teacher/{name}") if row in predict}
         if name in config and config[name].spatial is None:
             rows.pop(f"student/{name}", None)
         if rows:
-            groups.append((sams[name], rows))
+            groups.append((able[name], rows))
     if not groups:
-        raise UserError(
-            f"promptable_segmentation: none of the rows {', '.join(predict)} has features of a SAM; name student/{next(iter(sams))}"
-        )
+        problem = f"none of the rows ({', '.join(predict)}) has features for a mask decoder"
+        raise UserError(f"promptable_segmentation: {problem}; name student/{next(iter(able))}")
     return groups
 
 
