@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .config import Pixels, Settings, Width, one_of
 from .errors import UserError, brief, shown
 from .features import Features, Kind
-from .heads import HEADS, Head
+from .heads import HEADS, Head, StudentShape
 from .heads.names import head_name_problem as find_problem
 from .licences import Ancestor, of_teachers, united
 from .memory import gib, machine_memory
@@ -201,15 +201,18 @@ class NetworkConfig(Settings):
 
 
 class _Widths(NamedTuple):
-    """Channels of a student that is not built, for an estimate."""
+    """Channels and blocks of a student that is not built, for an estimate."""
 
     summary_dim: int = 1024
     spatial_dim: int = 1024
+    num_blocks: int = 24
 
 
 def _build_head(config: HeadConfig, student: Student | _Widths) -> Head:
-    summary = config.summary and config.summary.head.build(student.summary_dim, config.summary.dim)
-    spatial = config.spatial and config.spatial.head.build(student.spatial_dim, config.spatial.dim)
+    dims = student.summary_dim, student.spatial_dim
+    shapes = [StudentShape(other, student.num_blocks) for other in reversed(dims)]
+    summary = config.summary and config.summary.head.build(dims[0], config.summary.dim, shapes[0])
+    spatial = config.spatial and config.spatial.head.build(dims[1], config.spatial.dim, shapes[1])
     return Head(summary, spatial, config.slot, student.summary_dim)
 
 
@@ -253,7 +256,14 @@ class Network(nn.Module):
         images: [B, 3, H, W], RGB in [0, 1]; draws: [B, 8] uniform in [0, 1), the random numbers of a training step.
         Returns `backbone` (summary [B, summary_dim], spatial [B, H', W', spatial_dim]) and one entry a head.
         """
-        return self._answer(self.student(images, draws), heads)
+        names = tuple(heads)
+        if self.reads_blocks(names):
+            return self._answer(*self.student.forward_blocks(images, draws), names)
+        return self._answer(self.student(images, draws), (), names)
+
+    def reads_blocks(self, names: Iterable[str]) -> bool:
+        """Whether one of these heads reads the features after each block of the student."""
+        return any(self.head(name).reads_blocks for name in names)
 
     def intermediates(
         self, images: Tensor, indices: int | Sequence[int] | None, aggregation: Aggregation, prefix: bool
@@ -278,22 +288,25 @@ class Network(nn.Module):
     def pack(self, images: Sequence[Tensor], heads: Iterable[str] = ()) -> list[dict[str, Features]]:
         """`forward` for images [3, H, W] of several legal sizes in one pass of the student: for each what it is alone, with B = 1.
 
-        Heads run once for every size. Raises UserError where the student takes one size at a time.
+        Heads run once for every size. Images go one by one where a head reads the student's blocks. Raises UserError where the student
+        takes one size at a time.
         """
         heads = tuple(heads)
+        if self.reads_blocks(heads):
+            return [self(image[None], None, heads) for image in images]
         found = self.student.pack(images)
         answers: dict[int, dict[str, Features]] = {}
         for size in dict.fromkeys(image.shape for image in images):
             members = [number for number, image in enumerate(images) if image.shape == size]
-            answer = self._answer(_joined([found[number] for number in members]), heads)
+            answer = self._answer(_joined([found[number] for number in members]), (), heads)
             for place, number in enumerate(members):
                 answers[number] = {name: _one(features, place) for name, features in answer.items()}
         return [answers[number] for number in range(len(images))]
 
-    def _answer(self, found: Features, heads: Iterable[str]) -> dict[str, Features]:
+    def _answer(self, found: Features, blocks: Sequence[Features], heads: Iterable[str]) -> dict[str, Features]:
         if self.rotation is not None:
             found = found._replace(spatial=self.rotation(found.spatial))
-        return {"backbone": self.choose(found)} | {name: self.heads[name](found) for name in heads}
+        return {"backbone": self.choose(found)} | {name: self.heads[name](found, blocks) for name in heads}
 
     def choose(self, features: Features) -> Features:
         """The student's features with the summaries of `summary_slots` alone."""

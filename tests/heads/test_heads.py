@@ -9,11 +9,31 @@ from amradio.affine import Affine
 from amradio.config import Settings, one_of, to_yaml, validate
 from amradio.errors import UserError
 from amradio.features import Features
-from amradio.heads import HEADS, AttentionHeadSettings, Head, HeadSettings, LinearHeadSettings, MlpHeadSettings, final_linear
+from amradio.heads import (
+    HEADS,
+    AttentionHeadSettings,
+    Head,
+    HeadSettings,
+    LadderHead,
+    LadderHeadSettings,
+    LinearHeadSettings,
+    MlpHeadSettings,
+    StudentShape,
+    TransformerHead,
+    TransformerHeadSettings,
+    final_linear,
+)
 from amradio.yaml12 import parse_yaml
 
-TINY = {"mlp": {"num_inner": 1}, "attention": {"num_heads": 4}, "linear": {}}
+TINY = {
+    "mlp": {"num_inner": 1},
+    "attention": {"num_heads": 4},
+    "linear": {},
+    "transformer": {"num_heads": 4, "depth": 2},
+    "ladder": {"hidden_dim": 6},
+}
 IN, OUT = 24, 10
+SHAPE = StudentShape(other_dim=16, num_blocks=3)
 
 
 class Box(Settings):
@@ -38,33 +58,43 @@ def spatial(batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 3, 5, IN, generator=torch.Generator().manual_seed(1))
 
 
+def other(batch: int = 2) -> torch.Tensor:
+    """A summary of other channels."""
+    return torch.randn(batch, 16, generator=torch.Generator().manual_seed(2))
+
+
+def said(head: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """What a head predicts of one tensor; a ladder gets it in three forms."""
+    return head([inputs, inputs.flip(-1), 0.5 - inputs]) if isinstance(head, LadderHead) else head(inputs)
+
+
 # what every head promises
 
 
 def test_shapes_on_maps_and_on_summaries(settings: HeadSettings):
-    head = settings.build(IN, OUT)
-    assert head(spatial()).shape == (2, 3, 5, OUT)
+    head = settings.build(IN, OUT, SHAPE)
+    assert said(head, spatial()).shape == (2, 3, 5, OUT)
     if "summary" in settings.kinds:
-        assert head(spatial()[:, 0, 0]).shape == (2, OUT)
+        assert said(head, spatial()[:, 0, 0]).shape == (2, OUT)
     else:
         with pytest.raises(UserError, match="take an 'mlp' head for summaries"):
-            head(spatial()[:, 0, 0])
+            said(head, spatial()[:, 0, 0])
 
 
 def test_each_image_is_on_its_own(settings: HeadSettings):
-    head = randomised(settings.build(IN, OUT))
-    torch.testing.assert_close(head(spatial(3))[1:2], head(spatial(3)[1:2]))
+    head = randomised(settings.build(IN, OUT, SHAPE))
+    torch.testing.assert_close(said(head, spatial(3))[1:2], said(head, spatial(3)[1:2]))
 
 
 def test_the_last_layer_is_found_and_its_bias_begins_at_zero(settings: HeadSettings):
-    linear = final_linear(settings.build(IN, OUT))
+    linear = final_linear(settings.build(IN, OUT, SHAPE))
     assert linear.out_features == OUT
     assert (linear.bias == 0).all()
 
 
 def test_gradients_reach_every_parameter(settings: HeadSettings):
-    head = settings.build(IN, OUT)
-    head(spatial()).square().sum().backward()
+    head = settings.build(IN, OUT, SHAPE)
+    (head(spatial(), other()) if isinstance(head, TransformerHead) else said(head, spatial())).square().sum().backward()
     assert [name for name, p in head.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
@@ -77,14 +107,21 @@ def test_settings_survive_yaml(settings: HeadSettings):
 
 @pytest.mark.parametrize("matrix", [False, True])
 def test_an_affine_map_is_folded_exactly(settings: HeadSettings, matrix: bool):
-    check_fold(randomised(settings.build(IN, OUT)).double(), matrix)
+    check_fold(randomised(settings.build(IN, OUT, SHAPE)).double(), matrix)
 
 
 @pytest.mark.parametrize("matrix", [False, True])
 @pytest.mark.parametrize("kind", ["mlp", "attention"])
 def test_an_affine_map_is_folded_into_each_cell_of_an_upsampling_head(kind: str, matrix: bool):
     settings = validate(Box, {"head": {"type": kind, **TINY[kind], "upsample_factor": 3}}).head
-    check_fold(randomised(settings.build(IN, OUT)).double(), matrix)
+    check_fold(randomised(settings.build(IN, OUT, SHAPE)).double(), matrix)
+
+
+def test_an_affine_map_is_folded_exactly_beside_the_other_kind():
+    head = randomised(TransformerHeadSettings(num_heads=4).build(IN, OUT, SHAPE)).double()
+    wanted = 3 * head(spatial().double(), other().double()) + 1
+    Affine(torch.full((OUT,), 3.0), torch.ones(OUT)).fold(final_linear(head))
+    torch.testing.assert_close(head(spatial().double(), other().double()), wanted, rtol=1e-12, atol=1e-12)
 
 
 def check_fold(head: nn.Module, matrix: bool) -> None:
@@ -93,12 +130,12 @@ def check_fold(head: nn.Module, matrix: bool) -> None:
     scale = scale if matrix else 50 * scale[0]
     shift = 10 * torch.randn(OUT, generator=generator, dtype=torch.float64)
     inputs = spatial().double()
-    before = head(inputs)
+    before = said(head, inputs)
     expected = (before @ scale.T if matrix else before * scale) + shift
     Affine(scale, shift).fold(final_linear(head))
-    torch.testing.assert_close(head(inputs), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(said(head, inputs), expected, rtol=1e-10, atol=1e-10)
     Affine(scale, shift).inverse().fold(final_linear(head))
-    torch.testing.assert_close(head(inputs), before, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(said(head, inputs), before, rtol=1e-9, atol=1e-9)
 
 
 def test_folding_in_float32_rounds_only_once():
@@ -157,6 +194,53 @@ def test_layer_scale_begins_small():
     )
 
 
+# the projectors of DUNE and UNIC
+
+
+@torch.no_grad()
+def test_the_transformer_head_equals_its_blocks_on_all_tokens():
+    head = randomised(TransformerHeadSettings(num_heads=4, depth=2).build(IN, OUT, SHAPE))
+    assert isinstance(head, TransformerHead)
+    tokens = torch.cat([spatial().reshape(2, 15, IN), head.other(other())[:, None]], 1)  # type: ignore[misc]
+    for block in head.blocks:
+        assert block.norm1.eps == block.norm2.eps == 1e-6
+        tokens = block(tokens)
+    torch.testing.assert_close(head(spatial(), other()), head.final(tokens[:, :15]).reshape(2, 3, 5, OUT))
+    summary = randomised(TransformerHeadSettings(num_heads=4).build(16, OUT, StudentShape(IN)))
+    tokens = summary.blocks[0](torch.cat([other()[:, None], summary.other(spatial().reshape(2, 15, IN))], 1))  # type: ignore[operator]
+    torch.testing.assert_close(summary(other(), spatial()), summary.final(tokens[:, 0]))  # type: ignore[operator]
+    assert TransformerHeadSettings().build(IN, OUT, StudentShape(IN)).other is None
+    names = {name for name, _ in TransformerHeadSettings(num_heads=4).build(IN, OUT, StudentShape(IN)).named_parameters()}
+    assert {"blocks.0.attn.qkv.bias", "final.weight", "final.bias"} < names
+
+
+@torch.no_grad()
+def test_the_ladder_equals_a_sum_of_projectors():
+    """UNIC's: Linear, GELU, Linear on each block, added up."""
+    head = randomised(LadderHeadSettings(hidden_dim=6, last_hidden_dim=9).build(IN, OUT, SHAPE))
+    assert isinstance(head, LadderHead)
+    blocks = [spatial(), spatial() + 1, spatial() * 2]
+    total, start = head.final.bias.double(), 0
+    for step, block in zip(head.steps, blocks, strict=True):
+        hidden = nn.functional.gelu(block.double() @ step.weight.double().T + step.bias.double())
+        total = total + hidden @ head.final.weight[:, start : start + hidden.shape[-1]].double().T
+        start += hidden.shape[-1]
+    assert [step.out_features for step in head.steps] == [6, 6, 9]
+    torch.testing.assert_close(head(blocks), total.float())
+    assert LadderHeadSettings().build(IN, OUT, SHAPE).steps[-1].out_features == 4 * IN
+    assert abs(LadderHeadSettings().build(IN, OUT, SHAPE).final.weight.std() - 0.02) < 0.002
+
+
+def test_what_the_student_lacks_is_said():
+    with pytest.raises(UserError, match="a head of type 'ladder' reads the blocks of a student of type 'vit'"):
+        LadderHeadSettings().build(IN, OUT)
+    with pytest.raises(UserError, match="num_heads 7 does not divide the student's 24 channels"):
+        TransformerHeadSettings(num_heads=7).build(IN, OUT)
+    assert TransformerHeadSettings().build(384, OUT).blocks[0].attn.num_heads == 6
+    assert TransformerHeadSettings().build(200, OUT).blocks[0].attn.num_heads == 2
+    assert TransformerHeadSettings().build(IN, OUT).blocks[0].attn.num_heads == 1
+
+
 # one teacher's head
 
 
@@ -172,6 +256,22 @@ def test_a_head_reads_its_own_slot_and_predicts_what_it_has():
         Head(part, None, slot=3, summary_dim=4)(features)
 
 
+def test_heads_read_their_slot_of_the_summary_the_other_kind_and_all_blocks():
+    features = Features(torch.randn(2, 12), spatial())
+    blocks = [Features(features.summary * k, features.spatial * k) for k in (0.5, 2.0, 1.0)]
+    shape = StudentShape(IN, 3)
+    ladder = Head(randomised(LadderHeadSettings().build(4, 3, shape)), randomised(LadderHeadSettings().build(IN, OUT, shape)), 1, 4)
+    assert ladder.reads_blocks
+    found = ladder(features, blocks)
+    torch.testing.assert_close(found.summary, ladder.summary([block.summary[:, 4:8] for block in blocks]))
+    torch.testing.assert_close(found.spatial, ladder.spatial([block.spatial for block in blocks]))
+    kinds = TransformerHeadSettings(num_heads=2).build(4, 3, shape), TransformerHeadSettings(num_heads=2).build(IN, OUT, StudentShape(4))
+    both = Head(*map(randomised, kinds), 2, 4)
+    assert not both.reads_blocks
+    torch.testing.assert_close(both(features).summary, both.summary(features.summary[:, 8:], features.spatial))
+    torch.testing.assert_close(both(features).spatial, both.spatial(features.spatial, features.summary[:, 8:]))
+
+
 # each setting
 
 
@@ -179,6 +279,8 @@ CHANGES: dict[type[HeadSettings], dict[str, object]] = {
     MlpHeadSettings: {"hidden_dim": 7, "num_inner": 2, "upsample_factor": 2},
     AttentionHeadSettings: {"depth": 1, "num_heads": 2, "hidden_dim": 7, "upsample_factor": 2},
     LinearHeadSettings: {},
+    TransformerHeadSettings: {"depth": 2, "num_heads": 3},
+    LadderHeadSettings: {"hidden_dim": 5, "last_hidden_dim": 7},
 }
 
 
@@ -187,8 +289,8 @@ def test_each_setting_changes_the_outcome(kind: type[HeadSettings], name: str):
     base = {"num_heads": 4} if kind is AttentionHeadSettings else {}
 
     def outcome(given: dict[str, object]) -> tuple[dict[str, tuple[int, ...]], torch.Tensor]:
-        head = randomised(kind.model_validate({**base, **given}).build(IN, OUT))
-        return {k: tuple(t.shape) for k, t in head.state_dict().items()}, head(spatial())
+        head = randomised(kind.model_validate({**base, **given}).build(IN, OUT, SHAPE))
+        return {k: tuple(t.shape) for k, t in head.state_dict().items()}, said(head, spatial())
 
     before, after = outcome({}), outcome({name: CHANGES[kind][name]})
     assert before[0] != after[0] or not torch.equal(before[1], after[1])

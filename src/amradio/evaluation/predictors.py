@@ -105,6 +105,11 @@ def predictors(
                 prepare = tiled.prepare if tiled else _student_view(model, size, view)
                 joints[size] = Joint(prepare, model, (view, size), autocast, tiled)
             head = name.removeprefix("student").removeprefix("/")
+            if head and model.network.reads_blocks([head]):  # which the model's own features do not have
+                tiled = _tiled(view, model.nearest_size, model.patch_size)
+                prepare = tiled.prepare if tiled else _student_view(model, size, view)
+                found[name] = Predictor(Joint(prepare, _only(model, head), (view, size, head), autocast, tiled))
+                continue
             found[name] = Predictor(joints[size], model.network.heads[head] if head else None)
     for name, teacher in teachers.items():
         size = _size(sizes, f"teacher/{name}", model)
@@ -113,6 +118,11 @@ def predictors(
         prepare = tiled.prepare if tiled else _teacher_view(teacher, size, view)
         found[f"teacher/{name}"] = Predictor(Joint(prepare, teacher, seen, autocast, tiled))
     return found
+
+
+def _only(model: Model, head: str) -> Callable[[Tensor], Features]:
+    """What one head predicts."""
+    return lambda images: model(images, heads=[head])[head]
 
 
 def inputs_of(predict: Predict) -> dict[str, Counts]:

@@ -3,10 +3,19 @@
 from typing import TYPE_CHECKING
 
 from ..lazy import lazily
-from .settings import HEADS, AttentionHeadSettings, HeadSettings, LinearHeadSettings, MlpHeadSettings
+from .settings import (
+    HEADS,
+    AttentionHeadSettings,
+    HeadSettings,
+    LadderHeadSettings,
+    LinearHeadSettings,
+    MlpHeadSettings,
+    StudentShape,
+    TransformerHeadSettings,
+)
 
 if TYPE_CHECKING:
-    from .layers import AttentionHead, Head, LinearHead, MlpHead, final_linear
+    from .layers import AttentionHead, Head, LadderHead, LinearHead, MlpHead, TransformerHead, final_linear
 
 __all__ = [
     "HEADS",
@@ -14,12 +23,17 @@ __all__ = [
     "AttentionHeadSettings",
     "Head",
     "HeadSettings",
+    "LadderHead",
+    "LadderHeadSettings",
     "LinearHead",
     "LinearHeadSettings",
     "MlpHead",
     "MlpHeadSettings",
+    "StudentShape",
+    "TransformerHead",
+    "TransformerHeadSettings",
     "final_linear",
 ]
 
-_LAYERS = ("AttentionHead", "Head", "LinearHead", "MlpHead", "final_linear")
+_LAYERS = ("AttentionHead", "Head", "LadderHead", "LinearHead", "MlpHead", "TransformerHead", "final_linear")
 __getattr__ = lazily(__name__, dict.fromkeys(_LAYERS, "layers"))

@@ -1,7 +1,9 @@
 """The layers of heads: from the student's features into one teacher's space."""
 
+from collections.abc import Sequence
 from functools import partial
 
+import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -71,6 +73,59 @@ class LinearHead(nn.Module):
         return self.final(inputs)
 
 
+class TransformerHead(nn.Module):
+    """[B, D] or [B, H, W, D], beside the other kind of feature -> the same with out_dim channels: pre-norm blocks over all tokens of both,
+    then a linear layer on those of the first.
+
+    LayerNorm eps 1e-6, qkv bias, no LayerScale. The last bias begins at zero. Where the other kind has other channels, a linear layer
+    brings them to D.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, depth: int, num_heads: int, other_dim: int | None = None):
+        """other_dim: channels of the other kind; None where it is not given."""
+        super().__init__()
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.other = nn.Linear(other_dim, in_dim) if other_dim not in (None, in_dim) else None
+        blocks = [Block(in_dim, num_heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)]  # pyright: ignore[reportArgumentType]
+        self.blocks = nn.ModuleList(blocks)
+        self.final = nn.Linear(in_dim, out_dim)
+        nn.init.zeros_(self.final.bias)
+
+    def forward(self, inputs: Tensor, other: Tensor | None = None) -> Tensor:
+        """other: the feature of the other kind, of the same images."""
+        tokens = _tokens(inputs)
+        count = tokens.shape[1]
+        if other is not None:
+            tokens = torch.cat([tokens, _tokens(other if self.other is None else self.other(other))], 1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        found = self.final(tokens[:, :count])
+        return found[:, 0] if inputs.ndim == 2 else found.unflatten(1, inputs.shape[1:3])
+
+
+class LadderHead(nn.Module):
+    """A tensor [..., in_dim] for each block -> [..., out_dim]: Linear and GELU each, then one linear layer on all of them side by side.
+
+    The same as the sum of a linear layer for each, so that an affine map is folded into one layer. Weights begin with a deviation of 0.02,
+    biases at zero.
+    """
+
+    def __init__(self, in_dim: int, hidden_dims: Sequence[int], out_dim: int):
+        """hidden_dims: of each block, the last one's last."""
+        super().__init__()
+        self.steps = nn.ModuleList(nn.Linear(in_dim, hidden_dim) for hidden_dim in hidden_dims)
+        self.final = nn.Linear(sum(hidden_dims), out_dim)
+        for linear in (*self.steps, self.final):
+            assert isinstance(linear, nn.Linear)
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, blocks: Sequence[Tensor]) -> Tensor:
+        """See the class."""
+        assert len(blocks) == len(self.steps), f"a ladder of {len(self.steps)} steps, and {len(blocks)} blocks"
+        return self.final(torch.cat([nn.functional.gelu(step(block)) for step, block in zip(self.steps, blocks, strict=True)], -1))
+
+
 class Head(nn.Module):
     """One teacher's head: the student's features in, a prediction in that teacher's target space out."""
 
@@ -86,18 +141,36 @@ class Head(nn.Module):
         """The layers of one kind, None where it is not predicted."""
         return self.summary if kind == "summary" else self.spatial
 
-    def forward(self, features: Features) -> Features:
-        """Student's summary [B, n * summary_dim] and spatial [B, H, W, D] -> summary [B, out], spatial [B, uH, uW, out]."""
-        summary = spatial = None
-        if self.summary is not None:
-            assert features.summary is not None
-            start = self.slot * self.summary_dim
-            assert features.summary.shape[1] >= start + self.summary_dim, "the student has no summary for this slot"
-            summary = self.summary(features.summary[:, start : start + self.summary_dim])
-        if self.spatial is not None:
-            assert features.spatial is not None
-            spatial = self.spatial(features.spatial)
+    @property
+    def reads_blocks(self) -> bool:
+        """Whether `forward` needs the features after each block."""
+        return isinstance(self.summary, LadderHead) or isinstance(self.spatial, LadderHead)
+
+    def forward(self, features: Features, blocks: Sequence[Features] = ()) -> Features:
+        """Student's summary [B, n * summary_dim] and spatial [B, H, W, D] -> summary [B, out], spatial [B, uH, uW, out].
+
+        blocks: the same after each block of the student, where `reads_blocks`.
+        """
+        summary = None if self.summary is None else self._predict(self.summary, "summary", features, blocks)
+        spatial = None if self.spatial is None else self._predict(self.spatial, "spatial", features, blocks)
         return Features(summary, spatial)
+
+    def _predict(self, part: nn.Module, kind: Kind, features: Features, blocks: Sequence[Features]) -> Tensor:
+        if isinstance(part, LadderHead):
+            return part([self._read(block, kind) for block in blocks])
+        if isinstance(part, TransformerHead):
+            return part(self._read(features, kind), self._read(features, "spatial" if kind == "summary" else "summary"))
+        return part(self._read(features, kind))
+
+    def _read(self, features: Features, kind: Kind) -> Tensor:
+        """The map, or the summary of this head's slot."""
+        found = features.of(kind)
+        assert found is not None, f"the student has no {kind}"
+        if kind == "spatial":
+            return found
+        start = self.slot * self.summary_dim
+        assert found.shape[1] >= start + self.summary_dim, "the student has no summary for this slot"
+        return found[:, start : start + self.summary_dim]
 
 
 def final_linear(module: nn.Module) -> nn.Linear:
@@ -109,6 +182,11 @@ def final_linear(module: nn.Module) -> nn.Linear:
         final = final[-1]
     assert isinstance(final, nn.Linear)
     return final
+
+
+def _tokens(features: Tensor) -> Tensor:
+    """[B, D] -> [B, 1, D], [B, H, W, D] -> [B, H * W, D]."""
+    return features[:, None] if features.ndim == 2 else features.flatten(1, 2)
 
 
 def _norm_gelu_linear(in_dim: int, out_dim: int) -> nn.Sequential:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import pydantic
 
@@ -13,7 +13,19 @@ from ..features import KINDS, Kind
 if TYPE_CHECKING:
     from torch import nn
 
-    from .layers import AttentionHead, LinearHead, MlpHead
+    from .layers import AttentionHead, LadderHead, LinearHead, MlpHead, TransformerHead
+
+
+class StudentShape(NamedTuple):
+    """What a head may need to know of the student beside the channels that it reads."""
+
+    other_dim: int | None = None
+    """Channels of the other kind of feature; None where the head gets none."""
+    num_blocks: int = 0
+    """Blocks whose features the student returns (`Student.forward_blocks`)."""
+
+
+UNKNOWN = StudentShape()
 
 
 class HeadSettings(Settings):
@@ -24,7 +36,7 @@ class HeadSettings(Settings):
         """What the head can predict; a recipe refuses it for the others."""
         return KINDS
 
-    def build(self, in_dim: int, out_dim: int) -> nn.Module:
+    def build(self, in_dim: int, out_dim: int, student: StudentShape = UNKNOWN) -> nn.Module:
         """A freshly initialised head: [..., in_dim] -> [..., out_dim], on [B, D] and on [B, H, W, D]."""
         raise NotImplementedError
 
@@ -45,8 +57,9 @@ class MlpHeadSettings(HeadSettings):
         """Both, or the map alone where it upsamples."""
         return KINDS if self.upsample_factor == 1 else ("spatial",)
 
-    def build(self, in_dim: int, out_dim: int) -> MlpHead:
+    def build(self, in_dim: int, out_dim: int, student: StudentShape = UNKNOWN) -> MlpHead:
         """See `MlpHead`."""
+        del student
         from .layers import MlpHead
 
         return MlpHead(in_dim, self.hidden_dim or max(in_dim, out_dim), out_dim, self.num_inner, self.upsample_factor)
@@ -70,8 +83,9 @@ class AttentionHeadSettings(HeadSettings):
         """The map alone."""
         return ("spatial",)
 
-    def build(self, in_dim: int, out_dim: int) -> AttentionHead:
+    def build(self, in_dim: int, out_dim: int, student: StudentShape = UNKNOWN) -> AttentionHead:
         """See `AttentionHead`; UserError where the number of attention heads does not divide the student's channels."""
+        del student
         from .layers import AttentionHead, MlpHead
 
         if in_dim % self.num_heads:
@@ -85,11 +99,58 @@ class LinearHeadSettings(HeadSettings):
 
     type: Literal["linear"] = "linear"
 
-    def build(self, in_dim: int, out_dim: int) -> LinearHead:
+    def build(self, in_dim: int, out_dim: int, student: StudentShape = UNKNOWN) -> LinearHead:
         """See `LinearHead`."""
+        del student
         from .layers import LinearHead
 
         return LinearHead(in_dim, out_dim)
 
 
-HEADS: tuple[type[HeadSettings], ...] = (MlpHeadSettings, AttentionHeadSettings, LinearHeadSettings)
+class TransformerHeadSettings(HeadSettings):
+    """Transformer blocks over the summary and the map together, then a linear layer: DUNE's projector (arXiv 2503.14405). There one block
+    serves both kinds of feature; here each kind has its own."""
+
+    type: Literal["transformer"] = "transformer"
+    depth: Depth = 1
+    """Blocks (DUNE: 1)."""
+    num_heads: Heads | None = None
+    """Attention heads; divides the student's channels. null: one for 64 channels, or the next fewer that divide."""
+
+    def build(self, in_dim: int, out_dim: int, student: StudentShape = UNKNOWN) -> TransformerHead:
+        """See `TransformerHead`; UserError where the number of attention heads does not divide the student's channels."""
+        from .layers import TransformerHead
+
+        num_heads = self.num_heads or max(count for count in range(1, max(1, in_dim // 64) + 1) if in_dim % count == 0)
+        if in_dim % num_heads:
+            raise UserError(f"num_heads {num_heads} does not divide the student's {in_dim} channels; set num_heads to a divisor")
+        return TransformerHead(in_dim, out_dim, self.depth, num_heads, student.other_dim)
+
+
+class LadderHeadSettings(HeadSettings):
+    """A hidden layer on the feature after every block of the student, and one linear layer on all of them: UNIC's ladder of projectors
+    (arXiv 2408.05088), whose sum of linear layers this is. Of students of type 'vit' only."""
+
+    type: Literal["ladder"] = "ladder"
+    hidden_dim: Width = 768
+    """Hidden channels of a block (UNIC: 768)."""
+    last_hidden_dim: Width | None = None
+    """Hidden channels of the last block; null takes four times the student's channels (UNIC: 3072 of 768)."""
+
+    def build(self, in_dim: int, out_dim: int, student: StudentShape = UNKNOWN) -> LadderHead:
+        """See `LadderHead`; UserError where the student has no blocks."""
+        from .layers import LadderHead
+
+        if student.num_blocks == 0:
+            raise UserError("heads: a head of type 'ladder' reads the blocks of a student of type 'vit'; take that, or another head")
+        hidden_dims = [self.hidden_dim] * (student.num_blocks - 1) + [self.last_hidden_dim or 4 * in_dim]
+        return LadderHead(in_dim, hidden_dims, out_dim)
+
+
+HEADS: tuple[type[HeadSettings], ...] = (
+    MlpHeadSettings,
+    AttentionHeadSettings,
+    LinearHeadSettings,
+    TransformerHeadSettings,
+    LadderHeadSettings,
+)

@@ -82,6 +82,16 @@ class Student(nn.Module):
         raise NotImplementedError
 
     @property
+    def num_blocks(self) -> int:
+        """Blocks whose features `forward_blocks` returns; 0 where the student has none."""
+        return 0
+
+    def forward_blocks(self, images: Tensor, draws: Tensor | None = None) -> tuple[Features, list[Features]]:
+        """What `forward` returns, and the same after each of the `num_blocks` blocks; the last is what `forward` returns."""
+        del images, draws
+        raise UserError("blocks: a student of this kind has none to read; a 'vit' student has")
+
+    @property
     def window_size(self) -> int | None:
         """Patches of a window's side in windowed mode, None without windows."""
         return None

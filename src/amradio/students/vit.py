@@ -118,6 +118,21 @@ class Vit(Student):
             state = self._step(number, state)
         return self._features(self._leave(state, grid), grid)
 
+    @property
+    def num_blocks(self) -> int:
+        """See the base."""
+        return len(self.blocks)
+
+    def forward_blocks(self, images: Tensor, draws: Tensor | None = None) -> tuple[Features, list[Features]]:
+        """See the base; in windowed blocks the summaries stay as they are."""
+        tokens, grid = self._tokens(images, draws)
+        state = self._enter(tokens, grid)
+        found = []
+        for number in range(len(self.blocks)):
+            state = self._step(number, state)
+            found.append(self._features(self._leave(state, grid), grid))
+        return found[-1], found
+
     def intermediates(
         self, images: Tensor, indices: int | Sequence[int] | None = None, aggregation: Aggregation = "sparse", prefix: bool = False
     ) -> list[Features] | list[tuple[Features, Tensor]]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...features import KINDS, Kind
-from ...heads import AttentionHeadSettings, LinearHeadSettings
+from ...heads import AttentionHeadSettings, MlpHeadSettings
 from ...network import HeadConfig, NetworkConfig
 from ...students.base import CLIP_MEAN, CLIP_STD
 from ...students.eradio import Eradio
@@ -33,7 +33,7 @@ def _has_place(head: HeadConfig, kind: Kind) -> bool:
     found = part.head
     if isinstance(found, AttentionHeadSettings):
         return (found.num_heads, found.depth, found.upsample_factor) == (ATTENTION_HEADS, ATTENTION_DEPTH, 1)
-    return not isinstance(found, LinearHeadSettings)
+    return isinstance(found, MlpHeadSettings)
 
 
 def lacks(config: NetworkConfig) -> tuple[str, ...]:
