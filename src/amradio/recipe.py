@@ -110,6 +110,7 @@ class Recipe(Settings):
     loss: LossSettings = LossSettings()
     normalize: NormalizeSettings = NormalizeSettings()
     balance: one_of(BALANCES) = FixedSettings()  # type: ignore[valid-type]
+    """How the losses of teachers and kinds become one number."""
     stages: list[StageSettings] = pydantic.Field(default_factory=lambda: [StageSettings()], min_length=1)
     optimizer: OptimizerSettings = OptimizerSettings()
     engine: EngineSettings = EngineSettings()
@@ -162,7 +163,18 @@ class Recipe(Settings):
         ]
         if all(t.summary_weight == 0 and t.spatial_weight == 0 for t in self.teachers.values()):
             problems.append("teachers: every summary_weight and spatial_weight is 0; give one teacher a weight")
-        return problems + self._contradictions_of_suite()
+        return problems + self._contradictions_of_loss() + self._contradictions_of_suite()
+
+    def _contradictions_of_loss(self) -> list[str]:
+        if not self.loss.compares_samples:
+            return []
+        what = "loss.summary compares the images of a step with one another"
+        problems = [
+            f"{key}.batch_size: {what}, and there is only 1; raise it" for key, settings in self.partitions() if settings.batch_size < 2
+        ]
+        if self.engine.accumulate > 1:
+            problems.append(f"engine.accumulate: {what}, and {self.engine.accumulate} pieces would take them apart; set it to 1")
+        return problems
 
     def _contradictions_of_suite(self) -> list[str]:
         settings = self.evaluate

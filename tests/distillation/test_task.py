@@ -15,7 +15,7 @@ from amradio.batch import Batch
 from amradio.distillation.alignment import Pair
 from amradio.distillation.balance import FixedSettings
 from amradio.distillation.calibration import calibrate
-from amradio.distillation.losses import mse
+from amradio.distillation.losses import MseSettings
 from amradio.distillation.metrics import measure
 from amradio.distillation.normalizers import NORMALIZERS, NormalizeSettings, PerChannelSettings
 from amradio.distillation.statistics import Normalizer, set_statistics
@@ -452,7 +452,9 @@ def test_a_tiny_task_by_hand():
     torch.manual_seed(0)
     head = Head(LinearHeadSettings().build(3, 4), LinearHeadSettings().build(3, 5), 0, 3)
     network = Network(Flat(), {"a": head})
-    objective = Objective({"summary": mse, "spatial": mse}, FixedSettings().build({"a/summary": 2.0, "a/spatial": 0.5}))
+    objective = Objective(
+        {"summary": MseSettings().build(), "spatial": MseSettings().build()}, FixedSettings().build({"a/summary": 2.0, "a/spatial": 0.5})
+    )
     task = Distillation(network, {"a": Planned(colours)}, objective)
     partition = Partition("0.0", ("a",), 16, 0.25)
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))

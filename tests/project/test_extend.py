@@ -142,7 +142,7 @@ class Flat(Student):
 
 LOSS = '''
 
-class AbsoluteSettings(Settings):
+class AbsoluteSettings(LossTerm):
     """Absolute error."""
 
     type: Literal["absolute"] = "absolute"
@@ -151,10 +151,10 @@ class AbsoluteSettings(Settings):
 
     def build(self) -> Loss:
         """The loss as a pure function."""
-        return lambda prediction, target: self.scale * _per_sample((prediction.float() - target.float()).abs())
+        return lambda prediction, target, context=ALONE: self.scale * (prediction.float() - target.float()).abs().flatten(1).mean(1)
 
 
-LOSSES = ('''
+SINGLE_LOSSES: tuple[type[LossTerm], ...] = ('''
 
 PROGRAM = """
 import sys, warnings
@@ -207,7 +207,7 @@ def extended(tmp_path: Path) -> Path:
     add(copy / "students" / "__init__.py", "from .vit_settings import ", "from .flat import FlatSettings\nfrom .vit_settings import ")
     text = (copy / "students" / "__init__.py").read_text()
     (copy / "students" / "__init__.py").write_text(text.replace("] = (", "] = (FlatSettings, ", 1))
-    add(copy / "distillation/losses.py", "\nLOSSES: tuple[type[LossTerm], ...] = (", LOSS + "AbsoluteSettings, ")
+    add(copy / "distillation/losses.py", "\nSINGLE_LOSSES: tuple[type[LossTerm], ...] = (", LOSS + "AbsoluteSettings, ")
     return copy.parent
 
 

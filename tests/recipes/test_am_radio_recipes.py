@@ -5,6 +5,7 @@ import torch
 
 import tiny
 from amradio.batch import Batch
+from amradio.distillation.balance import FixedSettings
 from amradio.distillation.task import Distillation, Objective
 from amradio.distillation.views import Partition
 from amradio.recipe import Recipe
@@ -89,7 +90,7 @@ def test_a_teacher_of_several_sizes_sees_the_one_nearest_to_the_student(recipe_n
     teacher.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[-2:])))
     network = torch.nn.Module()
     network.heads = torch.nn.ModuleDict()
-    task = Distillation(network, {"dino": teacher}, Objective({}, lambda losses: torch.zeros(())))  # type: ignore[arg-type]
+    task = Distillation(network, {"dino": teacher}, Objective({}, FixedSettings().build({})))
     images = torch.zeros(1, 3, 1024, 1024, dtype=torch.uint8)
     partition = Partition("0.0", ("dino",), image_size)
     task.prepare(Batch(images, (), torch.zeros(len(images), 8)), partition)

@@ -9,13 +9,18 @@ import torch
 from test_distributed import assert_near
 
 import amradio as package
+from amradio.engine.distributed import Processes
+from amradio.engine.log import Log
+from amradio.errors import UserError
 from amradio.formats.model_folder import CARD_FILE, read_config
+from amradio.tensors import read_tensors
+from amradio.training import Trainer, load_teachers
 from processes import at_step, start_several, terminate_self
 from runs import assert_same, metrics, state
 
 STAGES = (
     "stages=[{steps: 4, partitions: [{image_size: 32, batch_size: 4, teachers: [clip, dino]}]},"
-    " {steps: 4, partitions: [{image_size: 40, batch_size: 8}]}]"
+    " {steps: 4, partitions: [{image_size: 40, batch_size: 4, teachers: [clip, dino]}, {image_size: 48, batch_size: 4}]}]"
 )
 WORDS = (STAGES, "evaluate.every=4", "engine.checkpoint_every=3", "engine.ema=0.9", "normalize.batches=4")
 """A second stage with another teacher, whose statistics rewrite the heads; a stop within it."""
@@ -24,6 +29,17 @@ PARTS: dict[str, tuple[str, ...]] = {
     "pca": ("normalize={summary: global, spatial: pca}",),
     "zca": ("normalize.spatial=zca",),
     "hadamard": ("normalize.spatial=hadamard",),
+    "angle": ("normalize.summary=none", "loss.summary=angle", "loss.spatial=hybrid", "loss.token_exponent=0.5"),
+    "tangent_sphere": ("normalize.summary=none", "loss.summary=tangent_sphere", "loss.spatial=dampened_mse", "engine.accumulate=2"),
+    "relations": (
+        "loss.summary={type: sum, terms: [{loss: mse}, {loss: rkd, weight: 0.5}, {loss: asymmetric_rkd, weight: 2.0}]}",
+        "loss.spatial={type: sum, terms: [{loss: mse}, {loss: token_similarity, weight: 0.1}]}",
+    ),
+    "adaloss": ("balance={type: adaloss, decay: 0.5}", "engine.accumulate=2"),
+    "uncertainty": ("balance=uncertainty", "engine.accumulate=2"),
+    "transformer": ("heads={summary: {type: transformer, num_heads: 2}, spatial: {type: transformer, num_heads: 2}}",),
+    "ladder": ("heads={summary: {type: ladder, hidden_dim: 8}, spatial: {type: ladder, hidden_dim: 8}}", "student.depth=2"),
+    "teacher_dropping": ("balance=teacher_dropping", "engine.accumulate=2"),
 }
 
 
@@ -92,3 +108,90 @@ def test_too_few_samples_and_widths_without_a_matrix_are_warned_of(recipe_file: 
     assert len(lines) == 2, ended.output
     assert "normalize.summary: the covariance of the 24 channels of clip is measured from 4 samples, fewer than channels" in lines[0]
     assert "Hadamard" not in ended.output
+
+
+# losses and balance
+
+
+def test_what_compares_images_is_refused_where_pieces_would_take_them_apart(recipe):
+    words = ("loss.summary={type: sum, terms: [{loss: mse}, {loss: rkd}]}", "engine.accumulate=2", "stages.0.partitions.0.batch_size=1")
+    with pytest.raises(UserError) as caught:
+        recipe(*words)
+    assert caught.value.problems == (
+        "stages.0.partitions.0.batch_size: loss.summary compares the images of a step with one another, and there is only 1; raise it",
+        "engine.accumulate: loss.summary compares the images of a step with one another, and 2 pieces would take them apart; set it to 1",
+    )
+
+
+def test_a_loss_for_the_other_kind_is_refused(recipe):
+    with pytest.raises(UserError, match="loss: spatial: a loss of type 'angle' compares summary features only"):
+        recipe("loss.spatial=angle")
+
+
+def test_the_calibrated_directions_are_those_of_raw_summaries(recipe):
+    folder = package.distill(recipe("loss.summary=angle", "normalize.summary=none", "stages.0.steps=1", "evaluate.every=null"))
+    weights = state(folder)
+    written = json.loads((folder / "calibration" / "stage_0" / "manifest.json").read_text())["directions"]
+    assert set(written) == {"clip", "dino"}
+    for name, spread in written.items():
+        assert spread["dispersion"] == pytest.approx(weights[f"task/spheres.{name}.dispersion"].item())
+        assert 0 < spread["tangent_variance"] <= spread["dispersion"]
+        assert weights[f"task/spheres.{name}.direction"].norm().item() == pytest.approx(1, abs=1e-6)
+        mean = weights[f"task/normalizers.{name}.summary.mean"]
+        assert torch.cosine_similarity(mean, weights[f"task/spheres.{name}.direction"], dim=0) > 0.99
+    plain = package.distill(recipe("stages.0.steps=1", "evaluate.every=null", f"out={folder.parent / 'plain'}"))
+    assert not [key for key in state(plain) if "spheres" in key or "balance" in key], "nothing is kept of parts that are off"
+
+
+def test_adaloss_follows_the_losses_of_whole_steps(recipe):
+    words = ("balance={type: adaloss, decay: 0.75}", "stages.0.steps=3", "evaluate.every=null", "engine.accumulate=2")
+    folder = package.distill(recipe(*words))
+    rows, expected = metrics(folder), state(folder)["task/balance.expected"]
+    names = [key.removesuffix("/loss") for key in rows[0] if key.endswith("/loss")]
+    for name in names:
+        values = [row[f"{name}/loss"] for row in rows]
+        mean = 0.75 * values[0] + 0.25 * values[1]
+        assert [row[f"{name}/balance"] for row in rows] == pytest.approx([1, 1 / values[0], 1 / mean], rel=1e-5)
+        assert min(abs(0.75 * mean + 0.25 * values[2] - float(each)) for each in expected) < 1e-5 * mean
+    assert rows[2]["loss"] == pytest.approx(sum(rows[2][f"{name}/loss"] * rows[2][f"{name}/balance"] for name in names), rel=1e-4)
+
+
+def test_uncertainty_learns_its_factors_and_leaves_those_of_absent_teachers_alone(recipe):
+    one, two = (f"{{steps: 4, partitions: [{{image_size: 32, batch_size: 4, teachers: [{names}]}}]}}" for names in ("clip, dino", "sam"))
+    words = ("evaluate.every=null", "engine.checkpoint_every=4", "engine.keep=9", "optimizer.learning_rate=0.01")
+    folder = package.distill(recipe("balance=uncertainty", f"stages=[{one}, {two}]", *words))
+    before, after = (
+        {key.removeprefix("balance.b."): value.item() for key, value in read_tensors(path).items() if "balance.b." in key}
+        for path in (folder / "checkpoints" / f"step_{step:09d}" / "task.safetensors" for step in (4, 8))
+    )
+    assert set(after) == {"clip/summary", "clip/spatial", "dino/summary", "dino/spatial", "sam/spatial"}
+    assert all(after.values())
+    assert before["sam/spatial"] == 0
+    assert {name for name in after if after[name] == before[name]} == set(after) - {"sam/spatial"}
+
+
+def test_teacher_dropping_is_off_where_nothing_is_trained(recipe):
+    found = {}
+    for balance in ("fixed", "teacher_dropping"):
+        r = recipe(f"balance={balance}", "student.position_dropout=0.0")
+        run = Trainer(r, load_teachers(r, {}), Processes(torch.device("cpu")), Log(None))
+        run.calibration.measure(run.context.stages[0])
+        group = run.context.stages[0].groups[0]
+        batch = next(run.context.feeds.training(group, 0))
+        for training in (True, False):
+            run.context.task.train(training)
+            found[balance, training] = run.context.task(batch, group.partition).loss.item()
+    assert found["fixed", False] == pytest.approx(found["teacher_dropping", False], rel=1e-6)
+    assert found["fixed", True] != pytest.approx(found["teacher_dropping", True], rel=1e-3)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+def test_maps_weigh_by_their_number_of_cells(recipe, exponent):
+    from amradio.training.schedule import _map_weights
+
+    partitions = (
+        recipe("stages=[{steps: 1, partitions: [{image_size: 32, batch_size: 6}, {image_size: 64, batch_size: 2}]}]").stages[0].partitions
+    )
+    small, large = _map_weights(partitions, exponent)
+    assert large / small == pytest.approx(4**exponent)
+    assert (6 * small + 2 * large) / 8 == pytest.approx(1)

@@ -20,6 +20,8 @@ class Pair(NamedTuple):
     """[B, D] or [B, h, w, D]."""
     target: Tensor
     """Of the same shape."""
+    valid: Tensor | None = None
+    """bool [B, h, w], the cells of maps that count; None for all."""
 
     @property
     def name(self) -> str:

@@ -1,31 +1,79 @@
-"""Balance: how the losses of teachers and kinds become one number."""
+"""Settings of balance: how the losses of teachers and kinds become one number. They need no torch until they are built."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from ..config import Settings
+import pydantic
+
+from ..config import Momentum, Settings
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from .weighting import Balance
 
 Weights = Mapping[str, float]
-Balance = Callable[[Mapping[str, "Tensor"]], "Tensor"]
+"""By name of the loss, e.g. `clip/summary`: of every part of a head."""
 
 
-class FixedSettings(Settings):
+class BalanceSettings(Settings):
+    """How losses are added up."""
+
+    def build(self, weights: Weights) -> Balance:
+        """weights: those of the recipe's teachers; every balance multiplies by them too."""
+        raise NotImplementedError
+
+
+class FixedSettings(BalanceSettings):
     """The sum of the losses times their teacher's weights: AM-RADIO's final choice (Table 4: nothing adaptive did better overall)."""
 
     type: Literal["fixed"] = "fixed"
 
     def build(self, weights: Weights) -> Balance:
-        """weights: by name of the loss, e.g. `clip/summary`. The result maps losses (float32 scalars) to their weighted sum."""
+        """See `weighting.Fixed`."""
+        from .weighting import Fixed
 
-        def fixed(losses: Mapping[str, Tensor]) -> Tensor:
-            return sum((weights[name] * loss for name, loss in losses.items() if weights[name]), start=next(iter(losses.values())) * 0)
-
-        return fixed
+        return Fixed(weights)
 
 
-BALANCES = (FixedSettings,)
+class AdaLossSettings(BalanceSettings):
+    """Each loss over its running mean, so that all count alike (AdaLoss; AM-RADIO, Table 4: best on ImageNet, worst on ADE20k)."""
+
+    type: Literal["adaloss"] = "adaloss"
+    decay: Momentum = 0.99
+    """Of the running mean, a step (AM-RADIO: 0.99)."""
+
+    def build(self, weights: Weights) -> Balance:
+        """See `weighting.AdaLoss`."""
+        from .weighting import AdaLoss
+
+        return AdaLoss(weights, self.decay)
+
+
+class UncertaintySettings(BalanceSettings):
+    """Each loss L as exp(-b) L + softplus(b), with a b that is learnt (Kendall et al., arXiv 1705.07115, as AM-RADIO writes it)."""
+
+    type: Literal["uncertainty"] = "uncertainty"
+
+    def build(self, weights: Weights) -> Balance:
+        """See `weighting.Uncertainty`."""
+        from .weighting import Uncertainty
+
+        return Uncertainty(weights)
+
+
+class TeacherDroppingSettings(BalanceSettings):
+    """For each image, each teacher but the one with the largest loss is left out at random (UNIC, arXiv 2408.05088)."""
+
+    type: Literal["teacher_dropping"] = "teacher_dropping"
+    probability: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.5
+    """Of leaving one out (UNIC: 0.5); 0 is `fixed`."""
+
+    def build(self, weights: Weights) -> Balance:
+        """See `weighting.TeacherDropping`."""
+        from .weighting import TeacherDropping
+
+        return TeacherDropping(weights, self.probability)
+
+
+BALANCES: tuple[type[BalanceSettings], ...] = (FixedSettings, AdaLossSettings, UncertaintySettings, TeacherDroppingSettings)

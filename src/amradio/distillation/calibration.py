@@ -1,9 +1,10 @@
 """Calibration: the statistics of the teachers' features, and the target spaces that are made of them."""
 
 from collections.abc import Container, Iterable
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..affine import Affine
 from ..batch import Batch
@@ -13,6 +14,7 @@ from ..heads import final_linear
 from ..network import Network
 from .metrics import AgreementProtocol
 from .normalizers import NormalizerSettings, NormalizeSettings
+from .sphere import Sphere
 from .statistics import Moments, Normalizer, set_statistics
 from .task import Distillation
 from .views import Partition
@@ -38,6 +40,7 @@ def calibrate(
     """
     normalizers = task.normalizers.by_name()
     moments: dict[tuple[str, Kind], Moments] = {}
+    summaries: dict[str, list[Tensor]] = {}
     for batch, partition in batches:
         with torch.autocast(batch.images.device.type, autocast, enabled=autocast is not None):
             targets = task.prepare(batch, partition).targets
@@ -47,12 +50,18 @@ def calibrate(
                     if (name, kind) not in moments:
                         moments[name, kind] = Moments(tensor.shape[-1], tensor.device, settings.of(kind).mixes_channels)
                     moments[name, kind].update(tensor)
+                    if kind == "summary" and name in task.spheres:
+                        summaries.setdefault(name, []).append(tensor.float().cpu())
     for (name, kind), moment in moments.items():
         processes.add_up(moment.sums)
         change = _set_target_space(normalizers[name, kind], settings.of(kind), moment, processes)
         if change is not None:
             for network in (task.network, *followers):
                 change.fold(_last_layer(network, name, kind))
+    for name, found in summaries.items():
+        to_target = normalizers[name, "summary"].affine.inverse()
+        targets = [Affine(*(each.cpu() for each in to_target))(raw.double()) for raw in found]
+        cast(Sphere, task.spheres[name]).calibrate(targets, processes.add_up)
     return {key: int(moment.sums[-1]) for key, moment in moments.items()}
 
 

@@ -1,54 +1,49 @@
-"""Losses: pure functions (prediction, target) -> one number a sample, float32 inside.
-
-Predictions and targets are [B, D] (summary) or [B, H, W, D] (spatial) in target space; every loss returns float32 [B].
-"""
+"""The settings of losses, each of which builds a pure function (prediction, target, context) -> one number a sample (`pointwise.Loss`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import pydantic
 
-from ..config import Settings, Weight, one_of
+from ..config import Settings, Share, Weight, one_of
+from ..features import KINDS, Kind
+from .pointwise import ALONE, Loss, LossContext, cosine, dampened_mse, mse, smooth_l1
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ..features import Kind
-
-Loss = Callable[["Tensor", "Tensor"], "Tensor"]
-
-
-def cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    """1 - cosine similarity over channels, mean over positions (AM-RADIO, section 3.3: L_cos)."""
-    import torch.nn.functional as F
-
-    return _per_sample(1 - F.cosine_similarity(prediction.float(), target.float(), dim=-1))
-
-
-def mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared error, mean over channels and positions (PHI-S, section 3)."""
-    return _per_sample((prediction.float() - target.float()).square())
-
-
-def smooth_l1(prediction: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
-    """Huber-like error, quadratic below `beta`, mean over channels and positions."""
-    import torch.nn.functional as F
-
-    return _per_sample(F.smooth_l1_loss(prediction.float(), target.float(), beta=beta, reduction="none"))
-
-
-def _per_sample(values: Tensor) -> Tensor:
-    return values.flatten(1).mean(1) if values.ndim > 1 else values
 
 
 class LossTerm(Settings):
     """A loss of one kind of feature."""
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What the loss can compare; a recipe refuses it for the others."""
+        return KINDS
+
+    @property
+    def needs_sphere(self) -> bool:
+        """Whether the directions of the targets are calibrated for it."""
+        return False
+
+    @property
+    def compares_samples(self) -> bool:
+        """Whether it compares the images of a batch with one another."""
+        return False
+
     def build(self) -> Loss:
-        """The loss as a pure function of prediction and target: float32 [B], one number a sample."""
+        """The loss as a pure function: float32 [B], one number a sample."""
         raise NotImplementedError
+
+
+class SummaryTerm(LossTerm):
+    """Base of losses that compare summaries only."""
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Summaries."""
+        return ("summary",)
 
 
 class CosineSettings(LossTerm):
@@ -57,8 +52,8 @@ class CosineSettings(LossTerm):
     type: Literal["cosine"] = "cosine"
 
     def build(self) -> Loss:
-        """The loss as a pure function."""
-        return cosine
+        """See `cosine`."""
+        return lambda prediction, target, context=ALONE: cosine(prediction, target, context.valid)
 
 
 class MseSettings(LossTerm):
@@ -67,8 +62,8 @@ class MseSettings(LossTerm):
     type: Literal["mse"] = "mse"
 
     def build(self) -> Loss:
-        """The loss as a pure function."""
-        return mse
+        """See `mse`."""
+        return lambda prediction, target, context=ALONE: mse(prediction, target, context.valid)
 
 
 class SmoothL1Settings(LossTerm):
@@ -79,8 +74,8 @@ class SmoothL1Settings(LossTerm):
     """Where the loss turns from quadratic to linear; torch's default is 1, TAO's port uses 2."""
 
     def build(self) -> Loss:
-        """The loss as a pure function."""
-        return lambda prediction, target: smooth_l1(prediction, target, self.beta)
+        """See `smooth_l1`."""
+        return lambda prediction, target, context=ALONE: smooth_l1(prediction, target, self.beta, context.valid)
 
 
 class MatchSettings(LossTerm):
@@ -101,15 +96,196 @@ class MatchSettings(LossTerm):
         return self
 
     def build(self) -> Loss:
-        """The loss as a pure function."""
+        """The weighted sum of `cosine` and `smooth_l1`."""
 
-        def match(prediction: Tensor, target: Tensor) -> Tensor:
-            return self.cosine * cosine(prediction, target) + self.smooth_l1 * smooth_l1(prediction, target, self.beta)
+        def match(prediction: Tensor, target: Tensor, context: LossContext = ALONE) -> Tensor:
+            direction, rest = cosine(prediction, target, context.valid), smooth_l1(prediction, target, self.beta, context.valid)
+            return self.cosine * direction + self.smooth_l1 * rest
 
         return match
 
 
-LOSSES: tuple[type[LossTerm], ...] = (CosineSettings, MseSettings, SmoothL1Settings, MatchSettings)
+class HybridSettings(LossTerm):
+    """A mix of cosine and squared error (PHI-S, section 3: hybrid MSE)."""
+
+    type: Literal["hybrid"] = "hybrid"
+    cosine: Share = 0.9
+    """Weight of the cosine part (beta of the paper); the squared error has the rest of 1."""
+
+    def build(self) -> Loss:
+        """The weighted sum of `cosine` and `mse`."""
+
+        def hybrid(prediction: Tensor, target: Tensor, context: LossContext = ALONE) -> Tensor:
+            return self.cosine * cosine(prediction, target, context.valid) + (1 - self.cosine) * mse(prediction, target, context.valid)
+
+        return hybrid
+
+
+class DampenedMseSettings(LossTerm):
+    """Squared error whose growth is that of a root beyond a difference of 1, so that outliers weigh little (NVIDIA TAO)."""
+
+    type: Literal["dampened_mse"] = "dampened_mse"
+
+    def build(self) -> Loss:
+        """See `dampened_mse`."""
+        return lambda prediction, target, context=ALONE: dampened_mse(prediction, target, context.valid)
+
+
+class AngleSettings(SummaryTerm):
+    """The squared angle over the teacher's angular dispersion, which is calibrated before a stage, so that teachers whose summaries spread
+    widely do not outweigh the others (C-RADIOv4). For raw targets: `normalize.summary: none`."""
+
+    type: Literal["angle"] = "angle"
+
+    @property
+    def needs_sphere(self) -> bool:
+        """For the dispersion."""
+        return True
+
+    def build(self) -> Loss:
+        """See `sphere.angle`."""
+        from .sphere import angle
+
+        return angle
+
+
+class TangentSphereSettings(SummaryTerm):
+    """The squared distance in the space that is tangent to the sphere of directions at the teacher's mean, over the variance there (NVIDIA
+    TAO: PHI-S of the tangents; its rotation leaves distances as they are). For raw targets: `normalize.summary: none`."""
+
+    type: Literal["tangent_sphere"] = "tangent_sphere"
+
+    @property
+    def needs_sphere(self) -> bool:
+        """For the mean direction and the variance around it."""
+        return True
+
+    def build(self) -> Loss:
+        """See `sphere.tangent_sphere`."""
+        from .sphere import tangent_sphere
+
+        return tangent_sphere
+
+
+class TokenSimilaritySettings(LossTerm):
+    """How alike the cells of an image are: the divergence of each cell's softmax over its cosines with the other cells, from teacher to
+    student. It leaves values free, so it stands beside another loss (`sum`). Takes memory for cells x cells numbers an image."""
+
+    type: Literal["token_similarity"] = "token_similarity"
+    temperature: Annotated[float, pydantic.Field(ge=1e-3, le=100)] = 0.07
+    """Cosines are divided by it; 0.07 is that of contrastive losses."""
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Maps."""
+        return ("spatial",)
+
+    def build(self) -> Loss:
+        """See `relations.token_similarity`."""
+        from .relations import token_similarity
+
+        return lambda prediction, target, context=ALONE: token_similarity(prediction, target, self.temperature, context.valid)
+
+
+class RkdSettings(SummaryTerm):
+    """Distances between the images of a partition's batch, over their mean: smooth L1 between student and teacher (RKD, arXiv 1904.05068).
+    It leaves values free, so it stands beside another loss (`sum`). The images of all processes count; not with `engine.accumulate`."""
+
+    type: Literal["rkd"] = "rkd"
+
+    @property
+    def compares_samples(self) -> bool:
+        """Yes."""
+        return True
+
+    def build(self) -> Loss:
+        """See `relations.relational`."""
+        from .relations import relational
+
+        return lambda prediction, target, context=ALONE: relational(prediction, target, context.gather, is_asymmetric=False)
+
+
+class AsymmetricRkdSettings(SummaryTerm):
+    """`rkd` of which only wrong directions count: pairs nearer than the teacher's median that are too far apart, and other pairs that are
+    too near (SigLino, arXiv 2512.20157)."""
+
+    type: Literal["asymmetric_rkd"] = "asymmetric_rkd"
+
+    @property
+    def compares_samples(self) -> bool:
+        """Yes."""
+        return True
+
+    def build(self) -> Loss:
+        """See `relations.relational`."""
+        from .relations import relational
+
+        return lambda prediction, target, context=ALONE: relational(prediction, target, context.gather, is_asymmetric=True)
+
+
+SINGLE_LOSSES: tuple[type[LossTerm], ...] = (
+    CosineSettings,
+    MseSettings,
+    SmoothL1Settings,
+    MatchSettings,
+    HybridSettings,
+    DampenedMseSettings,
+    AngleSettings,
+    TangentSphereSettings,
+    TokenSimilaritySettings,
+    RkdSettings,
+    AsymmetricRkdSettings,
+)
+
+if TYPE_CHECKING:
+    SingleLoss = LossTerm
+else:
+    SingleLoss = one_of(SINGLE_LOSSES)
+
+
+class WeightedLoss(Settings):
+    """One of several losses."""
+
+    loss: SingleLoss
+    """Any but `sum`."""
+    weight: Annotated[float, pydantic.Field(gt=0, le=1e6)] = 1.0
+    """Factor."""
+
+
+class SumSettings(LossTerm):
+    """Several losses of the same pair, each times its weight."""
+
+    type: Literal["sum"] = "sum"
+    terms: Annotated[list[WeightedLoss], pydantic.Field(min_length=1, max_length=100)]
+    """For example `[{loss: mse}, {loss: asymmetric_rkd, weight: 0.1}]`."""
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What all of them can compare."""
+        return tuple(kind for kind in KINDS if all(kind in term.loss.kinds for term in self.terms))
+
+    @property
+    def needs_sphere(self) -> bool:
+        """Where one does."""
+        return any(term.loss.needs_sphere for term in self.terms)
+
+    @property
+    def compares_samples(self) -> bool:
+        """Where one does."""
+        return any(term.loss.compares_samples for term in self.terms)
+
+    def build(self) -> Loss:
+        """The weighted sum."""
+        parts = [(term.weight, term.loss.build()) for term in self.terms]
+
+        def weighted_sum(prediction: Tensor, target: Tensor, context: LossContext = ALONE) -> Tensor:
+            losses = [weight * loss(prediction, target, context) for weight, loss in parts]
+            return sum(losses[1:], start=losses[0])
+
+        return weighted_sum
+
+
+LOSSES: tuple[type[LossTerm], ...] = (*SINGLE_LOSSES, SumSettings)
 
 if TYPE_CHECKING:
     AnyLoss = LossTerm
@@ -127,6 +303,24 @@ class LossSettings(Settings):
     """Loss of the maps. On targets per channel MSE was measured to beat AM-RADIO's mix, on raw targets too (docs/LOG.md, 2026-11-26)."""
     grid: Literal["larger", "smaller"] = "larger"
     """Where student and teacher maps differ in size: the grid on which they are compared (AM-RADIO: larger, RADIOv2.5: smaller)."""
+
+    token_exponent: Share = 0.0
+    """Maps of an image weigh as their number of valid cells to this power, over the mean of that over the step's images: 0, all alike; 0.5,
+    the root (NVIDIA TAO); 1, every cell alike. It matters where partitions differ in size."""
+
+    @pydantic.model_validator(mode="after")
+    def _compares_its_kind(self) -> Self:
+        for kind in KINDS:
+            found = self.of(kind)
+            if kind not in found.kinds:
+                kinds = " and ".join(found.kinds) or "no"
+                raise ValueError(f"{kind}: a loss of type '{found.model_dump()['type']}' compares {kinds} features only")
+        return self
+
+    @property
+    def compares_samples(self) -> bool:
+        """Whether a loss compares the images of a batch with one another."""
+        return any(self.of(kind).compares_samples for kind in KINDS)
 
     def of(self, kind: Kind) -> LossTerm:
         """The loss of one kind of feature."""

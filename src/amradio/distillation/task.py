@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,14 @@ from ..features import KINDS, Features, Kind
 from ..network import Network
 from ..teachers.base import Teacher
 from .alignment import GridRule, Pair, align
-from .balance import Balance
-from .losses import Loss
 from .metrics import measure as measure_pair
 from .metrics import with_norm_ratio
+from .pointwise import Gather, Loss, LossContext, ungathered
+from .sphere import Sphere
 from .statistics import HeadNormalizers
 from .targets import OnlineTeachers, Targets
 from .views import Partition, View, ViewMaker, Views
+from .weighting import Balance, StepLosses
 
 Timer = Callable[[str], AbstractContextManager[None]]
 """Times a named piece of work: `with timer("teachers"): ...`."""
@@ -49,6 +50,12 @@ class Objective(NamedTuple):
     grid: GridRule = "larger"
     mixed: frozenset[Kind] = frozenset()
     """Kinds whose target space mixes channels."""
+    needs_sphere: bool = False
+    """Whether the loss of summaries needs the calibrated directions of the targets."""
+    gather: Gather = ungathered
+    """Brings together the rows of all processes."""
+    token_exponent: float = 0.0
+    """Maps weigh as their share of valid cells to this power."""
 
 
 class Distillation(nn.Module):
@@ -66,7 +73,11 @@ class Distillation(nn.Module):
         self.online = OnlineTeachers(teachers)
         self.targets: Targets = self.online
         self.views = ViewMaker({name: teacher.size_for for name, teacher in teachers.items()})
-        self.normalizers = HeadNormalizers({name: _dims(network, name, teachers[name]) for name in network.heads}, objective.mixed)
+        dims = {name: _dims(network, name, teachers[name]) for name in network.heads}
+        self.normalizers = HeadNormalizers(dims, objective.mixed)
+        on_sphere = {name: kinds["summary"] for name, kinds in dims.items() if "summary" in kinds and objective.needs_sphere}
+        self.spheres = nn.ModuleDict({name: Sphere(dim) for name, dim in on_sphere.items()})
+        self.balance = objective.balance
 
     @property
     def teachers(self) -> dict[str, Teacher]:
@@ -96,20 +107,35 @@ class Distillation(nn.Module):
         with self.timer("student"):
             predictions = self.predict(prepared.views.student, batch.draws, partition)
             with torch.autocast(batch.images.device.type, enabled=False):
-                return self._compare(self.pairs(predictions, prepared), partition, measure)
+                return self._compare(self.pairs(predictions, prepared), partition, batch.draws, measure)
 
-    def _compare(self, pairs: Iterator[Pair], partition: Partition, measure: bool) -> StepOutput:
+    def _compare(self, pairs: Iterator[Pair], partition: Partition, draws: Tensor, measure: bool) -> StepOutput:
+        samples: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         for pair in pairs:
-            losses[pair.name] = self.objective.losses[pair.kind](pair.prediction, pair.target).mean()
+            samples[pair.name] = self._losses_of(pair, partition)
+            losses[pair.name] = samples[pair.name].mean()
             metrics[f"{pair.name}/loss"] = losses[pair.name].detach()
             if measure:
                 measured = measure_pair(pair, self.normalizers.of(pair.teacher, pair.kind))
                 means = with_norm_ratio({name: value.mean() for name, value in measured.items()})
                 metrics |= {f"{pair.name}/{name}": value for name, value in means.items()}
-        loss = self.objective.balance(losses) * partition.weight
+        if measure:
+            metrics |= {f"{name}/balance": factor for name, factor in self.balance.factors(set(losses)).items()}
+        loss = self.balance(StepLosses(losses, samples, draws)) * partition.weight
         return StepOutput(loss, {"loss": loss.detach()} | metrics)
+
+    def _losses_of(self, pair: Pair, partition: Partition) -> Tensor:
+        """float32 [B]."""
+        sphere = self.spheres[pair.teacher] if pair.kind == "summary" and pair.teacher in self.spheres else None
+        context = LossContext(pair.valid, cast(Sphere | None, sphere), self.objective.gather)
+        found = self.objective.losses[pair.kind](pair.prediction, pair.target, context)
+        if pair.kind == "spatial" and self.objective.token_exponent:
+            found = found * partition.map_weight
+            if pair.valid is not None:
+                found = found * pair.valid.flatten(1).float().mean(1) ** self.objective.token_exponent
+        return found
 
     def pairs(self, predictions: Mapping[str, Features], prepared: Prepared) -> Iterator[Pair]:
         """Each prediction with its target, in target space, maps on one grid over the region that both views show."""
@@ -125,8 +151,10 @@ class Distillation(nn.Module):
                 yield Pair(name, kind, prediction.float(), target)
 
     def unused_parameters(self, partition: Partition) -> list[nn.Parameter]:
-        """Parameters of the heads of teachers outside the partition: no gradient of its loss reaches them."""
-        return [p for name, head in self.network.heads.items() if name not in partition.teachers for p in head.parameters()]
+        """Parameters of the heads and losses of teachers outside the partition: no gradient of its loss reaches them."""
+        outside = {name: head for name, head in self.network.heads.items() if name not in partition.teachers}
+        losses = {f"{name}/{kind}" for name in outside for kind in KINDS}
+        return [*(p for head in outside.values() for p in head.parameters()), *self.balance.learnt(losses)]
 
 
 def _dims(network: Network, name: str, teacher: Teacher) -> dict[Kind, int]:

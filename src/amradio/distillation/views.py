@@ -25,6 +25,8 @@ class Partition(NamedTuple):
     """px at which the student sees the images (square)."""
     weight: float = 1.0
     """Of the partition's loss in the step."""
+    map_weight: float = 1.0
+    """Of the losses of its maps beside those of other partitions (`loss.token_exponent`)."""
 
 
 class Region(NamedTuple):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -52,6 +52,16 @@ class Processes:
         """Makes a tensor that of the first process, in place."""
         if self.world_size > 1:
             dist.broadcast(tensor, src=0)
+
+    def gather_rows(self, rows: Tensor) -> tuple[Tensor, slice]:
+        """Rows [B, D] -> (the rows of all processes [N * B, D], which of them are this one's).
+
+        Gradients of the rows are those of all processes' losses together. All processes must call it, with as many rows each, in one order.
+        """
+        if self.world_size == 1:
+            return rows, slice(None)
+        own = slice(self.rank * len(rows), (self.rank + 1) * len(rows))
+        return cast(Tensor, _Gathered.apply(rows, own)), own
 
     def average(self, tensor: Tensor) -> Tensor:
         """The mean over all processes, in place."""
@@ -103,6 +113,23 @@ class Processes:
         if self._owns_group and dist.is_initialized():
             with suppress(RuntimeError):  # where another process has ended already
                 dist.destroy_process_group()
+
+
+class _Gathered(torch.autograd.Function):
+    """(rows, which of the result are these) -> the rows of all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, own: slice) -> Tensor:
+        ctx.own = own
+        found = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(found, rows.contiguous())
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        whole = gradients[0].contiguous().clone()
+        dist.all_reduce(whole)
+        return whole[ctx.own], None
 
 
 @contextmanager

@@ -144,6 +144,9 @@ class Calibration:
             for (name, kind), normalizer in task.normalizers.by_name().items():
                 tensors = {key: value for key, value in normalizer.state_dict().items() if key != "calibrated"}
                 write_tensors(tensors, folder / f"{name}_{kind}.safetensors")
+        for name, sphere in task.spheres.items():
+            spread = {key: float(sphere.get_buffer(key)) for key in ("dispersion", "tangent_variance")}
+            manifest.setdefault("directions", {})[name] = spread
         for group in stage.groups:
             for name in group.partition.teachers:
                 teacher = task.teachers[name]

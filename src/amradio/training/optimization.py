@@ -1,6 +1,6 @@
 """One optimizer step over all partitions' batches: forward, backward, clipping, update."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from functools import partial
@@ -90,7 +90,17 @@ class Optimization:
             context.optimizer.step()
         if context.ema is not None:
             context.ema.update(context.task.network)
+        self._follow_losses(metrics)
         return metrics
+
+    def _follow_losses(self, metrics: Mapping[str, Tensor]) -> None:
+        """Gives the losses of the whole step to a balance that follows them."""
+        balance = self.context.task.balance
+        if not balance.follows_losses:
+            return
+        found = {name: metrics[f"{name}/loss"] for name in balance.weights if f"{name}/loss" in metrics}
+        means = self.context.processes.average(torch.stack(list(found.values())))
+        balance.follow(dict(zip(found, means, strict=True)))
 
     def _backward(self, piece: Piece, measure: bool, prepared: Prepared | None) -> dict[str, Tensor]:
         context = self.context
@@ -113,10 +123,9 @@ class Optimization:
 
     def _clear_unused_gradients(self, stage: Stage) -> None:
         """Clears the (zero) gradients of heads that are unused in this stage, so that weight decay and momentum do not change them."""
-        present = set(stage.teachers)
-        for name, head in self.context.task.network.heads.items():
-            if name not in present:
-                head.zero_grad(set_to_none=True)
+        whole_stage = stage.groups[0].partition._replace(teachers=tuple(stage.teachers))
+        for parameter in self.context.task.unused_parameters(whole_stage):
+            parameter.grad = None
 
     def _autocast(self) -> torch.autocast:
         dtype = self.context.autocast

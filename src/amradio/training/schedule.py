@@ -44,13 +44,25 @@ def find_stages(recipe: Recipe, views: ViewMaker) -> Iterator[Stage]:
     """The stages of a recipe, in order, with their first and last step."""
     start = 0
     for index, stage in enumerate(recipe.stages):
-        groups = [_group(recipe, views, f"{index}.{number}", settings) for number, settings in enumerate(stage.partitions)]
+        weights = _map_weights(stage.partitions, recipe.loss.token_exponent)
+        groups = [
+            _group(recipe, views, f"{index}.{number}", settings, weight)
+            for number, (settings, weight) in enumerate(zip(stage.partitions, weights, strict=True))
+        ]
         yield Stage(index, start, start + stage.steps, groups)
         start += stage.steps
 
 
-def _group(recipe: Recipe, views: ViewMaker, name: str, settings: PartitionSettings) -> Group:
-    partition = Partition(name, tuple(settings.teachers or recipe.teachers), settings.image_size, settings.weight)
+def _map_weights(partitions: Sequence[PartitionSettings], exponent: float) -> list[float]:
+    """Of each partition: an image's cells to this power, over the mean of that over the images of the step."""
+    powers = [float(settings.image_size) ** (2 * exponent) for settings in partitions]
+    images = sum(settings.batch_size for settings in partitions)
+    mean = sum(settings.batch_size * power for settings, power in zip(partitions, powers, strict=True)) / images
+    return [power / mean for power in powers]
+
+
+def _group(recipe: Recipe, views: ViewMaker, name: str, settings: PartitionSettings, map_weight: float) -> Group:
+    partition = Partition(name, tuple(settings.teachers or recipe.teachers), settings.image_size, settings.weight, map_weight)
     seed = recipe.seed + PARTITION_SEED_STRIDE * int(name.partition(".")[2])
     return Group(settings, partition, settings.view_size or views.largest_size(partition), settings.source or recipe.data.train, seed)
 

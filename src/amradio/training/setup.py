@@ -8,7 +8,6 @@ import torch
 from ..data import OpenData
 from ..devices import autocast_dtype, find_device
 from ..distillation.calibration import mark_as_raw
-from ..distillation.losses import Loss
 from ..distillation.task import Distillation, Objective
 from ..engine.distributed import Processes
 from ..engine.ema import Ema
@@ -16,7 +15,7 @@ from ..engine.log import Clock, Log
 from ..engine.optimizer import build_optimizer
 from ..engine.parallel import Parallel, parallelize
 from ..errors import UserError
-from ..features import KINDS, Kind
+from ..features import KINDS
 from ..interruption import Stop
 from ..network import Network, NetworkConfig
 from ..recipe import Recipe
@@ -89,6 +88,20 @@ class Context:
         return period is not None and (step % period == 0 or step == self.num_steps)
 
 
+def _objective(recipe: Recipe, network: Network, processes: Processes) -> Objective:
+    learnt = {(name, kind) for name in network.heads for kind in KINDS if network.head(name).part(kind) is not None}
+    weights = {name: weight for name, weight in recipe.weights().items() if tuple(name.split("/")) in learnt}
+    return Objective(
+        losses={kind: recipe.loss.of(kind).build() for kind in KINDS},
+        balance=recipe.balance.build(weights),
+        grid=recipe.loss.grid,
+        mixed=recipe.normalize.mixed_kinds,
+        needs_sphere=recipe.loss.summary.needs_sphere,
+        gather=processes.gather_rows,
+        token_exponent=recipe.loss.token_exponent,
+    )
+
+
 def build_context(recipe: Recipe, teachers: Teachers, initial: InitialNetwork, data: OpenData, processes: Processes, log: Log) -> Context:
     """Everything that a run needs, on this process's device.
 
@@ -97,8 +110,7 @@ def build_context(recipe: Recipe, teachers: Teachers, initial: InitialNetwork, d
     network, device = initial.network, processes.device
     processes.share_batch_statistics(network)
     clock = Clock(device)
-    losses: dict[Kind, Loss] = {kind: recipe.loss.of(kind).build() for kind in KINDS}
-    objective = Objective(losses, recipe.balance.build(recipe.weights()), recipe.loss.grid, recipe.normalize.mixed_kinds)
+    objective = _objective(recipe, network, processes)
     moved = {name: teacher.to(device) for name, teacher in teachers.items()}
     task = Distillation(network, moved, objective, clock.part).to(device)
     mark_as_raw(task, initial.kept)
