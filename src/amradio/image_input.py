@@ -12,7 +12,7 @@ from .data.decode import UnreadableError, decode, rgb_of
 from .data.guard import read_file
 from .errors import UserError
 from .files import user_path
-from .images import resize
+from .images import resize, to_float
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 """A file, an image of Pillow, a uint8 array [H, W, 3] or [H, W], or a tensor [3, H, W] or [B, 3, H, W], uint8 or float in [0, 1]."""
@@ -133,7 +133,7 @@ def pixels_of(image: Any, least: int | None) -> Tensor:
     """As `read_image`, but not resized. least: see `stored_pixels`."""
     pixels = stored_pixels(image, least)
     if pixels.dtype == torch.uint8:
-        return pixels.float() / 255
+        return to_float(pixels)
     check_range(pixels)
     return pixels.float()
 

@@ -38,5 +38,5 @@ def centre_crop(images: Tensor, image_size: int) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 [0, 255] -> float32 [0, 1]; floats are passed on."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    """uint8 [0, 255] of any shape -> float32 [0, 1]; floats are returned as they are."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images

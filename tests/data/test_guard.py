@@ -223,8 +223,8 @@ def test_a_chunk_of_large_images_is_decoded_one_at_a_time(tmp_path: Path, monkey
         (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
     expected = [(image.key, image.image.tolist()) for image in whole_images(open_images(tmp_path), range(2), None, 0)]
     monkeypatch.setattr(whole, "CHUNK_PIXELS", 48 * 36 * 3)
-    reader = whole._Chunks(open_images(tmp_path), 10, None)
-    assert [image.is_deferred for image in reader[0]] == [False] * 3 + [True] * 5
+    reader = whole._Reader(whole._InOrder(open_images(tmp_path)), None, None)
+    assert [image.is_deferred for image in reader.chunk(0)] == [False] * 3 + [True] * 5
     assert [(image.key, image.image.tolist()) for image in whole_images(open_images(tmp_path), range(2), None, 0)] == expected
 
 

@@ -86,6 +86,22 @@ def test_nothing_runs_code_from_a_file():
     assert not found
 
 
+def test_images_are_loaded_by_one_reader():
+    """Workers that read images are forked safely, guarded and ended in one place; bytes become [0, 1] in one place."""
+    loaders, conversions, items = [], [], []
+    for path in FILES:
+        file = str(path.relative_to(SOURCE))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = ast.unparse(node.func).split(".")[-1] if isinstance(node, ast.Call) else ""
+            loaders += [file] if name in ("DataLoader", "Pool", "ProcessPoolExecutor") else []
+            items += [file] if name == "load_items" else []
+            divides = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and ast.unparse(node.right) in ("255", "255.0")
+            conversions += [file] if divides or (name in ("div", "div_") and ast.unparse(node).endswith("(255)")) else []
+    assert loaders == ["data/loading_processes.py"]
+    assert conversions == ["images.py"]
+    assert set(items) == {"data/loading_processes.py", "data/loader.py"}, "others take read_each or load_images"
+
+
 @pytest.mark.slow
 def test_no_mutable_defaults_and_no_swallowing_keywords():
     found = []

@@ -3,20 +3,19 @@
 import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ..errors import UserError, shown
 from ..files import user_path
 from .decode import decode
 from .file_list import FileList
 from .folder import Folder
-from .guard import UnreadableError
-from .loading_processes import load_items
+from .guard import Encoded, UnreadableError
+from .loading_processes import read_each
 from .names import ARCHIVES, PassedOver, extension, is_hidden, is_picture, is_shard, to_key
 from .source import Source, SourceSettings
 from .walk import walk
@@ -77,28 +76,60 @@ def _open_folder(path: Path) -> Source:
     return Folder(str(path))
 
 
-class _Chunks(Dataset):
-    """Chunk number -> its images, each decoded at no less than `least` px of its short side."""
+class Pictures(Protocol):
+    """Pictures by number, in a fixed order; sent to workers, so it holds no open files."""
 
-    def __init__(self, source: Source, total: int, least: int | None) -> None:
-        self.source, self.total, self.least = source, total, least
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
 
-    def __getitem__(self, chunk: int) -> list[WholeImage]:
+    def key(self, number: int, /) -> str:
+        """The name of a picture."""
+        ...
+
+    def read(self, number: int, /) -> Encoded:
+        """The picture, still encoded or uint8 [H, W, 3]. Raises UnreadableError or OSError."""
+        ...
+
+
+class _InOrder:
+    """A source's pictures by their number in its fixed order."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.total = source, source.count()
+
+    def __len__(self) -> int:
+        return self.total
+
+    def key(self, number: int) -> str:
+        return self.source.key(self.source.nth(number))
+
+    def read(self, number: int) -> Encoded:
+        return self.source.read(self.source.nth(number))
+
+
+class _Reader:
+    """Pictures, decoded at no less than `least` px of their short side and averaged to at most `most` pixels."""
+
+    def __init__(self, pictures: Pictures, least: int | None, most: int | None) -> None:
+        self.pictures, self.least, self.most = pictures, least, most
+
+    def chunk(self, chunk: int) -> list[WholeImage]:
+        """The images of a chunk; those beyond CHUNK_PIXELS are deferred."""
         images: list[WholeImage] = []
         num_pixels = 0
-        for number in range(chunk * CHUNK, min((chunk + 1) * CHUNK, self.total)):
+        for number in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.pictures))):
             is_deferred = num_pixels >= CHUNK_PIXELS
-            images.append(WholeImage(number, "", None, "", True) if is_deferred else self.read(number))
-            found = images[-1].image
-            num_pixels += 0 if found is None else found.shape[1] * found.shape[2]
+            images.append(WholeImage(number, "", None, "", True) if is_deferred else self.one(number))
+            pixels = images[-1].image
+            num_pixels += 0 if pixels is None else pixels.shape[1] * pixels.shape[2]
         return images
 
-    def read(self, number: int) -> WholeImage:
-        """One image."""
-        place = self.source.nth(number)
-        key = self.source.key(place)
+    def one(self, number: int) -> WholeImage:
+        """One image, or why it cannot be read."""
+        key = self.pictures.key(number)
         try:
-            pixels = decode(self.source.read(place), self.least)
+            pixels = decode(self.pictures.read(number), self.least, self.most)
         except UnreadableError as error:
             return WholeImage(number, key, None, str(error))
         except OSError as error:
@@ -106,14 +137,35 @@ class _Chunks(Dataset):
         return WholeImage(number, key, torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")))
 
 
-def whole_images(source: Source, chunks: Sequence[int], least: int | None, num_workers: int | None) -> Generator[WholeImage]:
-    """The images of the chunks (`CHUNK` in a row each), in order; the same on any number of workers.
+def num_chunks(count: int) -> int:
+    """Chunks of `CHUNK` images that `count` images make."""
+    return -(-count // CHUNK)
 
-    least: px of the short side that a JPEG keeps at least where it is decoded at 1/2, 1/4 or 1/8 of its size; None for whole size.
-    num_workers: processes that read; None for the cores that are there, less one.
+
+def load_images(
+    pictures: Pictures,
+    chunks: Sequence[int] | None = None,
+    *,
+    least: int | None = None,
+    most: int | None = None,
+    num_workers: int | None = 0,
+) -> Generator[WholeImage]:
+    """Whole images in order, the same on any number of workers; one that cannot be read comes with its reason.
+
+    Args:
+        pictures: what is read.
+        chunks: numbers of chunks, `CHUNK` images in a row each; None for all.
+        least: px of the short side that a JPEG keeps at least where it is decoded at 1/2, 1/4 or 1/8 of its size; None for whole size.
+        most: pixels to which a larger picture is averaged; None for no bound.
+        num_workers: processes that read; None for the cores that are there, less one.
     """
-    reader = _Chunks(source, source.count(), least)
-    for images in load_items(reader, chunks, num_workers):
+    reader = _Reader(pictures, least, most)
+    for images in read_each(reader.chunk, range(num_chunks(len(pictures))) if chunks is None else chunks, num_workers):
         for fields in images:
             image = WholeImage(*fields)  # pinning makes lists of tuples
-            yield reader.read(image.number) if image.is_deferred else image
+            yield reader.one(image.number) if image.is_deferred else image
+
+
+def whole_images(source: Source, chunks: Sequence[int], least: int | None, num_workers: int | None) -> Generator[WholeImage]:
+    """The images of some chunks of a source: see `load_images`."""
+    return load_images(_InOrder(source), chunks, least=least, num_workers=num_workers)

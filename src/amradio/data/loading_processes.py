@@ -8,10 +8,10 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from multiprocessing import connection, forkserver, resource_tracker
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -27,6 +27,32 @@ FEWER = (
     "evaluate, --num-workers for embed)"
 )
 """What to do where a worker was lost."""
+
+
+Item = TypeVar("Item")
+
+
+def read_each(read: Callable[[int], Item], numbers: Iterable[int], num_workers: int | None) -> Generator[Item]:
+    """`read(number)` of all `numbers`, in order, by worker processes; closing the iterator ends them.
+
+    Args:
+        read: a function, or a method of an object, that can be sent to a worker; it may raise UserError.
+        numbers: what is read.
+        num_workers: processes; None for the cores that are there, less one; 0 for none.
+
+    Raises the UserError that `read` raises, and a UserError where a worker is lost (see `load_items`).
+    """
+    return load_items(_Numbered(read), numbers, num_workers)
+
+
+class _Numbered(Dataset):
+    """A function of a number as a map-style data set."""
+
+    def __init__(self, read: Callable[[int], Any]) -> None:
+        self.read = read
+
+    def __getitem__(self, number: int) -> Any:
+        return self.read(number)
 
 
 def load_items(steps: Dataset, numbers: Iterable[int], num_workers: int | None) -> Generator[Any]:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ..data import SourceSettings
-from ..data.full_images import CHUNK, WholeImage, open_images, whole_images
+from ..data.full_images import WholeImage, num_chunks, open_images, whole_images
 from ..data.source import Source
 from ..devices import autocast_dtype
 from ..errors import UserError
 from ..features import Features
 from ..image_input import LONGEST
-from ..images import resize, scaled
+from ..images import resize, scaled, to_float
 from ..model import Model, head_names
 from .settings import ImageSize
 
@@ -69,7 +69,7 @@ def embeddings(
     """
     source, view = open_images(images), find_view(model, image_size, batch_size, precision)
     known = check_heads(model, heads)
-    chunks = range(-(-source.count() // CHUNK))
+    chunks = range(num_chunks(source.count()))
     met: dict[str, str] = {}
     found = 0
     with closing(whole_images(source, chunks, view.least, num_workers)) as reading:
@@ -108,7 +108,7 @@ def embed_batches(model: Model, images: Iterable[WholeImage], heads: tuple[str, 
         if image.image is None or reason:
             broken[image.key] = reason
             continue
-        pixels = image.image[None].to(device, non_blocking=True).float() / 255
+        pixels = to_float(image.image[None].to(device, non_blocking=True))
         legal = model.nearest_size(*scaled(pixels, view.image_size))
         group = waiting.setdefault(legal, [])
         group.append((image._replace(image=None), resize(pixels, legal)))

@@ -1,18 +1,15 @@
 """Images of any size for evaluations: read in a fixed order, broken ones counted and named, encoded by every model in one pass."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from contextlib import closing
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from ..data.decode import decode
-from ..data.guard import UnreadableError
-from ..data.loading_processes import load_items
+from ..data.full_images import load_images
 from ..errors import UserError
 from ..features import Features
+from ..images import to_float
 from ..labelled.base import ImageSet
 from .predictors import Joint, Predict, Predictor
 
@@ -24,16 +21,6 @@ MOST_PIXELS = 2**25
 """Pixels (5793 x 5793) to which a larger picture is averaged when it is read: no model sees so many, and each costs 15 bytes on the way."""
 NAMED = 5
 """Broken images that a note names."""
-
-
-class Read(NamedTuple):
-    """One image as it was read."""
-
-    number: int
-    image: Tensor | None
-    """uint8 [3, H, W] RGB, upright; None where it cannot be read."""
-    reason: str = ""
-    """Why it cannot be read."""
 
 
 class Broken:
@@ -59,38 +46,26 @@ class Broken:
         )
 
 
-class _Reader(Dataset[Read]):
-    def __init__(self, images: ImageSet):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Read:
-        try:
-            pixels = decode(self.images.read(index), most=MOST_PIXELS)
-        except UnreadableError as error:
-            return Read(index, None, str(error))
-        except OSError as error:
-            return Read(index, None, error.strerror or str(error))
-        return Read(index, torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")))
-
-
 def readable(images: ImageSet, broken: Broken, num_workers: int = 0) -> Iterator[tuple[int, Tensor]]:
-    """(index, uint8 [3, H, W]) of every readable image in order; the others go into `broken`. num_workers: processes that read.
+    """(index, uint8 [3, H, W]) of every readable image in order, the same on any number of workers.
 
-    The same on any number of workers. Raises UserError where not one image can be read.
+    Args:
+        images: the set.
+        broken: takes the key and the reason of each image that cannot be read, and the notes of the set.
+        num_workers: processes that read.
+
+    Raises UserError where not one image can be read.
     """
     broken.tell(images.notes())
-    found = 0
-    for read in load_items(_Reader(images), range(len(images)), num_workers):
-        index, image, reason = read
-        if image is None:
-            broken.reasons[images.key(index)] = reason
-            continue
-        found += 1
-        yield index, image
-    if not found:
+    num_read = 0
+    with closing(load_images(images, most=MOST_PIXELS, num_workers=num_workers)) as loaded:
+        for number, key, image, reason, _ in loaded:
+            if image is None:
+                broken.reasons[key] = reason
+                continue
+            num_read += 1
+            yield number, image
+    if not num_read:
         first = next(iter(broken.reasons.items()), ("", "there is no image in it"))
         raise UserError(f"{images.describe()}: not one can be read; the first: {': '.join(filter(None, first))}")
 
@@ -156,7 +131,7 @@ def batched(images: Sequence[Tensor], device: torch.device) -> Batches:
     groups: dict[torch.Size, list[int]] = {}
     for index, image in enumerate(images):
         groups.setdefault(image.shape, []).append(index)
-    return [(indices, torch.stack([images[index] for index in indices]).to(device).float().div_(255)) for indices in groups.values()]
+    return [(indices, to_float(torch.stack([images[index] for index in indices]).to(device))) for indices in groups.values()]
 
 
 def _prepared(joint: Joint, batches: Batches) -> Batches:

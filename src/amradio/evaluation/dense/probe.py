@@ -1,20 +1,20 @@
 """A linear probe on maps of frozen features, and how it is trained."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
+from ...data.loading_processes import read_each
 from ...data.source import Order
-from ...errors import UserError
+from ...images import to_float
 from ...labelled.segmentation import IGNORE, LabelledMaps
 from ..base import Bench, Predict
 from .augmentation import AugmentedSchedule, ShortSchedule, View, draw_view
 from .mean_iou import upsample
-from .scoring import Sample, in_order, to_tensors
+from .scoring import Sample, read_sample, to_tensors
 
 Schedule = AugmentedSchedule | ShortSchedule
 WARMUP_START = 1e-6
@@ -89,31 +89,28 @@ def pixel_loss(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
 
 def augmented(maps: LabelledMaps, predict: Predict, schedule: AugmentedSchedule, seed: int, bench: Bench) -> Iterator[Batch]:
     """Batches of random crops, seen by every model."""
-    steps = bench.progress(in_order(_Crops(maps, schedule, seed), bench.num_workers), "training probes", schedule.steps)
+    steps = bench.progress(
+        read_each(_Crops(maps, schedule, seed).of_step, range(schedule.steps), bench.num_workers), "training probes", schedule.steps
+    )
     for images, labels in steps:
-        images = images.to(bench.device).float() / 255
+        images = to_float(images.to(bench.device))
         yield Batch({name: list(_ordinary(call(images).spatial)) for name, call in predict.items()}, list(labels.to(bench.device)))
 
 
-class _Crops(Dataset[Any]):
-    """Item k is the batch of step k; it does not depend on how many workers read."""
+class _Crops:
+    """Random crops of labelled images; those of a step do not depend on how many workers read."""
 
     def __init__(self, maps: LabelledMaps, schedule: AugmentedSchedule, seed: int):
         self.maps, self.schedule, self.seed = maps, schedule, seed
         self.order = Order(seed, schedule.batch_size)
 
-    def __len__(self) -> int:
-        return self.schedule.steps
-
-    def __getitem__(self, step: int) -> Any:
+    def of_step(self, step: int) -> Sample:
+        """The batch of a step: images uint8 [B, 3, H, W] and classes uint8 [B, H, W]. Raises UserError."""
         size = self.schedule.batch_size
-        try:
-            views = [self._view(number) for number in range(step * size, (step + 1) * size)]
-        except UserError as error:
-            return tuple(error.problems)
-        return torch.stack([view.image for view in views]), torch.stack([view.label for view in views])
+        crops = [self._crop(number) for number in range(step * size, (step + 1) * size)]
+        return Sample(torch.stack([crop.image for crop in crops]), torch.stack([crop.label for crop in crops]))
 
-    def _view(self, number: int) -> Sample:
+    def _crop(self, number: int) -> Sample:
         place = self.order.place_in_epoch(number, len(self.maps), 0)
         return to_tensors(*draw_view(View(*self.maps.read(place)), self.schedule.augmentation, self.seed, number))
 
@@ -154,11 +151,11 @@ class _Kept:
         """On the CPU; images of one size go through the models together."""
         groups: dict[torch.Size, list[tuple[int, Sample]]] = {}
         for number in numbers:
-            sample = to_tensors(*self.maps.read(number))
+            sample = read_sample(self.maps, number)
             groups.setdefault(sample.image.shape, []).append((number, sample))
         found: dict[int, _Known] = {}
         for group in groups.values():
-            images = torch.stack([sample.image for _, sample in group]).to(self.device).float() / 255
+            images = to_float(torch.stack([sample.image for _, sample in group]).to(self.device))
             outputs = {name: _ordinary(call(images).spatial).cpu() for name, call in self.predict.items()}
             for place, (number, sample) in enumerate(group):
                 found[number] = _Known({name: output[place].clone() for name, output in outputs.items()}, sample.label)

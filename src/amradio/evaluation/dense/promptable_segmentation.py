@@ -2,22 +2,21 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pydantic
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ...config import AsTuple, Side
+from ...data.loading_processes import read_each
 from ...errors import UserError, nearest
 from ...labelled.instances import AnyInstances, Instances, InstanceSet, SceneInstancesSettings
 from ...teachers.base import Teacher
 from ...teachers.mask_decoder import EncodedImage, MaskDecoder
 from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result, Sizes, View
 from .mask_prompts import DISC_PARTS, discs, filled_boxes, inner_point, ious
-from .scoring import in_order
 
 BATCH = 4
 """Images that a model sees at once."""
@@ -84,7 +83,7 @@ class PromptableSegmentation(Evaluation):
         """
         groups = _groups(predict, bench, self.heads)
         seen = _Seen(self.prompts)
-        items = in_order(_Reader(self.instances), bench.num_workers)
+        items = read_each(self.instances.read, range(len(self.instances)), bench.num_workers)
         for batch in _in_batches(bench.progress(items, f"masks of {len(self.instances):,} images", len(self.instances))):
             for image in batch:
                 seen.add_truth(image)
@@ -152,20 +151,6 @@ def _groups(predict: Predict, bench: Bench, names: Sequence[str] | None) -> list
         problem = f"none of the rows ({', '.join(predict)}) has features for a mask decoder"
         raise UserError(f"promptable_segmentation: {problem}; name student/{next(iter(able))}")
     return groups
-
-
-class _Reader(Dataset[Any]):
-    def __init__(self, instances: InstanceSet):
-        self.instances = instances
-
-    def __len__(self) -> int:
-        return len(self.instances)
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            return self.instances.read(number)
-        except UserError as error:
-            return tuple(error.problems)
 
 
 def _in_batches(images: Iterator[Instances]) -> Iterator[list[Instances]]:

@@ -3,15 +3,15 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from ...data.loading_processes import load_items
-from ...errors import UserError
+from ...data.loading_processes import read_each
+from ...images import to_float
 from ...labelled.segmentation import LabelledMaps
 from ..base import Bench, Metric, Result
 from .mean_iou import Confusion, Priors, classes_of
@@ -44,26 +44,9 @@ def to_tensors(image: np.ndarray, label: np.ndarray) -> Sample:
     return Sample(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).copy()), torch.from_numpy(np.array(label)))
 
 
-def in_order(items: Dataset[Any], num_workers: int) -> Iterator[Any]:
-    """All items of a map-style data set, in order. An item that is a tuple of str is the problems of a UserError, raised here."""
-    for item in load_items(items, range(len(items)), num_workers):  # type: ignore[arg-type]
-        if isinstance(item, tuple | list) and item and isinstance(item[0], str):
-            raise UserError(*item)
-        yield item
-
-
-class _Reader(Dataset[Any]):
-    def __init__(self, maps: LabelledMaps):
-        self.maps = maps
-
-    def __len__(self) -> int:
-        return len(self.maps)
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            return to_tensors(*self.maps.read(number))
-        except UserError as error:  # a worker would wrap it into a traceback
-            return tuple(error.problems)
+def read_sample(maps: LabelledMaps, number: int) -> Sample:
+    """One image of a data set with its classes. Raises UserError."""
+    return to_tensors(*maps.read(number))
 
 
 def score(maps: LabelledMaps, logits_of: Logits, bench: Bench, priors: Priors | None = None) -> Result:
@@ -75,9 +58,11 @@ def score(maps: LabelledMaps, logits_of: Logits, bench: Bench, priors: Priors | 
     confusions: dict[str, Confusion] = {}
     trivial: dict[str, Confusion] = priors.confusions() if priors is not None else {}
     digest = hashlib.sha256("\0".join(maps.names).encode())
-    samples = bench.progress(in_order(_Reader(maps), bench.num_workers), f"segmentation of {len(maps):,} images", len(maps))
+    samples = bench.progress(
+        read_each(partial(read_sample, maps), range(len(maps)), bench.num_workers), f"segmentation of {len(maps):,} images", len(maps)
+    )
     for batch in _batches(samples, digest.update):
-        images = torch.stack([sample.image for sample in batch]).to(bench.device).float() / 255
+        images = to_float(torch.stack([sample.image for sample in batch]).to(bench.device))
         found = logits_of(images)
         for number, sample in enumerate(batch):
             truth = sample.label.to(bench.device)
