@@ -400,8 +400,8 @@ def test_a_recipe_written_out_reads_back_equal(minimal, tmp_path):
 def test_changed_keys_name_each_leaf(minimal):
     old, new = (Recipe.load(minimal, *words).model_dump(mode="json") for words in ((), ("seed=4", "engine.keep=3", "loss.spatial=cosine")))
     found = changed_keys(old, new, ignore=("engine.keep",))
-    assert "seed: 0 -> 4" in found
-    assert "loss.spatial.type: mse -> cosine" in found
+    assert "seed: was 0, is now 4" in found
+    assert "loss.spatial.type: was 'mse', is now 'cosine'" in found
     assert not [line for line in found if line.startswith("engine")]
     assert changed_keys(old, old) == []
 

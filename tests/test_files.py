@@ -1,13 +1,15 @@
 """Paths and texts of the user's: what no file system takes, encodings, lines, names that are not UTF-8, braces."""
 
+import errno
 import json
 import os
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from amradio.errors import UserError, brief, near_names, nearest, shown
-from amradio.files import MOST_EXPANDED, expand_braces, is_path, read_bytes, read_json, read_lines, read_text, user_path
+from amradio.files import MOST_EXPANDED, disk_errors, expand_braces, is_path, read_bytes, read_json, read_lines, read_text, user_path
 
 
 def problem(function, *given, **named) -> str:
@@ -246,3 +248,42 @@ def test_braces_that_do_not_match_are_refused(pattern):
 )
 def test_braces_are_counted_before_they_are_expanded(pattern):
     assert f"{MOST_EXPANDED:,}" in problem(expand_braces, pattern, "data.train.path")
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: free some space"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "your quota on this disk is used up"),
+        (OSError(errno.EACCES, "Permission denied"), "you may not write there: change its permissions"),
+        (OSError(errno.EPERM, "Operation not permitted"), "you may not write there"),
+        (OSError(errno.EROFS, "Read-only file system"), "mounted read-only: give a folder on another one"),
+        (OSError(errno.ENOENT, "No such file or directory"), "a folder of this path is not there"),
+        (OSError(errno.ENOTDIR, "Not a directory"), "a part of this path is a file"),
+        (OSError(errno.EISDIR, "Is a directory"), "a folder is in the place of a file"),
+        (OSError(errno.ENAMETOOLONG, "File name too long"), "give a shorter path"),
+        (OSError(errno.EMFILE, "Too many open files"), "look at this path and its disk"),
+        (OSError("odd"), r"cannot write \(odd\); look at this path"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), r"\(No space left on device\); the disk is full"),
+        (SafetensorError("Error while serializing: Permission denied (os error 13)"), "you may not write there"),
+        (RuntimeError("PytorchStreamWriter failed writing file data.pkl: file write failed"), "the disk is full: free some space"),
+    ],
+)
+def test_an_error_in_writing_says_what_to_do_about_it(error, hint, tmp_path):
+    with pytest.raises(UserError, match=hint) as caught, disk_errors(tmp_path):
+        raise error
+    assert str(caught.value).startswith(f"{tmp_path}: cannot write (")
+    assert ("free some space" in str(caught.value)) == ("free some space" in hint or "disk is full" in hint)
+
+
+def test_errors_in_writing_as_the_system_raises_them(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    for path, hint in (
+        (tmp_path / "nowhere" / "a", "a folder of this path is not there"),
+        (tmp_path / "file" / "a", "a part of this path is a file"),
+        (tmp_path / "folder", "a folder is in the place of a file"),
+        (tmp_path / ("a" * 300), "give a shorter path"),
+    ):
+        with pytest.raises(UserError, match=hint), disk_errors(path):
+            path.write_text("x")

@@ -36,7 +36,9 @@ def call(options: argparse.Namespace) -> None:
         distill.dry_run(recipe) if options.dry_run else distill.distill(recipe)
     elif options.verb == "quickstart":
         from .recipe import Recipe
+        from .words import only_keys
 
+        only_keys(options.words, "quickstart")
         Recipe.load("quickstart", *options.words)  # a misspelt key is answered before torch is imported
         from .commands.quickstart import quickstart
 

@@ -51,6 +51,8 @@ class Phases:
     def __init__(self, announce: Callable[[str], None], show: Callable[[str], None], stream: str):
         """announce: prints the line of a beginning; show: that of a sign of life. stream: `stdout` or `stderr`, where bars are drawn."""
         self.announce, self.show, self.stream = announce, show, stream
+        self.num_open = 0
+        """Phases that are shown now."""
         self._count = ""
 
     @contextlib.contextmanager
@@ -74,9 +76,11 @@ class Phases:
 
         thread = threading.Thread(target=lines, name="signs of life", daemon=True)
         thread.start()
+        self.num_open += 1
         try:
             yield
         finally:
+            self.num_open -= 1
             ended.set()
             thread.join()
 

@@ -7,31 +7,27 @@ import torch
 from .errors import UserError
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str, key: str = "engine.device") -> torch.device:
     """`auto`, `cpu`, `cuda`, `cuda:N`, `mps` -> a device of this machine; raises UserError where there is no such.
 
-    Under `torchrun`, `cuda` is the GPU of this process's number on its machine.
+    key: where the name was given, for messages. Under `torchrun`, `cuda` is the GPU of this process's number on its machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"engine.device: '{name}' is not a device; write auto, cpu, cuda or cuda:0") from None
+        raise UserError(f"{key}: '{name}' is not a device; write auto, cpu, cuda or cuda:0") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(
-                "engine.device: cuda was asked for, but this machine has no CUDA GPU that torch can use; write engine.device=cpu"
-            )
+            raise UserError(f"{key}: cuda was asked for, but this machine has no CUDA GPU that torch can use; write {key}=cpu")
         count = torch.cuda.device_count()
         index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
         if index >= count:
-            raise UserError(
-                f"engine.device: cuda:{index} was asked for, but this machine has {count} GPUs; write cuda:0 to cuda:{count - 1}"
-            )
+            raise UserError(f"{key}: cuda:{index} was asked for, but this machine has {count} GPUs; write cuda:0 to cuda:{count - 1}")
         return torch.device("cuda", index)
     if device.type not in ("cpu", "mps") or (device.type == "mps" and not torch.backends.mps.is_available()):
-        raise UserError(f"engine.device: '{name}' is not on this machine; write engine.device=cpu")
+        raise UserError(f"{key}: '{name}' is not on this machine; write {key}=cpu")
     return device
 
 

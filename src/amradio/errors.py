@@ -2,7 +2,7 @@
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 LONGEST_VALUE = 100
@@ -20,6 +20,20 @@ class UserError(ValueError):
         self.on_all_processes = on_all_processes
         self.problems: Sequence[str] = tuple(_printable(problem, keep="\n\t") for problem in problems)
         super().__init__("\n".join(self.problems))
+
+
+def together(*checks: Callable[[], Any]) -> list[Any]:
+    """What each of some checks returns, in order; raises one UserError with the problems of all that raise one."""
+    found: list[Any] = []
+    problems: list[str] = []
+    for check in checks:
+        try:
+            found.append(check())
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*dict.fromkeys(problems))
+    return found
 
 
 def shown(name: object) -> str:
@@ -63,6 +77,14 @@ def brief(value: Any) -> str:
         return f"a number of about {int(value.bit_length() * 0.30103) + 1:,} digits"
     text = _BRIEF.repr(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any], key: str) -> str:
+    """`was 3, is now 4`, a key that is not there being `not set`; empty where both have the same value."""
+    if (key in old) == (key in new) and old.get(key) == new.get(key):
+        return ""
+    was, now = (brief(found[key]) if key in found else "not set" for found in (old, new))
+    return f"was {was}, is now {now}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -3,6 +3,7 @@ r"""Paths and texts of the user's: one function for every path, one codec for ev
 Relative paths start at the working folder (those in a list of images at the folder of the list). `~` is the home folder.
 """
 
+import errno
 import json
 import math
 import os
@@ -274,17 +275,36 @@ def write_aside(path: Path, content: bytes) -> None:
         unfinished.write_bytes(content)
 
 
+AGAIN = "then run the same command again"
+WRITING_HINTS = {
+    errno.ENOSPC: f"the disk is full: free some space, {AGAIN}",
+    errno.EDQUOT: f"your quota on this disk is used up: delete some files or ask for more, {AGAIN}",
+    errno.EFBIG: f"a file would be larger than this file system or `ulimit -f` allows: raise the limit, {AGAIN}",
+    errno.EACCES: f"you may not write there: change its permissions, or give a folder of your own, {AGAIN}",
+    errno.EPERM: f"you may not write there: change its permissions, or give a folder of your own, {AGAIN}",
+    errno.EROFS: "this file system is mounted read-only: give a folder on another one",
+    errno.ENOENT: f"a folder of this path is not there (any more): see whether its disk is mounted, {AGAIN}",
+    errno.ENOTDIR: "a part of this path is a file and not a folder: give another path",
+    errno.EISDIR: "a folder is in the place of a file: move it away, or give another path",
+    errno.ENAMETOOLONG: "a name in this path is too long for the file system: give a shorter path",
+    errno.EIO: "the disk reports an error: look at it before anything else is written to it",
+}
+"""What to do about an error in writing, by its number."""
+
+
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turns a full disk or a folder that cannot be written into a UserError."""
+    """Turns what the system answers to writing below `folder` into a UserError that says what to do about it."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"{folder}: cannot write ({reason}); free some space or fix the permissions, then run the same command again"
-        ) from None
+        reason, number = getattr(error, "strerror", None) or str(error), getattr(error, "errno", None)
+        if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):  # as safetensors reports it
+            number = int(found[1])
+            reason = os.strerror(number)
+        hint = WRITING_HINTS.get(number or 0, f"look at this path and its disk, {AGAIN}")
+        raise UserError(f"{folder}: cannot write ({reason}); {hint}") from None
     except RuntimeError as error:  # torch.save reports a short write this way
         if "write" not in str(error) and "unexpected pos" not in str(error):
             raise
-        raise UserError(f"{folder}: cannot write ({error}); free some space, then run the same command again") from None
+        raise UserError(f"{folder}: cannot write ({error}); {WRITING_HINTS[errno.ENOSPC]}") from None

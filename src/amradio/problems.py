@@ -40,6 +40,16 @@ SYNONYMS = {
 """Names by which other programs know our keys."""
 
 
+FLAGS = {
+    "data.train.path": ("data", "data_dir", "data_path", "dataset", "train_dir", "train_data", "image_folder", "input", "input_dir"),
+    "student": ("model", "arch", "architecture", "backbone", "network"),
+    "out": ("o", "output", "output_dir", "out_dir", "save_dir", "logdir", "log_dir", "exp_dir", "work_dir"),
+    "data.num_workers": ("j", "workers"),
+    "stages.0.partitions.0.batch_size": ("b",),
+}
+"""Flags of other trainers that no key has as its last word -> the key of a recipe; the rest is found by `SYNONYMS`."""
+
+
 class _Place(NamedTuple):
     """Where a complaint is: the key as it was written, the settings classes that can stand there, and the complaint's last word."""
 
@@ -133,6 +143,20 @@ def _key_hint(cls: type[pydantic.BaseModel], name: str, classes: Sequence[type[p
     if elsewhere:
         return "did you mean " + " or ".join(f"'{key}'" for key in elsewhere[:2]) + "?"
     return nearest(name, names)
+
+
+def key_of_flag(cls: type[pydantic.BaseModel], flag: str) -> str | None:
+    """The key of the settings `cls` that a command line flag stands for: `--lr` for `optimizer.learning_rate`; None where there is none.
+
+    flag: as it was written, with or without its dashes.
+    """
+    name = flag.lstrip("-").replace("-", "_").lower()
+    keys = list(_keys(cls))
+    found = next((key for key, flags in FLAGS.items() if name in flags and key.partition(".")[0] in keys), None)
+    if found is None and name.replace("__", ".") in keys:
+        return name.replace("__", ".")
+    wanted = [name, *(key for key, others in SYNONYMS.items() if name in others)]
+    return found or next((key for last in wanted for key in keys if key.rpartition(".")[2] == last), None)
 
 
 def _keys(cls: type[pydantic.BaseModel]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from .distillation.balance import BALANCES, FixedSettings
 from .distillation.losses import LossSettings
 from .distillation.normalizers import NormalizeSettings
 from .engine.settings import EngineSettings, OptimizerSettings
-from .errors import UserError, nearest, shown
+from .errors import UserError, changed, nearest, shown
 from .features import KINDS, Kind
 from .heads import HEADS, HeadSettings, MlpHeadSettings
 from .heads.names import head_name_problem
@@ -81,7 +81,7 @@ class HeadsSettings(HeadPair):
 
 def _in_file(name: str, cls: type[Settings]) -> Any:
     """The content of the evaluation file that a text names."""
-    return read_words([name], defaults(cls))
+    return read_words([name], defaults(cls), "evaluation")
 
 
 class EvaluateSettings(Settings):
@@ -125,7 +125,7 @@ class Recipe(Settings):
         Raises UserError with every problem at once, each with its key and the nearest name.
         """
         try:
-            recipe = validate(cls, read_words(words, defaults(cls)))
+            recipe = validate(cls, read_words(words, defaults(cls), "recipe"))
         except UserError as error:
             if any("=" not in word for word in words):
                 raise
@@ -231,11 +231,9 @@ class Recipe(Settings):
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = ()) -> list[str]:
-    """`key: old -> new` for every leaf in which two dumped recipes differ, less the keys in `ignore`."""
+    """`key: was A, is now B` for every leaf in which two dumped recipes differ, less the keys in `ignore`."""
     a, b = _leaves(old), _leaves(new)
-    missing = object()
-    keys = [key for key in a | b if a.get(key, missing) != b.get(key, missing) and key not in ignore]
-    return [f"{key}: {a.get(key, 'nothing')} -> {b.get(key, 'nothing')}" for key in keys]
+    return [f"{key}: {change}" for key in a | b if key not in ignore and (change := changed(a, b, key))]
 
 
 def _leaves(tree: Any, key: str = "") -> dict[str, Any]:

@@ -56,7 +56,11 @@ class RunFolder:
             return [f"out: {self.path} is a file; give another folder"]
         if not self.path.exists():
             parent = next(p for p in self.path.absolute().parents if p.exists())
+            if not parent.is_dir():
+                return [f"out: {parent} is a file, so there can be no folder {self.path}; give another folder"]
             return [] if os.access(parent, os.W_OK) else [f"out: {parent} cannot be written to; give another folder"]
+        if not os.access(self.path, os.W_OK):
+            return [f"out: {self.path} cannot be written to; change its permissions, or give another folder"]
         if not {path.name for path in self.path.iterdir()} - {aside_of(self.path / "config.yaml").name, NAME}:  # a kill may leave no more
             return []
         config = self.path / "config.yaml"
@@ -70,8 +74,12 @@ class RunFolder:
         if not changed:
             return []
         return [
-            f"out: {self.path} holds a run of another recipe; changed: {'; '.join(changed)}; "
-            "take these back to resume it, or give another out folder"
+            "\n    ".join(
+                (
+                    f"out: {self.path} is a run of another recipe; take these changes back to resume it, or give another out folder:",
+                    *changed,
+                )
+            )
         ]
 
     def network_record(self) -> NetworkRecord | None:

@@ -6,30 +6,32 @@ from typing import Any
 
 from .errors import UserError, brief, shown
 from .files import read_text
-from .recipes import locate
+from .recipes import Kind, locate, shipped
 from .yaml12 import parse_yaml, plain_value
 
 DEEPEST_KEY = 40
 """Parts of a key."""
 LARGEST_RECIPE = 4 << 20
 """Bytes of a recipe or evaluation file."""
+RECIPE_KEYS = frozenset({"data", "student", "out", "stages", "optimizer", "engine", "loss", "heads", "normalize", "evaluate"})
+"""Keys of recipes that no evaluation file has."""
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
 _INDEX = re.compile(r"[0-9]{1,9}")
 _QUOTED = re.compile(r"""'([^']|'')*'|"([^"\\]|\\.)*\"""", re.S)
 
 
-def read_words(words: Sequence[str], start: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def read_words(words: Sequence[str], start: Mapping[str, Any] | None = None, kind: Kind | None = None) -> dict[str, Any]:
     """Merges YAML files and `key=value` words, left to right, into one mapping, over `start` (see `config.defaults`).
 
     A VALUE is plain text unless it is a number, a truth value, null, `[..]`, `{..}` or quoted in full: `data.train.path=set #2` needs no
-    quotes but the shell's. A mapping whose `type` changes starts afresh; a value of null takes an entry away. Raises UserError with all
-    problems at once.
+    quotes but the shell's. A mapping whose `type` changes starts afresh; a value of null takes an entry away. kind: what the
+    files are expected to be. Raises UserError with all problems at once.
     """
     merged: dict[str, Any] = dict(start or {})
     problems: list[str] = []
     for word in _whole_words(words, problems):
         try:
-            merged = merge(merged, _read_word(word))
+            merged = merge(merged, _read_word(word, kind))
         except UserError as error:
             problems.extend(error.problems)
     if problems:
@@ -81,9 +83,21 @@ def names_file(word: str) -> bool:
     return not equals or "/" in key or key.endswith((".yaml", ".yml"))
 
 
-def _read_word(word: str) -> dict[str, Any]:
+def only_keys(words: Sequence[str], where: str) -> None:
+    """Raises UserError where one of the words is the name of a file. where: the command that takes changes of its recipe alone."""
+    files = [word for word in words if names_file(word)]
+    if files:
+        raise UserError(
+            f"{where}: it has its recipe and takes changes of it, key=value, found {', '.join(map(_in_short, files))}; to run a recipe: "
+            f"amradio distill {shown(files[0][:100])}"
+        )
+
+
+def _read_word(word: str, kind: Kind | None) -> dict[str, Any]:
     if names_file(word):
-        return _read_file(word)
+        found = _read_file(word)
+        _check_kind(word, found, kind)
+        return found
     key, _, value = word.partition("=")
     if not _KEY.fullmatch(key):
         raise UserError(f"{_in_short(word)}: {_in_short(key)} is not a key; write words as key.part=value")
@@ -123,6 +137,24 @@ def _read_file(word: str) -> dict[str, Any]:
         kind = "an empty file" if found is None else f"{brief(found)}"
         raise UserError(f"{shown(path)}: a recipe is a mapping of keys to values, found {kind}")
     return found
+
+
+def _check_kind(word: str, found: Mapping[str, Any], wanted: Kind | None) -> None:
+    """Raises UserError where a file is plainly of the other kind."""
+    if wanted == "evaluation" and "evaluations" not in found and found.keys() & RECIPE_KEYS:
+        raise UserError(
+            f"{_in_short(word)}: this is a recipe, for `amradio distill`; give an evaluation file, e.g. {' or '.join(_shipped(wanted))} "
+            "(`amradio recipes` lists them)"
+        )
+    if wanted == "recipe" and "evaluations" in found:
+        raise UserError(
+            f"{_in_short(word)}: this is an evaluation file, for `amradio evaluate PATH {shown(word[:100])}`; give a recipe, e.g. starter "
+            f"(`amradio recipes` lists them); evaluate.suite={shown(word[:100])} runs it during the training"
+        )
+
+
+def _shipped(kind: Kind) -> list[str]:
+    return [entry.name for entry in shipped() if entry.kind == kind]
 
 
 def merge(old: Any, new: Any, key: str = "") -> Any:

@@ -182,10 +182,13 @@ def test_teacher_folder_that_is_none_and_one_of_another_family(refused, tmp_path
 
 
 def test_all_of_these_at_once(refused, tmp_path):
+    nowhere = tmp_path / "nowhere"
+    found = refused(f"data.train.path={nowhere}", f"teachers.clip.model={nowhere}", f"teachers.sam.model={nowhere}")
+    assert [problem.split(":")[0] for problem in found] == ["data.train", "teachers.clip", "teachers.sam"]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
-    found = refused(f"data.train.path={tmp_path / 'nowhere'}", f"teachers.clip.model={tmp_path / 'nowhere'}")
-    assert [problem.split(":")[0] for problem in found] == ["out", "data.train", "teachers.clip"]
+    found = refused(f"data.train.path={nowhere}", f"teachers.clip.model={nowhere}")
+    assert [problem.split(":")[0] for problem in found] == ["out", "data.train"]
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ from amradio.__main__ import main
 from amradio.commands import tables
 from amradio.commands.parser import FAMILIAR, parse, parser
 from amradio.errors import UserError
+from amradio.problems import FLAGS, SYNONYMS, _keys, key_of_flag
+from amradio.recipe import Recipe
 from amradio.recipes import shipped
 from amradio.students import STUDENTS
 from amradio.students import catalogue as students
@@ -38,7 +40,16 @@ def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("--debug teacher", "error: there is no command 'teacher'; did you mean 'teachers'?"),
         ("xyzzy", "error: there is no command 'xyzzy'; there is: distill, doctor, embed, evaluate, export, quickstart, recipes, "),
         ("distill a.yaml --dryrun", "error: there is no option '--dryrun'; did you mean '--dry-run'?"),
-        ("distill a.yaml --steps 5", "error: there is no option '--steps'; settings are written without dashes: steps=5"),
+        ("distill a.yaml --steps 5", "error: there is no option '--steps'; settings are written without dashes: stages.0.steps=5"),
+        ("distill starter --lr 3", "settings are written without dashes: optimizer.learning_rate=3\n"),
+        ("distill starter --batch-size=64", "dashes: stages.0.partitions.0.batch_size=64\n"),
+        ("distill starter --epochs 10", ": stages.0.steps=N, where a step is an update with one batch; runs are not counted in epochs"),
+        ("distill starter --workers 4", "dashes: data.num_workers=4\n"),
+        ("distill starter --output-dir runs/x", "dashes: out=runs/x\n"),
+        ("distill starter --data-path photos", "dashes: data.train.path=photos\n"),
+        ("quickstart --seed 3", "dashes: seed=3\n"),
+        ("distill starter --optimizer.weight_decay 0", "dashes: optimizer.weight_decay=0\n"),
+        ("distill starter --frobnicate 3", "dashes: frobnicate=3\n"),
         ("distill a.yaml --out=x", "error: there is no option '--out'; settings are written without dashes: out=x"),
         ("quickstart --out x", "error: there is no option '--out'; settings are written without dashes: out=x"),
         ("evaluate runs/x --image-size 64", "error: there is no option '--image-size'; settings are written without dashes: image_size=64"),
@@ -47,7 +58,7 @@ def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("export m --format onnx --out f.onnx image_size=64", "error: 'image_size=64' does not belong here; write it as --image-size 64"),
         ("distill", "error: missing: RECIPE|key=value\nexample: amradio distill starter data.train.path=photos"),
         ("export m", "error: missing: --format, --out\nexample: amradio export runs/first --format onnx --out student.onnx"),
-        ("distill a.yaml --steps 5 --dryrun", "steps=5; there is no option '--dryrun'; did you mean '--dry-run'?"),
+        ("distill a.yaml --steps 5 --dryrun", "stages.0.steps=5; there is no option '--dryrun'; did you mean '--dry-run'?"),
         ("students foo", "error: 'foo' does not belong here; see amradio students --help"),
     ],
 )  # fmt: skip
@@ -57,6 +68,16 @@ def test_what_does_not_fit_is_answered_with_how_to_write_it(words, message, caps
     verb = next((word for word in words.split() if word in VERBS), "")
     assert f"usage: amradio {verb}".rstrip() in printed  # the usage of the verb, where there is one
     assert "Traceback" not in printed
+
+
+def test_the_flags_of_other_trainers_lead_to_keys_that_are_there():
+    keys = set(_keys(Recipe)) | {"data.train.path"}  # `path` is of the source `folder`, the others have other keys
+    assert set(FLAGS) <= keys
+    for flags in (*FLAGS.values(), *SYNONYMS.values()):
+        for flag in flags:
+            found = key_of_flag(Recipe, f"--{flag.replace('_', '-')}")
+            assert found is None or found in keys
+    assert {key_of_flag(Recipe, flag) for flag in ("--lr", "--base-lr", "--learning-rate")} == {"optimizer.learning_rate"}
 
 
 def test_familiar_verbs_lead_to_verbs_that_are_there():

@@ -39,7 +39,7 @@ def test_too_few_images_and_two_held_out_sources_are_refused():
     data = settings(train={"type": "scenes", "length": 5}, hold_out=0.1)
     with pytest.raises(UserError, match="not one image"):
         OpenData(data).val()
-    with pytest.raises(UserError, match="leave one of the two out"):
+    with pytest.raises(UserError, match=r"set one of them to null: data\.hold_out=null"):
         settings(hold_out=0.1, val={"type": "scenes"})
 
 

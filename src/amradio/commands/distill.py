@@ -72,6 +72,7 @@ def _load(recipe: Recipe, data: OpenData, own: Mapping[str, Teacher], folder: Ru
     if problems:
         return {}, problems
     problems = folder.check(recipe)
+    is_writable = not problems
     say("looking at the data")
     problems += check_data(recipe, data) + check_extras(recipe)
     problems += [
@@ -80,6 +81,8 @@ def _load(recipe: Recipe, data: OpenData, own: Mapping[str, Teacher], folder: Ru
         if name not in recipe.teachers or recipe.teachers[name].type != "custom"
     ]
     loaded: dict[str, Teacher] = {}
+    if not is_writable:  # the teachers may take minutes, and another folder is needed first
+        return loaded, problems
     try:
         loaded = load_teachers(recipe, own, say)
     except UserError as error:

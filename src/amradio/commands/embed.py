@@ -4,14 +4,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..config import validate
 from ..console import PHASES, outlive_console, print_text
-from ..data import SourceSettings
+from ..data import Source, SourceSettings
 from ..data.full_images import open_images
 from ..devices import find_device
 from ..embedding import Embedded, EmbedSettings, embed_images
+from ..embedding.files import find_writer
+from ..errors import together
 from ..files import user_path
-from ..model import load
+from ..model import Model, head_names, load
 
 NAMED = 5
 """Broken images that are printed."""
@@ -24,12 +28,15 @@ def embed(path: str | Path, images: str | Path | SourceSettings, out: str | Path
     out: a file that does not exist yet, .safetensors or .parquet. options: those of `EmbedSettings`, e.g. heads=["clip"]. Whole images are
     resized to a legal size never cropped. Stopped at any time, the same call goes on. Raises UserError with what is wrong.
     """
-    settings, file = validate(EmbedSettings, options), user_path(out, "--out")
-    with PHASES.phase(f"reading {path}"):
-        model = load(path, find_device(settings.device))
-    with PHASES.phase(f"looking at {images}"):
-        source = open_images(images)
-        description = source.describe()
+    settings, file, device, model, source = together(
+        lambda: validate(EmbedSettings, options),
+        lambda: _out(out),
+        lambda: _device(options.get("device", "auto")),
+        lambda: _model(path, options.get("heads", ())),
+        lambda: _source(images),
+    )
+    description = source.describe()
+    model = model.to(device)
     begun = time.perf_counter()
     with PHASES.phase(f"features of {description}"), outlive_console():
         done = embed_images(model, source, file, settings, PHASES.progress)
@@ -44,3 +51,30 @@ def embed(path: str | Path, images: str | Path | SourceSettings, out: str | Path
         named = "; ".join(f"{key}: {reason}" for key, reason in list(done.broken.items())[:NAMED])
         print_text(f"{len(done.broken):,} could not be read and were left out, all named in {done.path.name}.broken.txt: {named}")
     return done
+
+
+def _out(out: str | Path) -> Path:
+    file = user_path(out, "--out")
+    find_writer(file)
+    return file
+
+
+def _device(name: Any) -> torch.device | None:
+    return find_device(name, "device") if isinstance(name, str) else None  # else `validate` refuses it
+
+
+def _model(path: str | Path, heads: Any) -> Model:
+    """The model on the CPU, after seeing that it has these heads."""
+    with PHASES.phase(f"reading {path}"):
+        model = load(path)
+    if isinstance(heads, str | list | tuple):  # else `validate` refuses them
+        head_names(heads, model.heads)
+    return model
+
+
+def _source(images: str | Path | SourceSettings) -> Source:
+    """The images, counted: of shards that is reading their headers."""
+    with PHASES.phase(f"looking at {images}"):
+        source = open_images(images)
+        source.count()
+    return source

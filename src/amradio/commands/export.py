@@ -12,12 +12,13 @@ import torch
 from .. import formats
 from ..console import PHASES, print_text
 from ..engine.lock import Lock
-from ..errors import UserError, nearest
+from ..errors import UserError, brief, nearest, together
 from ..features import KINDS, Features
 from ..files import disk_errors, user_path
 from ..formats import ExportSettings, Format, Found
 from ..formats.model_card import card
 from ..formats.model_folder import CARD_FILE, PLACEHOLDER
+from ..image_input import LARGEST
 from ..licences import NOT_STATED, licence_by_name
 from ..model import head_names
 from ..network import Network, cast_weights
@@ -89,7 +90,9 @@ def export(
         raise UserError(f"image_size: what is written as '{form.name}' takes images of every legal size; leave it out")
     with PHASES.phase(f"reading {path}"):
         found = formats.read(path)
-    chosen, left_out = _choose_heads(found, form, heads)
+    (chosen, left_out), _, _ = together(
+        lambda: _choose_heads(found, form, heads), lambda: _check_dtype(dtype), lambda: _check_image_size(found, image_size)
+    )
     model = _cast(_with_licences(chosen), dtype)
     settings = ExportSettings(tuple(model.config.heads), _dtype_of(model.network), image_size)
     reasons = form.lacks(model.config, model.network)
@@ -162,11 +165,25 @@ def _check_ancestors(form: Format, place: Path, model: Found) -> None:
         raise UserError(f"export: the written file does not state that the model was distilled from {', '.join(lost)}; nothing was kept")
 
 
+def _check_dtype(dtype: str | None) -> None:
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype: there is no '{dtype}'; {nearest(str(dtype), DTYPES)}")
+
+
+def _check_image_size(found: Found, size: int | None) -> None:
+    """Raises UserError with the nearest legal size where the model does not take this one."""
+    if size is None:
+        return
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= LARGEST:
+        raise UserError(f"image_size: should be px from 1 to {LARGEST:,}, found {brief(size)}")
+    legal = found.network.student.nearest_size(size, size)
+    if legal != (size, size):
+        raise UserError(f"image_size: the model does not take {size} px; the nearest legal size is {legal[0]}")
+
+
 def _cast(model: Found, dtype: str | None) -> Found:
     if dtype is None:
         return model
-    if dtype not in DTYPES:
-        raise UserError(f"dtype: there is no '{dtype}'; {nearest(dtype, DTYPES)}")
     network = copy.deepcopy(model.network)
     cast_weights(network, DTYPES[dtype])
     return model._replace(network=network)

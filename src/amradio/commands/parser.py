@@ -184,9 +184,22 @@ def _stray(word: str, following: Sequence[str], verb: Parser) -> str:
         hint = f"did you mean '{near[0]}'?" if near else nearest(name, known)
         if takes_words and not near:
             value = value if equals else next((each for each in following if not each.startswith("-")), "...")
-            hint = f"settings are written without dashes: {name.lstrip('-').replace('-', '_')}={value}"
+            hint = f"settings are written without dashes: {_as_word(name, value, verb)}"
         return f"there is no option '{name}'; {hint}"
     option = f"--{name.replace('_', '-')}"
     return f"'{word}' does not belong here; " + (
         f"write it as {option} {value}" if equals and option in known else f"see {verb.prog} --help"
     )
+
+
+def _as_word(flag: str, value: str, verb: Parser) -> str:
+    """The `key=value` that a flag of another trainer stands for."""
+    name = flag.lstrip("-").replace("-", "_")
+    if verb.prog.endswith("evaluate"):
+        return f"{name}={value}"
+    from ..problems import key_of_flag  # pydantic and the settings of a recipe: only where there is a mistake
+    from ..recipe import Recipe
+
+    if "epoch" in name:
+        return "stages.0.steps=N, where a step is an update with one batch; runs are not counted in epochs"
+    return f"{key_of_flag(Recipe, flag) or name}={value}"

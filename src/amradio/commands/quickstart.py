@@ -9,6 +9,7 @@ from ..model import load
 from ..recipe import Recipe
 from ..run_folder import RunFolder
 from ..training import load_teachers
+from ..words import only_keys
 from .distill import distill
 from .evaluate import SCENES, agreement_of, evaluate_models, for_suite, write_json
 
@@ -23,6 +24,7 @@ def quickstart(*words: str, evaluations: str | Path = SCENES) -> Path:
     words: changes to the built-in recipe, e.g. `out=runs/mine`. evaluations: what is measured at the end; the built-in file takes
     about a minute. The results go into the run folder's evaluations/. Raises UserError as `distill` does.
     """
+    only_keys(words, "quickstart")
     recipe, suite = Recipe.load(RECIPE, *words), Suite.load(str(evaluations))
     folder = RunFolder(distill(recipe, within=TRAINING_SECONDS))
     teachers = load_teachers(for_suite(recipe, suite), {})

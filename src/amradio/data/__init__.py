@@ -61,7 +61,10 @@ class DataSettings(Settings):
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"crop_ratio: two numbers above 0, the smaller first, found {list(self.crop_ratio)}")
         if self.val is not None and self.hold_out is not None:
-            raise ValueError("hold_out: there is a val source already; leave one of the two out (hold_out=null)")
+            raise ValueError(
+                "val and hold_out are two ways to name held-out images, and both are set; set one of them to null: data.hold_out=null "
+                "measures on data.val, data.val=null on a share of data.train"
+            )
         return self
 
     @property

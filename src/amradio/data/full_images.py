@@ -60,7 +60,19 @@ def open_images(images: str | Path | SourceSettings) -> Source:
         raise UserError(f"{shown(path)}: {found}; give a folder of images, a text file with a path on each line, or tar shards")
     if is_picture(path.name):
         raise UserError(f"{shown(path)}: this is a picture; give its folder, or a text file with the path of a picture on each line")
-    return FileList(path)
+    return _listed(path)
+
+
+def _listed(path: Path) -> FileList:
+    """The pictures that a text file names; raises UserError where the first of them is a shard."""
+    found = FileList(path)
+    first = found.key(found.nth(0))
+    if is_shard(first):
+        raise UserError(
+            f"{shown(path)}: it names tar shards ({shown(first)}); such a list names pictures: give the shards as 'FOLDER/*.tar', or as "
+            "'FOLDER/{00000..00099}.tar'"
+        )
+    return found
 
 
 def _open_folder(path: Path) -> Source:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import UserError, shown
+from ..errors import UserError, changed, shown
 from ..files import aside, disk_errors, read_json, write_aside
 from ..tensors import write_tensors
 from .batches import Embedding
@@ -76,12 +76,10 @@ class Parts:
                     "nothing was touched: move or delete it, or give another out"
                 )
         if old is not None:
-            changed = [f"{key}: {old.get(key)} -> {manifest.get(key)}" for key in {**old, **manifest} if old.get(key) != manifest.get(key)]
-            if changed:
-                raise UserError(
-                    f"{self.folder}: it holds the parts of another job; changed: {'; '.join(changed)}; "
-                    "take these back to go on with it, or delete the folder to start anew"
-                )
+            changes = [f"{key}: {change}" for key in {**old, **manifest} if (change := changed(old, manifest, key))]
+            if changes:
+                found = f"{self.folder}: these are the parts of another job; take these changes back to resume it, or delete the folder:"
+                raise UserError("\n    ".join((found, *changes)))
             return
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)

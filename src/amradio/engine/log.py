@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -76,6 +77,7 @@ class Log:
         self._track = False
         self._resumed_at = 0
         self._printed_at = time.monotonic()
+        self._reached = "the first step is being computed"
         self._phases = Phases(self.say, self._show, "stdout")
         if folder is not None:
             self.open(folder, track)
@@ -112,13 +114,33 @@ class Log:
         with disk_errors(self.folder), open(self.folder / name, "a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
 
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """While open, no more than `PERIOD` seconds pass without a line where the console is no terminal, however long a step takes."""
+        ended = threading.Event()
+
+        def lines() -> None:
+            while not ended.wait(max(PERIOD / 30, PERIOD - (time.monotonic() - self._printed_at))):
+                if time.monotonic() - self._printed_at >= PERIOD and not self._phases.num_open:
+                    self._show(self._reached)
+
+        if not self.aloud or is_terminal(sys.stdout):
+            yield
+            return
+        thread = threading.Thread(target=lines, name="progress of the steps", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
     def progress(self, step: int, num_steps: int) -> None:
-        """Moves the bar below the lines where the console is a terminal; elsewhere prints a line where there was none for long."""
+        """Moves the bar below the lines where the console is a terminal; elsewhere `alive` prints how far it is."""
         if not self.aloud:
             return
+        self._reached = f"step {step} of {num_steps} done"
         if not is_terminal(sys.stdout):
-            if time.monotonic() - self._printed_at > PERIOD:
-                self._print(f"step {step} of {num_steps}")
             return
         if self._bar is None:
             self._bar = Progress(BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(), transient=True)

@@ -150,9 +150,11 @@ class Monitor:
         if not found:
             return
         self.num_skipped += len(found)
-        named = "; ".join(dict.fromkeys(found[:NAMED_SKIPS]))
-        rest = f"; and {len(found) - NAMED_SKIPS} more" if len(found) > NAMED_SKIPS else ""
-        self.log.warn(f"{len(found)} unreadable images were skipped ({self.num_skipped} in all): {named}{rest}")
+        images = list(dict.fromkeys(found))
+        named = "; ".join(images[:NAMED_SKIPS])
+        rest = f"; and {len(images) - NAMED_SKIPS} more" if len(images) > NAMED_SKIPS else ""
+        what = "1 unreadable image was" if len(images) == 1 else f"{len(images)} unreadable images were"
+        self.log.warn(f"{what} skipped ({self.num_skipped} skips in all): {named}{rest}")
 
     def _report_non_finite(self, names: Sequence[str], own: Tensor, average: Tensor) -> None:
         first = int((~torch.isfinite(average)).any(1).nonzero()[0])

@@ -40,7 +40,7 @@ class Suite(Settings):
     @classmethod
     def load(cls, *words: str) -> Self:
         """Reads a suite from words, each a YAML file or `key=value`, merged left to right; raises UserError with every problem at once."""
-        return validate(cls, read_words(words, defaults(cls)))
+        return validate(cls, read_words(words, defaults(cls), "evaluation"))
 
     def bench(
         self,
@@ -50,7 +50,7 @@ class Suite(Settings):
         agreement: AgreementProtocol = UNCALIBRATED,
     ) -> Bench:
         """The models on the suite's device; agreement: of the run that made the model. Raises UserError where there is no such device."""
-        device = find_device(self.device)
+        device = find_device(self.device, "device")
         moved = {name: teacher.to(device) for name, teacher in teachers.items()}
         return Bench(
             model.to(device) if model is not None else None,
@@ -65,7 +65,7 @@ class Suite(Settings):
     @property
     def autocast(self) -> torch.dtype | None:
         """The autocast dtype of all models, None for float32."""
-        return autocast_dtype(self.precision, find_device(self.device))
+        return autocast_dtype(self.precision, find_device(self.device, "device"))
 
     def load_teachers(self) -> dict[str, Teacher]:
         """The suite's own teachers on the CPU; raises UserError with what all of them lack."""

@@ -110,6 +110,9 @@ class Format:
         raise NotImplementedError
 
 
+CONFIG_FILE = "config.json"
+NAMED_RUNS = 5
+"""Runs that a message names; the rest is counted."""
 WANTED = "a model folder (RUN/model), a run folder or a checkpoint file"
 
 
@@ -137,10 +140,13 @@ def absent(text: str) -> UserError:
 def refuse(path: Path, forms: tuple[Format, ...]) -> UserError:
     """Of a file or folder that no format recognises."""
     names = ", ".join(form.name for form in forms)
+    found = _of_a_run(path) or _of_runs(path)
+    if found is not None:
+        return UserError(f"{path}: {found}")
     if path.is_dir():
-        if not (path / "config.json").exists():
-            return UserError(f"{path}: there is no config.json in it; give {WANTED}")
-        kind = (peek(path / "config.json") or {}).get("model_type")
+        if not (path / CONFIG_FILE).exists():
+            return UserError(f"{path}: there is no {CONFIG_FILE} in it; give {WANTED}")
+        kind = (peek(path / CONFIG_FILE) or {}).get("model_type")
         if isinstance(kind, str) and kind != "radio":
             return UserError(f"{path}: its config.json says model_type '{kind[:60]}', which is no student; it may be a teacher in a recipe")
         return UserError(f"{path}: not a model in a format that is read here ({names})")
@@ -149,3 +155,41 @@ def refuse(path: Path, forms: tuple[Format, ...]) -> UserError:
     except UserError as error:
         return error
     return UserError(f"{path}: not a model in a format that is read here ({names})")
+
+
+def _of_a_run(path: Path) -> str | None:
+    """What to give in place of a run folder without a model that can be read, or of a part of a run folder."""
+    config = path / "model" / CONFIG_FILE
+    if _is_run(path) or config.exists():
+        if config.exists():
+            return f"{config} does not say `format: amradio`, so it is damaged; restore it, or resume the run, which writes it again"
+        return "this run has no model yet: it is written with the first checkpoint; resume the run (amradio distill with this folder)"
+    above = next((parent for parent in list(path.parents)[:3] if _is_run(parent)), None)
+    if above is not None:
+        return f"this is a part of the run folder {above}; give {above}, or {above / 'model'}"
+    return None
+
+
+def _of_runs(path: Path) -> str | None:
+    """What to give in place of a folder of several runs or models."""
+    if not path.is_dir() or (path / CONFIG_FILE).exists():
+        return None
+    try:
+        folders = sorted(found for found in path.iterdir() if found.is_dir())
+    except OSError:
+        return None
+    inside = [found for found in folders if _is_run(found) or _format_in(found / CONFIG_FILE) == "amradio"]
+    if not inside:
+        return None
+    named = ", ".join(str(found) for found in inside[:NAMED_RUNS])
+    more = f" and {len(inside) - NAMED_RUNS} more" if len(inside) > NAMED_RUNS else ""
+    return f"this folder is no model, but {len(inside)} in it {'is' if len(inside) == 1 else 'are'}; give {named}{more}"
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and any((path / name).exists() for name in ("model", "checkpoints", "network.json"))
+
+
+def _format_in(file: Path) -> Any:
+    """The key `format` of a JSON file; None where there is no such file or key."""
+    return (peek(file) or {}).get("format") if file.is_file() else None

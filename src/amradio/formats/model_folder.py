@@ -19,13 +19,12 @@ from ..students.base import Student
 from ..students.eradio import DEAD_NORM
 from ..students.eradio_settings import EradioSettings
 from ..tensors import read_tensors, tensor_shapes, write_tensors
-from .base import ExportSettings, Format, Found, peek
+from .base import CONFIG_FILE, ExportSettings, Format, Found, peek
 from .building import check_fits, filled
 from .model_card import card
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 ANCESTRY = "distilled_from"
 """Key of metadata."""

@@ -12,12 +12,15 @@ CONFIG_FILE = "config.yaml"
 """The resolved recipe in a run folder."""
 
 
+Kind = Literal["recipe", "evaluation"]
+
+
 class Shipped(NamedTuple):
     """A file that comes with the package, described by the comment at its head."""
 
     name: str
     """Stands for the path on the command line."""
-    kind: Literal["recipe", "evaluation"]
+    kind: Kind
     """`recipe` for `amradio distill`, `evaluation` for `amradio evaluate`."""
     about: str
     """One sentence."""

@@ -116,7 +116,7 @@ class Trainer:
             self._compile()
         start = time.perf_counter()
         try:
-            with context.stop as stop:
+            with context.stop as stop, context.log.alive():
                 self._run_hooks(step)
                 while step < context.num_steps and not self.stopping:
                     self._take_step(step)
