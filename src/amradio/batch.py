@@ -17,7 +17,8 @@ class Batch(NamedTuple):
     keys: tuple[str, ...]
     """B names, unique within the source."""
     draws: Tensor
-    """float32 [B, 8], uniform in [0, 1): random numbers for the models, a function of (seed, step, index) alone."""
+    """float32 [B, 8], uniform in [0, 1): random numbers, a function of (seed, step, index) alone: 0 to 4 for the student,
+    6 and 7 for teacher dropping."""
     skipped: tuple[str, ...] = ()
     """`key: reason` for each unreadable image that was met while this batch was filled."""
     remarks: tuple[str, ...] = ()

@@ -24,6 +24,8 @@ STAGES = (
 )
 WORDS = (STAGES, "evaluate.every=4", "engine.checkpoint_every=3", "engine.ema=0.9", "normalize.batches=4")
 """A second stage with another teacher, whose statistics rewrite the heads; a stop within it."""
+STILL = ("stages.0.steps=2", "optimizer.learning_rate=0", "evaluate.every=2")
+"""A run that learns nothing."""
 PARTS: dict[str, tuple[str, ...]] = {
     "phi_s": ("normalize={summary: phi_s, spatial: phi_s}",),
     "pca": ("normalize={summary: global, spatial: pca}",),
@@ -99,6 +101,25 @@ def test_raw_agreement_does_not_change_where_statistics_are_measured_anew(recipe
     values = [row["val/clip/spatial/cosine"] for row in rows if "val/clip/spatial/cosine" in row]
     assert len(values) == 5
     assert values[1:] == pytest.approx([values[1]] * 4, abs=1e-6)
+
+
+@pytest.mark.parametrize("space", ["phi_s", "zca"])
+def test_a_continued_model_keeps_its_raw_predictions_in_a_mixing_space(recipe, tmp_path: Path, space: str):
+    """Its heads predict raw features, whatever the target space was that they were trained in."""
+    first = package.distill(recipe("stages.0.steps=4", "evaluate.every=4", "normalize.spatial=per_channel"))
+    words = (f"student={{type: model, path: {first}}}", f"normalize={{summary: {space}, spatial: {space}, batches: 4}}")
+    second = package.distill(
+        recipe(*words, "stages.0.steps=2", "optimizer.learning_rate=0", "evaluate.every=2", f"out={tmp_path / 'again'}")
+    )
+    before = [row for row in metrics(first) if "val/clip/spatial/cosine" in row][-1]
+    after = [row for row in metrics(second) if "val/clip/spatial/cosine" in row][-1]
+    for key in ("val/clip/spatial/cosine", "val/dino/summary/cosine", "val/sam/spatial/cosine"):
+        assert after[key] == pytest.approx(before[key], abs=1e-4)
+    old, new = (package.load(folder) for folder in (first, second))
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        new(images, heads=["clip"])["clip"].spatial, old(images, heads=["clip"])["clip"].spatial, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_too_few_samples_and_widths_without_a_matrix_are_warned_of(recipe_file: Path, amradio, tmp_path: Path):

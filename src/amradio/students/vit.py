@@ -109,7 +109,7 @@ class Vit(Student):
         """Features of a batch; `draws` matter only in training mode.
 
         images: [B, 3, H, W] in [0, 1], sides multiples of the patch (UserError names the nearest), of any number of patches.
-        draws: [B, 8] uniform in [0, 1): 0 scale, 1 aspect, 2 and 3 offsets of the viewport, 4 position dropout; the rest is unused.
+        draws: [B, 8] uniform in [0, 1): 0 scale, 1 aspect, 2 and 3 offsets of the viewport, 4 position dropout; no others.
         Returns summary [B, num_summaries * dim] and spatial [B, H/p, W/p, dim].
         """
         tokens, grid = self._tokens(images, draws)
