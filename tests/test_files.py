@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -248,6 +250,22 @@ def test_braces_that_do_not_match_are_refused(pattern):
 )
 def test_braces_are_counted_before_they_are_expanded(pattern):
     assert f"{MOST_EXPANDED:,}" in problem(expand_braces, pattern, "data.train.path")
+
+
+def test_a_small_file_is_read_in_little_memory_whatever_the_bound_is(tmp_path):
+    """Of a bound of 4 GiB, as annotation files have, no buffer is allocated."""
+    (tmp_path / "a.json").write_text("{}")
+    program = (
+        "import resource, sys\nfrom pathlib import Path\nfrom amradio.files import read_json\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\nprint(read_json(Path(sys.argv[1]), dict, 4 << 30))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.json")], capture_output=True, text=True)
+    assert ended.stdout == "{}\n", ended.stderr[-500:]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a file of the system whose size is stated as 0")
+def test_a_file_of_the_system_is_read_whole():
+    assert b"VmRSS" in read_bytes(Path("/proc/self/status"))
 
 
 @pytest.mark.parametrize(

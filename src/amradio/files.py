@@ -112,7 +112,9 @@ def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
         if found.st_size > largest:
             raise UserError(f"{shown(path)}: this file has {found.st_size:,} bytes; at most {largest:,} are read here")
         with open(path, "rb") as file:
-            data = file.read(largest + 1)
+            data = file.read(found.st_size + 1)  # a buffer of what is asked for is allocated first
+            if len(data) > found.st_size:  # it has grown since, or is a file of the system, which states a size of 0
+                data += file.read(largest + 1 - len(data))
     except FileNotFoundError:
         raise UserError(f"{shown(path)}: there is no such file; check the path") from None
     except OSError as error:
