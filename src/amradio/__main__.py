@@ -4,11 +4,11 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from . import __version__
-from .commands.parser import EMBED_OPTIONS, parse
+from .commands.parser import parse
 from .console import note, open_standard_streams, outlive_console
 from .errors import UserError
 from .interruption import Interruptible, RunStoppedError
@@ -49,9 +49,9 @@ def call(options: argparse.Namespace) -> None:
         evaluate(options.path, *options.words, json_file=options.json)
     elif options.verb == "embed":
         from .commands.embed import embed
+        from .commands.embed_options import chosen_options
 
-        given = {name: value for name, value in vars(options).items() if name in EMBED_OPTIONS and value is not None}
-        embed(options.path, options.images, options.out, **(given | _parsed(given)))
+        embed(options.path, options.images, options.out, **chosen_options(options))
     elif options.verb == "export":
         from .commands.export import export
 
@@ -82,16 +82,6 @@ def _recipe(words: Sequence[str]) -> "Recipe":
             raise
         hint = "no recipe is among the words; begin with one that comes with amradio, e.g. starter (`amradio recipes` lists them)"
         raise UserError(*error.problems, hint) from None
-
-
-def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """`--heads a,b` and `--image-size 224` as settings take them."""
-    found: dict[str, Any] = {}
-    if "heads" in given:
-        found["heads"] = [name for name in given["heads"].split(",") if name]
-    if str(given.get("image_size", "")).isdigit():
-        found["image_size"] = int(given["image_size"])
-    return found
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -38,17 +38,18 @@ def _whole(value: Any) -> Any:
 @functools.cache
 def _integer_fields(cls: type[Settings]) -> frozenset[str]:
     """The fields that hold integers, or lists of them, and no floats."""
-    leaves = {name: set(_leaf_types(field.annotation)) for name, field in cls.model_fields.items()}
+    leaves = {name: set(leaf_types(field.annotation)) for name, field in cls.model_fields.items()}
     return frozenset(name for name, found in leaves.items() if int in found and float not in found)
 
 
-def _leaf_types(annotation: Any) -> Iterator[Any]:
+def leaf_types(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of, less `Annotated`, unions, lists and tuples; `Literal[...]` is one."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        yield from _leaf_types(get_args(annotation)[0])
+        yield from leaf_types(get_args(annotation)[0])
     elif origin in (Union, types.UnionType, list, tuple):
         for argument in get_args(annotation):
-            yield from _leaf_types(argument)
+            yield from leaf_types(argument)
     else:
         yield annotation
 

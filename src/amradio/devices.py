@@ -6,6 +6,9 @@ import torch
 
 from .errors import UserError
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Types of floating-point numbers by their names in settings."""
+
 
 def find_device(name: str, key: str = "engine.device") -> torch.device:
     """`auto`, `cpu`, `cuda`, `cuda:N`, `mps` -> a device of this machine; raises UserError where there is no such.

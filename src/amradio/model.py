@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import formats
+from .devices import DTYPES
 from .errors import UserError, brief, nearest
 from .features import Features
 from .image_input import InputCheck, Picture, Size, check_size, least_side, one_picture, pixels_of, scaled_size
@@ -21,8 +22,6 @@ if TYPE_CHECKING:  # transformers and its kin take seconds to import, and only `
     from .teachers.base import Teacher
     from .teachers.mask_decoder import MaskDecoder
     from .teachers.text_encoder import TextEncoder
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Model(nn.Module):

@@ -12,7 +12,9 @@ import pytest
 import amradio
 from amradio.__main__ import main
 from amradio.commands import tables
+from amradio.commands.embed_options import chosen_options
 from amradio.commands.parser import FAMILIAR, parse, parser
+from amradio.embedding import EmbedSettings
 from amradio.errors import UserError
 from amradio.problems import FLAGS, SYNONYMS, _keys, key_of_flag
 from amradio.recipe import Recipe
@@ -115,6 +117,38 @@ def test_the_help_of_every_verb_has_an_example_that_parses(verb, capsys):
     example = printed.split("example: amradio ")[1].split()
     assert example[0] == verb
     parse(example, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ("", {}),
+        ("--heads clip,sam --batch-size 8", {"heads": ["clip", "sam"], "batch_size": 8}),
+        ("--image-size 224 --device 0", {"image_size": 224, "device": "0"}),
+        ("--image-size own --spatial full --num-workers 0", {"image_size": "own", "spatial": "full", "num_workers": 0}),
+        ("--dtype float32 --precision auto", {"dtype": "float32", "precision": "auto"}),
+    ],
+)
+def test_options_of_embed_become_settings(words, options):
+    found = chosen_options(parse(["embed", "m", "photos", "--out", "f.parquet", *words.split()], ""))
+    assert found == options
+    assert EmbedSettings.model_validate(found)
+
+
+def test_options_of_embed_are_made_from_its_settings(monkeypatch):
+    printed = " ".join(VERBS["embed"].format_help().split())
+    for name, field in EmbedSettings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in printed
+        assert " ".join(field.description.split())[1:].rstrip(".") in printed
+        assert field.default in (None, ()) or f"(default: {field.default})" in printed
+
+    class More(EmbedSettings):
+        layers: int = 3
+        """Blocks."""
+
+    monkeypatch.setattr("amradio.commands.embed_options.EmbedSettings", More)
+    words = ["embed", "m", "photos", "--out", "f.parquet", "--layers", "5"]
+    assert chosen_options(parse(words, "")) == {"layers": 5}
 
 
 # listings

@@ -13,7 +13,7 @@ from torch import Tensor
 import amradio
 from amradio.commands.evaluate import teachers_of
 from amradio.distillation.alignment import Pair
-from amradio.distillation.metrics import compare, measure, with_norm_ratio
+from amradio.distillation.metrics import compare, headline, measure, with_norm_ratio
 from amradio.distillation.normalizers import PerChannelSettings
 from amradio.distillation.statistics import Normalizer, set_statistics
 from amradio.engine.checkpoint import CHECKSUMS, _signed
@@ -195,3 +195,15 @@ def test_a_run_folder_from_before_resumes(recipe, recipe_file: Path, tmp_path: P
     for file in (folder / "checkpoints" / "step_000000004" / "state.json", folder / "model" / "config.json"):
         assert "standardised" not in file.read_text()
     assert (folder / "model" / "README.md").read_text().count("| clip/summary | ") == 1
+
+
+def test_a_log_line_shows_the_headline_of_every_teacher():
+    numbers = {
+        "loss": 0.5,
+        "clip/summary/standardized_cosine": 0.8124,
+        "clip/spatial/standardized_cosine": 0.7236,
+        "clip/spatial/cosine": 0.9,
+        "sam/spatial/standardized_cosine": 0.7012,
+    }
+    assert headline(numbers) == "clip 0.812/0.724  sam -/0.701"
+    assert headline({"loss": 0.5}) == ""

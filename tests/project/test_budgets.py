@@ -102,6 +102,14 @@ def test_images_are_loaded_by_one_reader():
     assert set(items) == {"data/loading_processes.py", "data/loader.py"}, "others take read_each or load_images"
 
 
+def test_the_engine_knows_no_metric_of_the_method():
+    from amradio.distillation.metrics import HEADLINE
+
+    for path in sorted((SOURCE / "engine").glob("*.py")):
+        words = set(re.findall(r"\w+", path.read_text(encoding="utf-8")))
+        assert not words & {HEADLINE, "standardized_cosine", "summary", "spatial"}, path.name
+
+
 @pytest.mark.slow
 def test_no_mutable_defaults_and_no_swallowing_keywords():
     found = []

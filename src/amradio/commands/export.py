@@ -11,6 +11,7 @@ import torch
 
 from .. import formats
 from ..console import PHASES, print_text
+from ..devices import DTYPES
 from ..engine.lock import Lock
 from ..errors import UserError, brief, nearest, together
 from ..features import KINDS, Features
@@ -24,7 +25,6 @@ from ..model import head_names
 from ..network import Network, cast_weights
 from .tables import print_table
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SEED = 0
 READERS = {
     "tensorrt": ("TensorRT", "onnx"),

@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 from ..errors import nearest
 
-EMBED_OPTIONS = ("heads", "spatial", "image_size", "batch_size", "dtype", "precision", "device", "num_workers")
 WORDS_HELP = "recipe files, names of shipped recipes (`amradio recipes`) and key=value words, merged left to right"
 FAMILIAR = {
     "train": "distill",
@@ -55,8 +54,11 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30)
 
 
-def parser(version: str = "") -> tuple[Parser, dict[str, Parser]]:
-    """The command line's parser, and those of its verbs by name."""
+def parser(version: str = "", with_embed_options: bool = True) -> tuple[Parser, dict[str, Parser]]:
+    """The command line's parser, and those of its verbs by name.
+
+    with_embed_options: those of `amradio embed` are made from its settings, which takes a moment to import; False leaves them out.
+    """
     top = Parser(
         prog="amradio",
         description="Distil any set of vision foundation models into one student.",
@@ -91,13 +93,12 @@ def parser(version: str = "") -> tuple[Parser, dict[str, Parser]]:
         "words", nargs="*", metavar="EVALUATION|key=value", help="evaluation files and key=value words; without one: on generated scenes"
     )
     evaluate.add_argument("--json", metavar="FILE", help="write all results with their settings, counts and seconds")
-    _add_embed(
-        verb(
-            "embed",
-            "features of a folder, a list or tar shards of images, into one file",
-            "amradio embed runs/first photos --out photos.safetensors",
-        )
+    embed = verb(
+        "embed",
+        "features of a folder, a list or tar shards of images, into one file",
+        "amradio embed runs/first photos --out photos.safetensors",
     )
+    _add_embed(embed, with_embed_options)
     _add_export(
         verb(
             "export",
@@ -114,18 +115,14 @@ def parser(version: str = "") -> tuple[Parser, dict[str, Parser]]:
     return top, dict(verbs.choices)
 
 
-def _add_embed(embed: Parser) -> None:
+def _add_embed(embed: Parser, with_options: bool) -> None:
     embed.add_argument("path", metavar="PATH", help="a run folder, or a model in any format that is read")
     embed.add_argument("images", metavar="IMAGES", help="a folder of images, a text file with a path on each line, or tar shards")
     embed.add_argument("--out", required=True, metavar="FILE", help="a new file that ends with .safetensors or .parquet")
-    embed.add_argument("--heads", metavar="A,B", help="heads whose features are written beside those of the backbone")
-    embed.add_argument("--spatial", choices=("none", "pooled", "full"), help="maps: left out (default), their mean, every cell")
-    embed.add_argument("--image-size", metavar="N", help="px of the short side, or `own` for that of each image; default: that of training")
-    embed.add_argument("--batch-size", type=int, metavar="N", help="images in a batch (default 64)")
-    embed.add_argument("--dtype", choices=("float16", "float32"), help="of the numbers in the file (default float16)")
-    embed.add_argument("--precision", choices=("auto", "float32", "bfloat16"), help="of the computation (default float32)")
-    embed.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda or cuda:N")
-    embed.add_argument("--num-workers", type=int, metavar="N", help="processes that read images; default: the cores, less one")
+    if with_options:
+        from .embed_options import add_options
+
+        add_options(embed)
 
 
 def _add_export(export: Parser) -> None:
@@ -142,7 +139,7 @@ def parse(words: Sequence[str], version: str) -> argparse.Namespace:
 
     `--debug` may stand anywhere, and key=value words behind options.
     """
-    top, verbs = parser(version)
+    top, verbs = parser(version, with_embed_options="embed" in words)
     is_debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     first = next((word for word in words if not word.startswith("-")), None)

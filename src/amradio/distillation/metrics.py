@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..features import Kind
+from ..features import KINDS, Kind
 from .alignment import GridRule, Pair
 from .statistics import Normalizer
 
+HEADLINE = "standardized_cosine"
+"""The measure that logs and tables show first."""
 SMALLEST_NORM = 1e-6
 """A mean norm of standardized targets below this (targets that never change) counts as this, so that the ratio stays finite."""
 
@@ -47,7 +49,7 @@ def compare(prediction: Tensor, target: Tensor, mean: Tensor, std: Tensor) -> di
     prediction, target, mean, std = prediction.float(), target.float(), mean.float(), std.float()
     standard_prediction, standard_target = (prediction - mean) / std, (target - mean) / std
     found = {
-        "standardized_cosine": F.cosine_similarity(standard_prediction, standard_target, dim=-1),
+        HEADLINE: F.cosine_similarity(standard_prediction, standard_target, dim=-1),
         "cosine": F.cosine_similarity(prediction, target, dim=-1),
         "constant_cosine": F.cosine_similarity(mean.expand_as(target), target, dim=-1),
         "prediction_norm": standard_prediction.norm(dim=-1),
@@ -70,3 +72,13 @@ def with_norm_ratio(means: Mapping[str, Number]) -> dict[str, Number]:
 def measure(pair: Pair, normalizer: Normalizer) -> dict[str, Tensor]:
     """What `compare` measures of a pair in target space, per sample, float32 [B]."""
     return compare(normalizer.to_raw(pair.prediction), normalizer.to_raw(pair.target), normalizer.mean, normalizer.std)
+
+
+def headline(numbers: Mapping[str, float]) -> str:
+    """`clip 0.812/0.724  sam -/0.701`: the standardized cosine of summary / map for each teacher, `-` where a teacher has none.
+
+    numbers: of a step, by `teacher/kind/measure`.
+    """
+    teachers = dict.fromkeys(name.split("/")[0] for name in numbers if name.endswith(f"/{HEADLINE}"))
+    values = {teacher: [numbers.get(f"{teacher}/{kind}/{HEADLINE}") for kind in KINDS] for teacher in teachers}
+    return "  ".join(f"{teacher} {'/'.join('-' if value is None else f'{value:.3f}' for value in row)}" for teacher, row in values.items())

@@ -12,6 +12,7 @@ import torch
 
 from ..data.full_images import CHUNK, WholeImage, whole_images
 from ..data.source import Source
+from ..devices import DTYPES
 from ..engine.lock import Lock
 from ..errors import UserError
 from ..evaluation.progress import Progress, silent
@@ -20,7 +21,7 @@ from ..model import Model
 from .batches import View, check_heads, embed_batches, find_view, refuse_nothing
 from .files import find_writer, join
 from .parts import Columns, Part, Parts, columns
-from .settings import DTYPES, EmbedSettings
+from .settings import EmbedSettings
 
 PART = 512
 """Images of a part; of whole maps fewer, as a part is held in memory."""

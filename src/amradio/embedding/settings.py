@@ -1,33 +1,31 @@
-"""What may be chosen when features of many images are written to a file."""
+"""What may be chosen when features of many images are written to a file; reading it imports no torch."""
 
 from typing import Annotated, Literal
 
 import pydantic
-import torch
 
 from ..config import AsTuple, Pixels, Positive, Settings, Workers
 
 ImageSize = Pixels | Literal["trained", "own"]
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 class EmbedSettings(Settings):
-    """Of `amradio.embed`."""
+    """Options of `amradio.embed` and of the command `amradio embed`, whose help these descriptions are."""
 
     heads: Annotated[tuple[str, ...], AsTuple, pydantic.BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)] = ()
-    """Heads whose features are written beside those of the backbone; a text is one head."""
+    """Heads whose features are written beside those of the backbone."""
     spatial: Literal["none", "pooled", "full"] = "none"
-    """What becomes of maps: left out, their mean over the image, or every cell."""
+    """Maps: left out (none), their mean over the image (pooled), or every cell (full)."""
     image_size: ImageSize = "trained"
-    """px of the short side; the whole image is resized, its aspect kept, to the nearest legal size. `trained`: the size at which the model
-    was trained last (where it does not say: `own`); `own`: that of each image."""
+    """px of the short side; the whole image is resized to the nearest legal size, its aspect kept. `trained`: the size of the model's last
+    training (`own` where the model does not know it); `own`: that of each image."""
     batch_size: Positive = 64
-    """Images of one legal size that the model sees at once."""
+    """Images in a batch; all have one legal size."""
     dtype: Literal["float16", "float32"] = "float16"
-    """Of the numbers in the file."""
+    """Type of the numbers in the file."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Of the computation; auto takes bfloat16 where the device computes it."""
+    """Precision of the computation; auto takes bfloat16 where the device computes it."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     num_workers: Workers | None = None
-    """Processes that read images; null: the cores that are there, less one; 0: none."""
+    """Processes that read images, 0 for none; without a number as many as there are cores, less one."""

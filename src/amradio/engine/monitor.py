@@ -1,7 +1,7 @@
 """Watches a run: gathers the numbers of each step on the device, and every interval checks, averages and reports them."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,6 @@ from ..errors import UserError
 from .distributed import Processes
 from .log import Clock, Log, memory_in_use
 
-HEADLINE = "/standardized_cosine"
 ESTIMATE = (5, 25)
 """Steps of a stage between which the speed is measured for the line that says how long the run will take."""
 NAMED_SKIPS = 5
@@ -27,12 +26,17 @@ class _Step(NamedTuple):
 
 
 class Monitor:
-    """Between two flushes nothing waits for the device."""
+    """Metrics stay on the device between flushes; there is no synchronisation per step."""
 
-    def __init__(self, processes: Processes, log: Log, clock: Clock):
+    def __init__(self, processes: Processes, log: Log, clock: Clock, headline: Callable[[Mapping[str, float]], str]):
+        """Reports to `log`.
+
+        headline: from the averaged numbers of an interval to what its log line shows of them beside the loss.
+        """
         self.processes = processes
         self.log = log
         self.clock = clock
+        self.headline = headline
         self.num_skipped = 0
         self.num_steps = 0
         self.within: float | None = None
@@ -109,7 +113,7 @@ class Monitor:
         self.log.record({"step": step} | numbers | {"images_per_second": speed, "memory_gib": memory} | timing | skipped)
         share_text = " ".join(f"{name} {share:.0%}" for name, share in sorted(shares.items()))
         self.log.say(
-            f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}  loss {numbers['loss']:.4f}  {_headline(numbers)}  "
+            f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}  loss {numbers['loss']:.4f}  {self.headline(numbers)}  "
             f"{speed:.0f} img/s  {share_text}  {memory:.1f} GiB  left {duration(eta)}"
         )
 
@@ -171,13 +175,3 @@ class Monitor:
             "look at these images and this teacher, lower optimizer.learning_rate or set engine.precision=float32, and run it again",
             on_all_processes=True,
         )
-
-
-def _headline(numbers: Mapping[str, float]) -> str:
-    """`clip 0.81/0.72 sam -/0.70`: standardized cosine of summary / spatial per teacher, on the last step of the interval."""
-    teachers = dict.fromkeys(name.split("/")[0] for name in numbers if name.endswith(HEADLINE))
-    parts = []
-    for teacher in teachers:
-        found = [numbers.get(f"{teacher}/{kind}{HEADLINE}") for kind in ("summary", "spatial")]
-        parts.append(f"{teacher} " + "/".join("-" if value is None else f"{value:.3f}" for value in found))
-    return "  ".join(parts)

@@ -3,15 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ..devices import DTYPES
 from .settings import Precision
-
-DTYPES: dict[Precision, torch.dtype] = {
-    "auto": torch.float32,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-"""`auto` is decided by the run (`TeacherSettings.at`); a teacher that is built outside of one is in float32."""
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 _POSITIONS = ("rope", "rotary")
@@ -23,7 +16,7 @@ def cast(model: nn.Module, precision: Precision) -> torch.dtype:
 
     Norms get float32 inputs and hand their outputs on in the dtype of the rest, by hooks.
     """
-    dtype = DTYPES[precision]
+    dtype = torch.float32 if precision == "auto" else DTYPES[precision]  # a run decides on `auto` before (`TeacherSettings.at`)
     if dtype is not torch.float32:
         _cast(model, dtype)
     return dtype

@@ -8,6 +8,7 @@ from itertools import chain, count
 from typing import Any
 
 from ..batch import Batch
+from ..distillation.metrics import HEADLINE
 from ..distillation.views import Partition
 from .agreement import Agreement, agreement
 from .schedule import Group
@@ -41,7 +42,7 @@ class HeldOut:
                     rows[_new_name(name, group.partition, rows)] = row
         self.agreement, self.step = rows, step
         context.log.record({"step": step} | {f"val/{name}/{key}": value for name, row in rows.items() for key, value in row.items()})
-        summary = "  ".join(f"{name} {row['standardized_cosine']:.3f} ({row['norm_ratio']:.2f})" for name, row in rows.items())
+        summary = "  ".join(f"{name} {row[HEADLINE]:.3f} ({row['norm_ratio']:.2f})" for name, row in rows.items())
         context.log.say(f"held out at step {step}, standardized cosine (norm ratio): {summary}")
         text = json.dumps(rows, indent=1) + "\n"
         context.processes.first_does(lambda: context.folder.write(f"evaluations/step_{step:09d}/held_out.json", text))

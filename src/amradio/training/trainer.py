@@ -9,6 +9,7 @@ import torch
 from ..batch import Batch
 from ..console import duration
 from ..data import OpenData
+from ..distillation.metrics import headline
 from ..engine.distributed import Processes
 from ..engine.lock import Lock
 from ..engine.log import Log
@@ -87,7 +88,7 @@ class Trainer:
         self.context = build_context(recipe, teachers, self.initial, data or OpenData(recipe.data), processes, log)
         self.suite = PeriodicSuite(recipe, self.context.task.teachers, processes.device)
         self.suite.check(self.initial.config, self.initial.network)
-        self.monitor = Monitor(processes, log, self.context.clock)
+        self.monitor = Monitor(processes, log, self.context.clock, headline)
         self.optimization = Optimization(self.context)
         self.calibration, self.held_out = Calibration(self.context), HeldOut(self.context)
         self.saving = Saving(self.context, (self.held_out, self.suite, self.monitor))
