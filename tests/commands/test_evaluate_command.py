@@ -39,6 +39,8 @@ def test_a_run_folder(run_folder: Path, evaluation_file: Path, tmp_path: Path, c
     printed = capsys.readouterr().out
     for word in ("student/clip", "teacher/dino", "gap clip", "floor", "k=3 %", "*"):
         assert word in printed, word
+    assert max(len(line.rstrip()) for line in printed.splitlines()) <= 80
+    assert printed.count("student/clip ") >= 2, "the table is split"
     found = json.loads((tmp_path / "deep" / "x.json").read_text())
     assert found["path"] == str(run_folder)
     assert set(found["teachers"]) == {"clip", "dino", "sam"}
