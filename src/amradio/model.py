@@ -208,19 +208,17 @@ class Model(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, and of the features."""
+        """Type of the weights and of the features."""
         return next(self.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
+        """Device of the weights, where images must be."""
         return next(self.parameters()).device
 
     def nearest_size(self, height: int, width: int) -> tuple[int, int]:
         """The legal input size nearest to height x width px. Raises UserError where these are no whole numbers above 0."""
-        wrong = [side for side in (height, width) if not isinstance(side, int | np.integer) or side < 1]
-        if wrong:
-            raise UserError(f"nearest_size: expected height and width in px, whole numbers above 0, found {brief(wrong[0])}")
+        _check_sides(height, width)
         return self.network.student.nearest_size(int(height), int(width))
 
     def _known(self, heads: str | Iterable[str]) -> list[str]:
@@ -235,6 +233,12 @@ def _numbers(indices: int | Iterable[int] | None) -> int | list[int] | None:
 def _check_aggregation(aggregation: str) -> None:
     if aggregation not in ("sparse", "dense"):
         raise UserError(f"aggregation: there is no '{aggregation}'; there is: sparse, dense")
+
+
+def _check_sides(*sides: Any) -> None:
+    wrong = [side for side in sides if not isinstance(side, int | np.integer) or side < 1]
+    if wrong:
+        raise UserError(f"nearest_size: expected height and width in px, whole numbers above 0, found {brief(wrong[0])}")
 
 
 def _check_each(check: InputCheck, images: Sequence[Tensor]) -> None:

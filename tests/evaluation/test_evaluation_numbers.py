@@ -14,7 +14,7 @@ from amradio.cost import macs
 from amradio.drawing.lines import Line, draw_lines
 from amradio.errors import UserError
 from amradio.evaluation.classification.knn import accuracies, vote
-from amradio.evaluation.classification.linear_probe import Schedule, train_probes
+from amradio.evaluation.classification.linear_probe import ClassifierSchedule, train_probes
 from amradio.evaluation.classification.retrieval import ownership, ranks
 from amradio.evaluation.features.cka import Cka
 from amradio.evaluation.features.statistics import describe_features, rank_me, spread_cells
@@ -230,7 +230,7 @@ def test_statistics_of_known_features() -> None:
 
 def test_probes_of_a_sweep_equal_those_trained_alone() -> None:
     features, labels = normal(40, 6, seed=1), torch.randint(3, (40,), generator=DRAWS.manual_seed(2))
-    weights, biases = train_probes(features, labels, 3, Schedule((0.01, 0.1, 1.0), 4, 16))
+    weights, biases = train_probes(features, labels, 3, ClassifierSchedule((0.01, 0.1, 1.0), 4, 16))
     for index, rate in enumerate((0.01, 0.1, 1.0)):
         layer = torch.nn.Linear(6, 3)
         torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
@@ -250,7 +250,7 @@ def test_probes_of_a_sweep_equal_those_trained_alone() -> None:
 def test_a_probe_learns_what_can_be_learnt() -> None:
     labels = torch.arange(200) % 4
     features = F.one_hot(labels, 4) + 0.1 * normal(200, 4, seed=1)
-    weights, biases = train_probes(features, labels, 4, Schedule((0.3,), 20, 32))
+    weights, biases = train_probes(features, labels, 4, ClassifierSchedule((0.3,), 20, 32))
     assert ((features @ weights[0] + biases[0]).argmax(1) == labels).all()
 
 

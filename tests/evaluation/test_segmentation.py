@@ -13,7 +13,7 @@ from PIL import Image
 import tiny
 from amradio.errors import UserError
 from amradio.evaluation.base import Bench
-from amradio.evaluation.dense.augmentation import Augmentation, AugmentedSchedule, ShortSchedule, View, draw_view, recoloured
+from amradio.evaluation.dense.augmentation import Augmentation, AugmentedSchedule, LabelledImage, ShortSchedule, augment, recoloured
 from amradio.evaluation.dense.linear_segmentation import (
     LinearSegmentation,
     LinearSegmentationSettings,
@@ -353,13 +353,13 @@ def test_views_keep_image_and_label_together():
     label = (image[..., 0] > 128).astype(np.uint8)
     how = Augmentation(crop_size=40, scale=(1.0, 1.0), max_class_share=1.0, photometric=False)
     for number in range(5):
-        view = draw_view(View(image, label), how, 0, number)
+        view = augment(LabelledImage(image, label), how, 0, number)
         assert view.image.shape == (40, 40, 3)
         assert np.array_equal(view.label, view.image[..., 0] > 128)
-    small = draw_view(View(image, label), how.model_copy(update={"crop_size": 100, "scale": (0.5, 0.5)}), 0, 0)
+    small = augment(LabelledImage(image, label), how.model_copy(update={"crop_size": 100, "scale": (0.5, 0.5)}), 0, 0)
     assert (small.label[50:] == IGNORE).all()
     assert not small.image[50:].any()
-    views = [draw_view(View(image, label), Augmentation(crop_size=32), 0, number).image for number in range(4)]
+    views = [augment(LabelledImage(image, label), Augmentation(crop_size=32), 0, number).image for number in range(4)]
     assert len({view.tobytes() for view in views}) == 4
     changed = [recoloured(image, np.random.default_rng(seed)) for seed in range(8)]
     assert all(found.shape == image.shape and found.dtype == np.uint8 for found in changed)
@@ -373,7 +373,7 @@ def test_each_key_of_the_augmentation_matters():
     changes = {"crop_size": 20, "scale": (2.0, 2.0), "max_long_side": 1.0, "max_class_share": 0.6, "flip": 0.0, "photometric": True}
 
     def drawn(how: Augmentation) -> bytes:
-        return b"".join(draw_view(View(image, label), how, 0, number).image.tobytes() for number in range(8))
+        return b"".join(augment(LabelledImage(image, label), how, 0, number).image.tobytes() for number in range(8))
 
     assert set(changes) == set(Augmentation.model_fields)
     for key, value in changes.items():

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "amradio"
 FILES = sorted(SOURCE.rglob("*.py"))
-LINES, FUNCTION_LINES, ARGUMENTS, LOOP_LINES = 400, 60, 7, 80
+LINES, FUNCTION_LINES, ARGUMENTS, LOOP_LINES, CLASS_LINES, ROOM_SHARE = 400, 60, 7, 80, 200, 0.15
 
 
 def functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
@@ -33,6 +33,25 @@ def test_there_is_code_to_look_at():
 
 def test_files_are_short():
     assert not {str(path.relative_to(SOURCE)): n for path in FILES if (n := len(path.read_text(encoding="utf-8").splitlines())) > LINES}
+
+
+def test_no_room_is_more_than_a_share_of_the_house():
+    lines: dict[str, int] = {}
+    for path in FILES:
+        room = path.relative_to(SOURCE).parts[0]
+        lines[room] = lines.get(room, 0) + len(path.read_text(encoding="utf-8").splitlines())
+    total = sum(lines.values())
+    assert len(lines) > 20
+    assert not {room: f"{count / total:.1%}" for room, count in lines.items() if count > ROOM_SHARE * total}
+
+
+def test_classes_are_short():
+    found = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and length(node) > CLASS_LINES:
+                found[f"{path.relative_to(SOURCE)}:{node.lineno} {node.name}"] = length(node)
+    assert not found
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ class Embedding(NamedTuple):
     """{key: reason} of the unreadable images that were met since the last batch; they are in none."""
 
 
-class View(NamedTuple):
+class InferenceOptions(NamedTuple):
     """How images become the model's input and how it is run."""
 
     image_size: int | None
@@ -67,23 +67,23 @@ def embeddings(
     at several sizes, a batch holds images of one size, and batches are only nearly in order. The rest is as in `EmbedSettings`.
     Raises UserError for an unknown head, and where there is no image or not one can be read.
     """
-    source, view = open_images(images), find_view(model, image_size, batch_size, precision)
+    source, options = open_images(images), find_options(model, image_size, batch_size, precision)
     known = check_heads(model, heads)
     chunks = range(num_chunks(source.count()))
     met: dict[str, str] = {}
     found = 0
-    with closing(whole_images(source, chunks, view.least, num_workers)) as reading:
-        for embedding in embed_batches(model, reading, known, view):
+    with closing(whole_images(source, chunks, options.least, num_workers)) as reading:
+        for embedding in embed_batches(model, reading, known, options):
             met, found = met | dict(embedding.broken), found + len(embedding.keys)
             if embedding.keys:
                 yield embedding
     refuse_nothing(source, found, met)
 
 
-def find_view(model: Model, image_size: ImageSize, batch_size: int, precision: str) -> View:
+def find_options(model: Model, image_size: ImageSize, batch_size: int, precision: str) -> InferenceOptions:
     """The settings' view of images for this model."""
     size = {"trained": model.config.image_size, "own": None}[image_size] if isinstance(image_size, str) else image_size
-    return View(size, batch_size, autocast_dtype(precision, next(model.parameters()).device))
+    return InferenceOptions(size, batch_size, autocast_dtype(precision, next(model.parameters()).device))
 
 
 def check_heads(model: Model, heads: str | Iterable[str]) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ def refuse_nothing(source: Source, found: int, broken: Mapping[str, str]) -> Non
         raise UserError(f"{source.describe()}: none of the {len(broken)} images can be read; the first: {first}")
 
 
-def embed_batches(model: Model, images: Iterable[WholeImage], heads: tuple[str, ...], view: View) -> Iterator[Embedding]:
+def embed_batches(model: Model, images: Iterable[WholeImage], heads: tuple[str, ...], options: InferenceOptions) -> Iterator[Embedding]:
     """Batches of images of one legal size; the last one may have no image, where only broken ones are left to be named."""
     device = next(model.parameters()).device
     waiting: dict[tuple[int, int], list[tuple[WholeImage, Tensor]]] = {}
@@ -109,17 +109,17 @@ def embed_batches(model: Model, images: Iterable[WholeImage], heads: tuple[str, 
             broken[image.key] = reason
             continue
         pixels = to_float(image.image[None].to(device, non_blocking=True))
-        legal = model.nearest_size(*scaled(pixels, view.image_size))
+        legal = model.nearest_size(*scaled(pixels, options.image_size))
         group = waiting.setdefault(legal, [])
         group.append((image._replace(image=None), resize(pixels, legal)))
         num_pixels = sum(len(each) * height * width for (height, width), each in waiting.items())
-        is_full = sum(map(len, waiting.values())) >= WAITING * view.batch_size or num_pixels > WAITING_PIXELS
-        if len(group) == view.batch_size or is_full:
+        is_full = sum(map(len, waiting.values())) >= WAITING * options.batch_size or num_pixels > WAITING_PIXELS
+        if len(group) == options.batch_size or is_full:
             fullest = max(waiting, key=lambda size: len(waiting[size]))
-            yield _embed(model, waiting.pop(fullest), heads, view, broken)
+            yield _embed(model, waiting.pop(fullest), heads, options, broken)
             broken = {}
     for group in waiting.values():
-        yield _embed(model, group, heads, view, broken)
+        yield _embed(model, group, heads, options, broken)
         broken = {}
     if broken:
         yield Embedding((), {}, (), broken)
@@ -133,10 +133,10 @@ def _too_long(image: Tensor | None) -> str:
 
 @torch.inference_mode()
 def _embed(
-    model: Model, group: list[tuple[WholeImage, Tensor]], heads: tuple[str, ...], view: View, broken: Mapping[str, str]
+    model: Model, group: list[tuple[WholeImage, Tensor]], heads: tuple[str, ...], options: InferenceOptions, broken: Mapping[str, str]
 ) -> Embedding:
     pixels = torch.cat([each for _, each in group])
-    with torch.autocast(pixels.device.type, view.autocast, enabled=view.autocast is not None):
+    with torch.autocast(pixels.device.type, options.autocast, enabled=options.autocast is not None):
         found = model(pixels, heads=heads)
     features = {name: Features(*(None if kind is None else kind.float() for kind in each)) for name, each in found.items()}
     return Embedding(tuple(image.key for image, _ in group), features, tuple(image.number for image, _ in group), broken)

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..evaluation.progress import Progress, silent
 from ..files import disk_errors, write_aside
 from ..model import Model
-from .batches import View, check_heads, embed_batches, find_view, refuse_nothing
+from .batches import InferenceOptions, check_heads, embed_batches, find_options, refuse_nothing
 from .files import find_writer, join
 from .parts import Columns, Part, Parts, columns
 from .settings import EmbedSettings
@@ -50,10 +50,10 @@ def embed_images(model: Model, source: Source, out: Path, settings: EmbedSetting
     heads = check_heads(model, settings.heads)
     check_columns(model, heads, settings)
     find_writer(out)
-    view = find_view(model, settings.image_size, settings.batch_size, settings.precision)
+    options = find_options(model, settings.image_size, settings.batch_size, settings.precision)
     size = PART_OF_MAPS if settings.spatial == "full" else PART
     parts = Parts(out.with_name(f"{out.name}.parts"))
-    about = {"model": fingerprint(model), "images": str(source.count()), "images_a_part": str(size), **_written(settings, view)}
+    about = {"model": fingerprint(model), "images": str(source.count()), "images_a_part": str(size), **_written(settings, options)}
     if out.exists() and not parts.folder.exists():
         raise UserError(f"out: {out} exists and is not overwritten; delete it, or give another name")
     if out.parent.exists() and not out.parent.is_dir():
@@ -69,10 +69,10 @@ def embed_images(model: Model, source: Source, out: Path, settings: EmbedSetting
         missing = [number for number, place in enumerate(places) if not _is_done(parts, number, source, place)]
         chunks = [chunk for number in missing for chunk in range(places[number].start // CHUNK, -(-places[number].stop // CHUNK))]
         total = sum(len(places[number]) for number in missing)
-        with closing(whole_images(source, chunks, view.least, settings.num_workers)) as reading:
+        with closing(whole_images(source, chunks, options.least, settings.num_workers)) as reading:
             shown = progress(reading, f"features of {source.describe()}", total)
             for number, images in itertools.groupby(shown, lambda image: image.number // size):
-                _write_part(parts, number, (model, heads, view), images, settings)
+                _write_part(parts, number, (model, heads, options), images, settings)
         return _finish(parts, range(len(places)), source, out, about)._replace(num_resumed=source.count() - total)
 
 
@@ -97,13 +97,13 @@ def _joined_before(parts: Parts, out: Path, about: Mapping[str, str]) -> Embedde
 
 
 def _write_part(
-    parts: Parts, number: int, by: tuple[Model, tuple[str, ...], View], images: Iterable[WholeImage], settings: EmbedSettings
+    parts: Parts, number: int, by: tuple[Model, tuple[str, ...], InferenceOptions], images: Iterable[WholeImage], settings: EmbedSettings
 ) -> None:
-    model, heads, view = by
+    model, heads, options = by
     rows: dict[int, Columns] = {}
     keys: dict[int, str] = {}
     broken: dict[str, str] = {}
-    for embedding in embed_batches(model, images, heads, view):
+    for embedding in embed_batches(model, images, heads, options):
         broken |= embedding.broken
         rows |= zip(embedding.numbers, columns(embedding, settings.spatial, DTYPES[settings.dtype]), strict=True)
         keys |= zip(embedding.numbers, embedding.keys, strict=True)
@@ -143,10 +143,10 @@ def _finish(parts: Parts, numbers: range, source: Source, out: Path, about: dict
     return Embedded(out, count, broken, 0)
 
 
-def _written(settings: EmbedSettings, view: View) -> dict[str, str]:
+def _written(settings: EmbedSettings, options: InferenceOptions) -> dict[str, str]:
     """What the file says of how it was made: all that changes its content."""
     shown: dict[str, Any] = settings.model_dump(mode="json", exclude={"num_workers", "image_size", "precision"})
-    shown |= {"image_size": view.image_size or "own", "precision": str(view.autocast or "float32").removeprefix("torch.")}
+    shown |= {"image_size": options.image_size or "own", "precision": str(options.autocast or "float32").removeprefix("torch.")}
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in shown.items()}
 
 

@@ -16,12 +16,25 @@ from ..model import Model
 from ..teachers.base import Teacher
 from .cache import FeatureCache
 from .inputs import Counts, describe
-from .predictors import Predict, Sizes, View, inputs_of, predictors
+from .predictors import Framing, Predict, Predictor, Predictors, Sizes, inputs_of, predictors
 from .progress import Progress, silent
 
 Rows = Mapping[str, Mapping[str, float]]
 
-__all__ = ["Bench", "Evaluation", "EvaluationSettings", "Metric", "Positive", "Predict", "Result", "Rows", "Sizes", "View", "measure"]
+__all__ = [
+    "Bench",
+    "Evaluation",
+    "EvaluationSettings",
+    "Framing",
+    "Metric",
+    "Positive",
+    "Predict",
+    "Predictors",
+    "Result",
+    "Rows",
+    "Sizes",
+    "measure",
+]
 
 
 class Metric(NamedTuple):
@@ -143,21 +156,32 @@ class Bench:
         head = self.model.config.heads.get(name) if self.model is not None and not self.image_size else None
         return (head.image_size if head is not None else None) or self.default_size
 
-    def predict(self, view: View = "crop", sizes: Sizes = None) -> Predict:
-        """`student`, `student/<head>`, `teacher/<name>`: see `predictors`. sizes: None for those of the suite."""
-        return predictors(self.model, self.teachers, sizes or self.image_size, view, self.autocast)
+    def predict(self, view: Framing = "crop", sizes: Sizes = None) -> Predictors:
+        """All rows: `student`, `student/<head>`, `teacher/<name>`. For the harness, which hands them to an evaluation (`chosen`).
+
+        Args:
+            view: how images become a model's input.
+            sizes: px of the short side of the views; None for that of the suite, else each model's own.
+        """
+
+        def build(sizes: Sizes) -> dict[str, Predictor]:
+            return predictors(self.model, self.teachers, sizes, view, self.autocast)
+
+        return Predictors(build, sizes or self.image_size)
 
 
 class Evaluation(Protocol):
     """One evaluation, ready to run."""
 
-    def check(self, predict: Predict, bench: Bench) -> None:
+    def check(self, predict: Predictors, bench: Bench) -> None:
         """Raises UserError where it suits none of the models of `predict`, as far as that is known without computing anything."""
 
-    def run(self, predict: Predict, bench: Bench) -> Result:
-        """Measures every model of `predict` that it suits.
+    def run(self, predict: Predictors, bench: Bench) -> Result:
+        """Measures every model of `predict` that it suits. Raises UserError where it suits none.
 
-        bench: for what is more than features of images: text encoders, mask decoders, other sizes. Raises UserError where it suits none.
+        Args:
+            predict: the rows to measure, in the view and at the size of the settings; `predict.at(size)` are the same rows at another size.
+            bench: what is more than features of images: device, processes that read, cache, text encoders, mask decoders.
         """
         ...
 
@@ -165,7 +189,7 @@ class Evaluation(Protocol):
 class EvaluationSettings(Settings):
     """What is common to all evaluations; each kind adds `type`, its own keys and `build`."""
 
-    view: ClassVar[View] = "crop"
+    view: ClassVar[Framing] = "crop"
     """How images become a model's input: `crop` for recognition, `whole` for maps."""
 
     image_size: Pixels | None = None
@@ -206,7 +230,7 @@ def _strangers(settings: EvaluationSettings, bench: Bench, inputs: Mapping[str, 
     return [f"trained at {size} px and measured at {px} px: {', '.join(rows)}" for (size, px), rows in found.items()]
 
 
-def chosen(settings: EvaluationSettings, bench: Bench) -> Predict:
+def chosen(settings: EvaluationSettings, bench: Bench) -> Predictors:
     """The rows of `models`, all where it names none. Raises UserError for an unknown one."""
     sizes = settings.image_size or bench.image_size or settings.protocol_sizes(bench)
     predict = bench.predict(settings.view, sizes)
@@ -215,7 +239,7 @@ def chosen(settings: EvaluationSettings, bench: Bench) -> Predict:
     unknown = [name for name in settings.models if name not in predict]
     if unknown:
         raise UserError(*(f"models: there is no row '{name}'; {nearest(name, predict)}" for name in unknown))
-    return {name: predict[name] for name in settings.models}
+    return predict.only(settings.models)
 
 
 def summary_of(features: Features) -> Tensor:

@@ -1,6 +1,6 @@
 """Student, heads and teachers behind one signature: RGB images of any size in [0, 1] -> Features."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Generic, Literal, TypeVar
 
@@ -15,7 +15,7 @@ from .inputs import Counts, Recorded
 from .tiling import Tiled, only_side
 
 Answer = TypeVar("Answer")
-View = Literal["crop", "square", "whole"]
+Framing = Literal["crop", "square", "whole"]
 """crop: the model's own pipeline for recognition (short side, central square; `Teacher.prepare`). square: the central square, resized to
 each model's size, as in training: all models see the same. whole: all of the image with its aspect, so that the map covers the image from
 edge to edge; models of one square size see it in overlapping squares (`Tiled`)."""
@@ -87,15 +87,48 @@ class Predictor:
         return self.of_prepared(prepared)
 
 
+class Predictors(Mapping[str, Predictor]):
+    """The rows of an evaluation, as the harness hands them over: read-only, in a fixed order."""
+
+    def __init__(self, build: Callable[[Sizes], Mapping[str, Predictor]], sizes: Sizes, names: Sequence[str] | None = None):
+        """Builds the predictors; no model runs.
+
+        Args:
+            build: from px of the short side to all rows (see `predictors`).
+            sizes: px of the short side of the views.
+            names: the rows in their order, None for all that there are; a KeyError for one that is not there.
+        """
+        self._build, self._sizes, self._names = build, sizes, names
+        rows = build(sizes)
+        self._rows = {name: rows[name] for name in (rows if names is None else names)}
+
+    def __getitem__(self, name: str) -> Predictor:
+        return self._rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def at(self, sizes: Sizes) -> "Predictors":
+        """The same rows and view at other sizes, px of the short side."""
+        return Predictors(self._build, sizes, self._names)
+
+    def only(self, names: Sequence[str]) -> "Predictors":
+        """Some of the rows, in the order of `names`."""
+        return Predictors(self._build, self._sizes, names)
+
+
 def predictors(
-    model: Model | None, teachers: Mapping[str, Teacher], sizes: Sizes, view: View, autocast: torch.dtype | None = None
-) -> Predict:
+    model: Model | None, teachers: Mapping[str, Teacher], sizes: Sizes, view: Framing, autocast: torch.dtype | None = None
+) -> dict[str, Predictor]:
     """`student`, `student/<head>` for every head, `teacher/<name>`; the student is computed once for all heads of one size and one batch.
 
     sizes: without one, the student sees the size that its config prefers (else that of the image), and so do teachers that take any size.
     In `crop` views teachers see what their own library makes of the image. autocast: precision, None for each model's own.
     """
-    found: dict[str, Callable[[Tensor], Features]] = {}
+    rows: dict[str, Predictor] = {}
     if model is not None:
         joints: dict[int | None, Joint] = {}
         for name in ("student", *(f"student/{head}" for head in model.heads)):
@@ -108,16 +141,16 @@ def predictors(
             if head and model.network.reads_blocks([head]):  # which the model's own features do not have
                 tiled = _tiled(view, model.nearest_size, model.patch_size)
                 prepare = tiled.prepare if tiled else _student_view(model, size, view)
-                found[name] = Predictor(Joint(prepare, _only(model, head), (view, size, head), autocast, tiled))
+                rows[name] = Predictor(Joint(prepare, _only(model, head), (view, size, head), autocast, tiled))
                 continue
-            found[name] = Predictor(joints[size], model.network.heads[head] if head else None)
+            rows[name] = Predictor(joints[size], model.network.heads[head] if head else None)
     for name, teacher in teachers.items():
         size = _size(sizes, f"teacher/{name}", model)
         tiled = _tiled(view, teacher.size_for, teacher.patch_size)
         seen = (view, None if view == "crop" else size)
         prepare = tiled.prepare if tiled else _teacher_view(teacher, size, view)
-        found[f"teacher/{name}"] = Predictor(Joint(prepare, teacher, seen, autocast, tiled))
-    return found
+        rows[f"teacher/{name}"] = Predictor(Joint(prepare, teacher, seen, autocast, tiled))
+    return rows
 
 
 def _only(model: Model, head: str) -> Callable[[Tensor], Features]:
@@ -130,7 +163,7 @@ def inputs_of(predict: Predict) -> dict[str, Counts]:
     return {name: dict(call.joint.recorded.sizes) for name, call in predict.items() if isinstance(call, Predictor)}
 
 
-def _tiled(view: View, legal: Callable[[int, int], tuple[int, int]], patch_size: int) -> Tiled | None:
+def _tiled(view: Framing, legal: Callable[[int, int], tuple[int, int]], patch_size: int) -> Tiled | None:
     """Squares for the whole views of a model that takes no other size."""
     side = only_side(legal) if view == "whole" else None
     return Tiled(side, patch_size) if side is not None else None
@@ -149,7 +182,7 @@ def _bounded(images: Tensor, image_size: int | None) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _student_view(model: Model, image_size: int | None, view: View) -> Callable[[Tensor], Tensor]:
+def _student_view(model: Model, image_size: int | None, view: Framing) -> Callable[[Tensor], Tensor]:
     def whole(images: Tensor) -> Tensor:
         return resize(images, model.nearest_size(*_bounded(images, image_size)))
 
@@ -165,7 +198,7 @@ def _student_view(model: Model, image_size: int | None, view: View) -> Callable[
     return {"crop": crop, "square": square, "whole": whole}[view]
 
 
-def _teacher_view(teacher: Teacher, image_size: int | None, view: View) -> Callable[[Tensor], Tensor]:
+def _teacher_view(teacher: Teacher, image_size: int | None, view: Framing) -> Callable[[Tensor], Tensor]:
     def whole(images: Tensor) -> Tensor:
         return resize(images, teacher.size_for(*_bounded(images, image_size)))
 

@@ -88,18 +88,20 @@ def windows(items: Iterator[tuple[int, Tensor]], size: int = WINDOW) -> Iterator
         yield window
 
 
-Parts = Mapping[str, Tensor]
+NamedTensors = Mapping[str, Tensor]
 
 
 @torch.inference_mode()
-def encode(predict: Predict, images: Sequence[Tensor], device: torch.device, take: Callable[[Features], Parts]) -> dict[str, Parts]:
+def encode(
+    predict: Predict, images: Sequence[Tensor], device: torch.device, take: Callable[[Features], NamedTensors]
+) -> dict[str, NamedTensors]:
     """What `take` takes of each model's features: {model: {part: [N, ...]}}, in the order of `images` (uint8 [3, H, W], of any sizes).
 
     Images of one size are batched, and so are those that a model's preparation brings to one size; a model with several outputs
     is computed once. take: Features of a batch -> {part: [B, ...]}, of one shape for all images.
     """
     batches = batched(images, device)
-    found: dict[str, Parts] = {}
+    found: dict[str, NamedTensors] = {}
     for outputs in _by_joint(predict):
         first = next(iter(outputs.values()))
         taken: dict[str, dict[str, list[Tensor]]] = {name: {} for name in outputs}
@@ -123,10 +125,10 @@ def _by_joint(predict: Predict) -> list[dict[str, Callable[[Tensor], Features]]]
     return list(groups.values())
 
 
-Batches = list[tuple[list[int], Tensor]]
+SizedBatches = list[tuple[list[int], Tensor]]
 
 
-def batched(images: Sequence[Tensor], device: torch.device) -> Batches:
+def batched(images: Sequence[Tensor], device: torch.device) -> SizedBatches:
     """(indices, float [B, 3, H, W] in [0, 1]) by size."""
     groups: dict[torch.Size, list[int]] = {}
     for index, image in enumerate(images):
@@ -134,9 +136,9 @@ def batched(images: Sequence[Tensor], device: torch.device) -> Batches:
     return [(indices, to_float(torch.stack([images[index] for index in indices]).to(device))) for indices in groups.values()]
 
 
-def _prepared(joint: Joint, batches: Batches) -> Batches:
+def _prepared(joint: Joint, batches: SizedBatches) -> SizedBatches:
     """The batches at the model's legal size; those that come out equal are put together."""
-    groups: dict[torch.Size, Batches] = {}
+    groups: dict[torch.Size, SizedBatches] = {}
     for indices, batch in batches:
         view = joint.prepare(batch)
         groups.setdefault(view.shape[1:], []).append((indices, view))

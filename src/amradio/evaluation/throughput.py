@@ -1,7 +1,7 @@
 """Throughput, latency, size and work of student, heads and teachers on the device at hand."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 
 from ..config import Pixels, Positive
 from ..cost import LEAST_CALLS, macs, time_calls
-from .base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result
+from .base import Bench, Evaluation, EvaluationSettings, Framing, Metric, Predictors, Result
 from .predictors import Predictor, inputs_of
 
 METRICS = (
@@ -24,6 +24,8 @@ METRICS = (
 
 class ThroughputSettings(EvaluationSettings):
     """Images/s, latency, parameters, GMACs and (on a GPU) peak memory of every model, each at its legal size nearest to `image_sizes`."""
+
+    view: ClassVar[Framing] = "whole"
 
     type: Literal["throughput"] = "throughput"
     image_sizes: Annotated[list[Pixels], pydantic.Field(min_length=1)] | None = None
@@ -44,16 +46,14 @@ class Throughput(Evaluation):
     def __init__(self, image_sizes: Sequence[int] | None, batch_sizes: Sequence[int], seconds: float):
         self.image_sizes, self.batch_sizes, self.seconds = image_sizes, batch_sizes, seconds
 
-    def run(self, predict: Predict, bench: Bench) -> Result:
+    def run(self, predict: Predictors, bench: Bench) -> Result:
         """The table's columns are of the first size: images/s of the largest batch, latency of the first; all are in the details."""
         sizes = list(self.image_sizes or [bench.default_size])
         details: dict[str, dict[str, Any]] = {}
-        measured: dict[int, Predict] = {}
+        measured: dict[int, Predictors] = {}
         for size in sizes:
-            calls = {name: call for name, call in bench.predict("whole", size).items() if name in predict}
-            measured.setdefault(size, calls)
-            for name, call in calls.items():
-                assert isinstance(call, Predictor)
+            measured[size] = predict.at(size)
+            for name, call in measured[size].items():
                 details.setdefault(name, {})[str(size)] = self._measure(call, _part(bench, name), size, bench.device)
         rows = {name: self._row(by_size[str(sizes[0])]) for name, by_size in details.items()}
         notes = [

@@ -27,10 +27,10 @@ LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 """Of files of ids."""
 
 
-Found = TypeVar("Found")
+Content = TypeVar("Content")
 
 
-class Pair(NamedTuple):
+class LabelledFile(NamedTuple):
     """An image file and its label file."""
 
     key: str
@@ -64,9 +64,9 @@ class LabelledMaps:
 
 
 class LabelFiles(LabelledMaps):
-    """Pairs of files; labels are pictures of one channel, or with a palette, whose values are ids."""
+    """LabelledFiles of files; labels are pictures of one channel, or with a palette, whose values are ids."""
 
-    def __init__(self, where: str, pairs: "Pairs", names: Sequence[str], class_of: Mapping[int, int], limit: int | None = None):
+    def __init__(self, where: str, pairs: "LabelledFiles", names: Sequence[str], class_of: Mapping[int, int], limit: int | None = None):
         """class_of: {id in the files: class, or IGNORE}; any other id is an error. Raises UserError as `check` does."""
         self.where, self.names, self.passed = where, tuple(names), pairs.passed
         self.pairs = [pairs.found[number] for number in spread(len(pairs.found), limit)]
@@ -103,7 +103,7 @@ class LabelFiles(LabelledMaps):
         )
         raise_all(checks, self.where)
 
-    def _check_pair(self, number: int, pair: Pair, ids_as_well: bool) -> None:
+    def _check_pair(self, number: int, pair: LabelledFile, ids_as_well: bool) -> None:
         for path, what in ((pair.image, "image"), (pair.label, "label")):
             if not path.is_file():
                 raise UserError(f"{pair.key}: its {what} {shown(path)} is missing")
@@ -225,8 +225,8 @@ class PascalVocSettings(MapsSettings):
             raise UserError(f"{shown(listed)}: there is no such list; there is: {there or 'none'}")
         names = [line.strip() for line in read_lines(listed, file_names=True) if line.strip()]
         images, labels = folder / "JPEGImages", folder / "SegmentationClass"
-        found = [Pair(to_key(name), images / f"{name}.jpg", labels / f"{name}.png") for name in dict.fromkeys(names)]
-        pairs = Pairs(found, PassedOver())
+        found = [LabelledFile(to_key(name), images / f"{name}.jpg", labels / f"{name}.png") for name in dict.fromkeys(names)]
+        pairs = LabelledFiles(found, PassedOver())
         class_of = {number: number for number in range(len(PASCAL_VOC))} | {IGNORE: IGNORE}
         return LabelFiles(f"{shown(folder)} ({self.split})", pairs, PASCAL_VOC, class_of, self.limit)
 
@@ -246,8 +246,8 @@ class CityscapesSettings(MapsSettings):
         images, labels = folder / "leftImg8bit" / self.split, folder / "gtFine" / self.split
         passed = PassedOver()
         by_name = {name.split("_leftImg8bit")[0]: images / name for name in sorted(walk(images, passed)) if "_leftImg8bit." in name}
-        found = [Pair(to_key(name), image, labels / f"{name}_gtFine_labelIds.png") for name, image in by_name.items()]
-        pairs = Pairs(found, passed)
+        found = [LabelledFile(to_key(name), image, labels / f"{name}_gtFine_labelIds.png") for name, image in by_name.items()]
+        pairs = LabelledFiles(found, passed)
         class_of = dict.fromkeys(range(256), IGNORE) | {found: number for number, found in enumerate(CITYSCAPES)}
         return LabelFiles(f"{shown(folder)} ({self.split})", pairs, tuple(CITYSCAPES.values()), class_of, self.limit)
 
@@ -307,7 +307,7 @@ def _label_size(path: Path) -> tuple[int, int]:
     return _readable(path, "label", "labels are PNG, TIFF, BMP or GIF files of ids", lambda: picture_size(path, upright=False))
 
 
-def _readable(path: Path, what: str, advice: str, read: Callable[[], Found]) -> Found:
+def _readable(path: Path, what: str, advice: str, read: Callable[[], Content]) -> Content:
     try:
         return read()
     except (UnreadableError, OSError) as error:
@@ -315,21 +315,21 @@ def _readable(path: Path, what: str, advice: str, read: Callable[[], Found]) -> 
         raise UserError(f"{shown(path)}: the {what} cannot be read ({found}); {advice}") from None
 
 
-def _same_size(pair: Pair, image: tuple[int, ...], label: tuple[int, ...]) -> None:
+def _same_size(pair: LabelledFile, image: tuple[int, ...], label: tuple[int, ...]) -> None:
     if tuple(image) != tuple(label):
         raise UserError(
             f"{pair.key}: the label is {label[0]}x{label[1]} px and the image {image[0]}x{image[1]} px; both must be of one size"
         )
 
 
-class Pairs(NamedTuple):
+class LabelledFiles(NamedTuple):
     """Images with labels, and what was passed over where they were looked for."""
 
-    found: Sequence[Pair]
+    found: Sequence[LabelledFile]
     passed: PassedOver
 
 
-def _same_names(images: Path, labels: Path) -> Pairs:
+def _same_names(images: Path, labels: Path) -> LabelledFiles:
     """An image and the label of its path without the extension, for all images; a label without an image stands for a missing image.
 
     Of two images, or two labels, that differ in their extension alone the first counts, and the other is passed over.
@@ -338,8 +338,10 @@ def _same_names(images: Path, labels: Path) -> Pairs:
     by_name = _by_stem(images, passed, EXTENSIONS)
     labelled = _by_stem(labels, passed, LABEL_EXTENSIONS)
     names = sorted(by_name.keys() | labelled.keys())
-    pairs = [Pair(to_key(name), by_name.get(name, images / f"{name}.jpg"), labelled.get(name, labels / f"{name}.png")) for name in names]
-    return Pairs(pairs, passed)
+    pairs = [
+        LabelledFile(to_key(name), by_name.get(name, images / f"{name}.jpg"), labelled.get(name, labels / f"{name}.png")) for name in names
+    ]
+    return LabelledFiles(pairs, passed)
 
 
 def _by_stem(folder: Path, passed: PassedOver, endings: Sequence[str]) -> dict[str, Path]:

@@ -37,11 +37,11 @@ class LinearClassificationSettings(EvaluationSettings):
 
     def build(self) -> "LinearClassification":
         """Opens both sets; raises UserError where one is missing or their classes do not match."""
-        schedule = Schedule(tuple(self.learning_rates), self.epochs, self.batch_size, self.seed)
+        schedule = ClassifierSchedule(tuple(self.learning_rates), self.epochs, self.batch_size, self.seed)
         return LinearClassification(self.train.build(), self.test.build(), schedule)
 
 
-class Schedule(NamedTuple):
+class ClassifierSchedule(NamedTuple):
     """How the probe is trained."""
 
     learning_rates: tuple[float, ...]
@@ -50,7 +50,7 @@ class Schedule(NamedTuple):
     seed: int = 0
 
 
-def train_probes(features: Tensor, labels: Tensor, num_classes: int, schedule: Schedule) -> tuple[Tensor, Tensor]:
+def train_probes(features: Tensor, labels: Tensor, num_classes: int, schedule: ClassifierSchedule) -> tuple[Tensor, Tensor]:
     """Weights [L, D, C] and biases [L, 1, C] of L classifiers, one a learning rate, trained together on the same batches.
 
     features: float32 [N, D], standardized; labels: int64 [N]. The same on every call.
@@ -77,7 +77,7 @@ def train_probes(features: Tensor, labels: Tensor, num_classes: int, schedule: S
 class LinearClassification(Evaluation):
     """See `LinearClassificationSettings`."""
 
-    def __init__(self, train: LabelledSet, test: LabelledSet, schedule: Schedule):
+    def __init__(self, train: LabelledSet, test: LabelledSet, schedule: ClassifierSchedule):
         self.train, self.test, self.schedule = train, test, schedule
         self.wanted = labels_in(train, test)
 

@@ -17,7 +17,7 @@ STRETCH = (0.5, 1.5)
 """Factors of contrast and saturation."""
 
 
-class View(NamedTuple):
+class LabelledImage(NamedTuple):
     """One image for training."""
 
     image: np.ndarray
@@ -49,45 +49,52 @@ class Augmentation(Settings):
         return self
 
 
-def draw_view(view: View, how: Augmentation, seed: int, number: int) -> View:
-    """View `number` of the world `seed` out of one image: [crop_size, crop_size], black and IGNORE beyond the image."""
+def augment(sample: LabelledImage, how: Augmentation, seed: int, number: int) -> LabelledImage:
+    """A random view of one image, a square of `how.crop_size` px, black and IGNORE beyond the image.
+
+    Args:
+        sample: the image and its classes.
+        how: what is drawn.
+        seed: of the run.
+        number: of the view; a view depends on `seed` and this alone.
+    """
     draws = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, number))))
-    view = _scaled(view, how, draws.uniform(*how.scale))
-    view = _cropped(view, how, draws)
+    sample = _scaled(sample, how, draws.uniform(*how.scale))
+    sample = _cropped(sample, how, draws)
     if draws.random() < how.flip:
-        view = View(view.image[:, ::-1], view.label[:, ::-1])
-    image = recoloured(view.image, draws) if how.photometric else view.image
-    return _padded(View(image, view.label), how.crop_size)
+        sample = LabelledImage(sample.image[:, ::-1], sample.label[:, ::-1])
+    image = recoloured(sample.image, draws) if how.photometric else sample.image
+    return _padded(LabelledImage(image, sample.label), how.crop_size)
 
 
-def _scaled(view: View, how: Augmentation, factor: float) -> View:
-    height, width = view.label.shape
+def _scaled(sample: LabelledImage, how: Augmentation, factor: float) -> LabelledImage:
+    height, width = sample.label.shape
     target = how.crop_size * factor
     scale = min(target / min(height, width), target * how.max_long_side / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    image = Image.fromarray(view.image).resize(size, Image.Resampling.BILINEAR)
-    return View(np.asarray(image), np.asarray(Image.fromarray(view.label).resize(size, Image.Resampling.NEAREST)))
+    image = Image.fromarray(sample.image).resize(size, Image.Resampling.BILINEAR)
+    return LabelledImage(np.asarray(image), np.asarray(Image.fromarray(sample.label).resize(size, Image.Resampling.NEAREST)))
 
 
-def _cropped(view: View, how: Augmentation, draws: np.random.Generator) -> View:
+def _cropped(sample: LabelledImage, how: Augmentation, draws: np.random.Generator) -> LabelledImage:
     side = how.crop_size
-    free = max(view.label.shape[0] - side, 0), max(view.label.shape[1] - side, 0)
-    label = view.label
+    free = max(sample.label.shape[0] - side, 0), max(sample.label.shape[1] - side, 0)
+    label = sample.label
     top = left = 0
     for _ in range(CROP_TRIES):
         top, left = (int(draws.integers(room + 1)) for room in free)
-        label = view.label[top : top + side, left : left + side]
+        label = sample.label[top : top + side, left : left + side]
         counts = np.bincount(label[label != IGNORE])
         if np.count_nonzero(counts) > 1 and counts.max() < how.max_class_share * counts.sum():
             break
-    return View(view.image[top : top + side, left : left + side], label)
+    return LabelledImage(sample.image[top : top + side, left : left + side], label)
 
 
-def _padded(view: View, side: int) -> View:
+def _padded(sample: LabelledImage, side: int) -> LabelledImage:
     image, label = np.zeros((side, side, 3), np.uint8), np.full((side, side), IGNORE, np.uint8)
-    height, width = view.label.shape
-    image[:height, :width], label[:height, :width] = view.image, view.label
-    return View(image, label)
+    height, width = sample.label.shape
+    image[:height, :width], label[:height, :width] = sample.image, sample.label
+    return LabelledImage(image, label)
 
 
 def recoloured(image: np.ndarray, draws: np.random.Generator) -> np.ndarray:

@@ -12,7 +12,7 @@ from ...config import Pixels, Seed, Settings, one_of
 from ...errors import UserError
 from ...images import resize
 from ...labelled.segmentation import AnyMaps, LabelledMaps, SceneMapsSettings
-from ..base import Bench, Evaluation, EvaluationSettings, Predict, Result, Sizes, View
+from ..base import Bench, Evaluation, EvaluationSettings, Framing, Predict, Result, Sizes
 from ..predictors import Predictor
 from ..tiling import starts
 from .augmentation import AugmentedSchedule, ShortSchedule
@@ -56,7 +56,7 @@ else:
 class LinearSegmentationSettings(EvaluationSettings):
     """BatchNorm and a 1x1 convolution on frozen maps, trained on `train`, mean IoU on `test` (AM-RADIO, section 4)."""
 
-    view: ClassVar[View] = "whole"
+    view: ClassVar[Framing] = "whole"
 
     type: Literal["linear_segmentation"] = "linear_segmentation"
     train: AnyMaps

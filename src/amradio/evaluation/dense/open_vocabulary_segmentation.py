@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import UserError
 from ...labelled.segmentation import AnyMaps, LabelledMaps
 from ...teachers.base import Teacher
-from ..base import Bench, Evaluation, EvaluationSettings, Predict, Result, View
+from ..base import Bench, Evaluation, EvaluationSettings, Framing, Predict, Result
 from ..text_classifier import class_embeddings, read_templates, same_names, texted
 from .linear_segmentation import with_maps
 from .mean_iou import Priors
@@ -21,7 +21,7 @@ from .scoring import score
 class OpenVocabularySegmentationSettings(EvaluationSettings):
     """Maps of heads and teachers of text space (CLIP, OpenCLIP, SigLIP) against class names in prompts, mean IoU."""
 
-    view: ClassVar[View] = "whole"
+    view: ClassVar[Framing] = "whole"
 
     type: Literal["open_vocabulary_segmentation"] = "open_vocabulary_segmentation"
     data: AnyMaps

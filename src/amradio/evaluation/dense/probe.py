@@ -12,11 +12,11 @@ from ...data.source import Order
 from ...images import to_float
 from ...labelled.segmentation import IGNORE, LabelledMaps
 from ..base import Bench, Predict
-from .augmentation import AugmentedSchedule, ShortSchedule, View, draw_view
+from .augmentation import AugmentedSchedule, LabelledImage, ShortSchedule, augment
 from .mean_iou import upsample
 from .scoring import Sample, read_sample, to_tensors
 
-Schedule = AugmentedSchedule | ShortSchedule
+ProbeSchedule = AugmentedSchedule | ShortSchedule
 WARMUP_START = 1e-6
 
 
@@ -37,7 +37,7 @@ class Probe(nn.Module):
         return [part.unflatten(0, found.shape[:2]).permute(2, 0, 1) for part, found in zip(parts, maps, strict=True)]
 
 
-class Batch(NamedTuple):
+class ProbeBatch(NamedTuple):
     """What a step of training sees."""
 
     maps: Mapping[str, Sequence[Tensor]]
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     """uint8 [H, W] an image."""
 
 
-def fit(batches: Iterable[Batch], schedule: Schedule, num_classes: int, seed: int) -> dict[str, Probe]:
+def fit(batches: Iterable[ProbeBatch], schedule: ProbeSchedule, num_classes: int, seed: int) -> dict[str, Probe]:
     """One probe a model, trained side by side on the same batches with AdamW; in eval mode. The same on a CPU whenever it is run."""
     probes: dict[str, Probe] = {}
     optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -63,7 +63,7 @@ def fit(batches: Iterable[Batch], schedule: Schedule, num_classes: int, seed: in
     return {name: probe.eval().requires_grad_(False) for name, probe in probes.items()}
 
 
-def learning_rate(schedule: Schedule, step: int) -> float:
+def learning_rate(schedule: ProbeSchedule, step: int) -> float:
     """A straight line up over the warm-up, then a straight line down to 0 (the polynomial of power 1)."""
     if step < schedule.warmup:
         part = WARMUP_START + (1 - WARMUP_START) * step / schedule.warmup
@@ -87,14 +87,14 @@ def pixel_loss(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
     return total / counted.clamp(min=1) if isinstance(counted, Tensor) else total
 
 
-def augmented(maps: LabelledMaps, predict: Predict, schedule: AugmentedSchedule, seed: int, bench: Bench) -> Iterator[Batch]:
+def augmented(maps: LabelledMaps, predict: Predict, schedule: AugmentedSchedule, seed: int, bench: Bench) -> Iterator[ProbeBatch]:
     """Batches of random crops, seen by every model."""
     steps = bench.progress(
         read_each(_Crops(maps, schedule, seed).of_step, range(schedule.steps), bench.num_workers), "training probes", schedule.steps
     )
     for images, labels in steps:
         images = to_float(images.to(bench.device))
-        yield Batch({name: list(_ordinary(call(images).spatial)) for name, call in predict.items()}, list(labels.to(bench.device)))
+        yield ProbeBatch({name: list(_ordinary(call(images).spatial)) for name, call in predict.items()}, list(labels.to(bench.device)))
 
 
 class _Crops:
@@ -112,10 +112,10 @@ class _Crops:
 
     def _crop(self, number: int) -> Sample:
         place = self.order.place_in_epoch(number, len(self.maps), 0)
-        return to_tensors(*draw_view(View(*self.maps.read(place)), self.schedule.augmentation, self.seed, number))
+        return to_tensors(*augment(LabelledImage(*self.maps.read(place)), self.schedule.augmentation, self.seed, number))
 
 
-def unaugmented(maps: LabelledMaps, predict: Predict, schedule: ShortSchedule, seed: int, bench: Bench) -> Iterator[Batch]:
+def unaugmented(maps: LabelledMaps, predict: Predict, schedule: ShortSchedule, seed: int, bench: Bench) -> Iterator[ProbeBatch]:
     """Batches of whole images in a shuffled order; features are computed when an image first comes and kept while there is room."""
     kept = _Kept(maps, predict, int(schedule.cache_gib * 2**30), bench)
     order = Order(seed, schedule.batch_size)
@@ -136,7 +136,7 @@ class _Kept:
         self.maps, self.predict, self.room, self.device = maps, predict, limit, bench.device
         self.known: dict[int, _Known] = {}
 
-    def batch(self, numbers: Sequence[int]) -> Batch:
+    def batch(self, numbers: Sequence[int]) -> ProbeBatch:
         missing = sorted(set(numbers) - self.known.keys())
         found = self.known | self._compute(missing)
         for number in missing:
@@ -145,7 +145,7 @@ class _Kept:
                 self.room -= size
                 self.known[number] = found[number]
         maps = {name: [found[number].maps[name].to(self.device) for number in numbers] for name in self.predict}
-        return Batch(maps, [found[number].label.to(self.device) for number in numbers])
+        return ProbeBatch(maps, [found[number].label.to(self.device) for number in numbers])
 
     def _compute(self, numbers: Sequence[int]) -> dict[int, _Known]:
         """On the CPU; images of one size go through the models together."""

@@ -15,7 +15,7 @@ from ...errors import UserError, nearest
 from ...labelled.instances import AnyInstances, Instances, InstanceSet, SceneInstancesSettings
 from ...teachers.base import Teacher
 from ...teachers.mask_decoder import EncodedImage, MaskDecoder
-from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result, Sizes, View
+from ..base import Bench, Evaluation, EvaluationSettings, Framing, Metric, Predict, Result, Sizes
 from .mask_prompts import DISC_PARTS, discs, filled_boxes, inner_point, ious
 
 BATCH = 4
@@ -29,7 +29,7 @@ class PromptableSegmentationSettings(EvaluationSettings):
     Of the three masks of a prompt the one with the best predicted IoU counts. The click is ours: the innermost pixel of the mask.
     """
 
-    view: ClassVar[View] = "whole"
+    view: ClassVar[Framing] = "whole"
 
     type: Literal["promptable_segmentation"] = "promptable_segmentation"
     data: AnyInstances

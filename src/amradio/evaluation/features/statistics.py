@@ -33,9 +33,9 @@ class StatisticsSettings(EvaluationSettings):
     cells_per_image: Positive = 16
     """Cells of each map that are looked at, evenly spaced."""
 
-    def build(self) -> "Statistics":
+    def build(self) -> "FeatureStatistics":
         """Opens the data; raises UserError where they are missing."""
-        return Statistics(self.data.build(), self.cells_per_image)
+        return FeatureStatistics(self.data.build(), self.cells_per_image)
 
 
 def rank_me(features: Tensor) -> float:
@@ -63,7 +63,7 @@ def describe_features(features: Tensor) -> tuple[dict[str, float], dict[str, Any
     return numbers, {"channel_mean": mean.tolist(), "channel_std": std.tolist()}
 
 
-class Statistics(Evaluation):
+class FeatureStatistics(Evaluation):
     """See `StatisticsSettings`."""
 
     def __init__(self, images: ImageSet, cells: int):

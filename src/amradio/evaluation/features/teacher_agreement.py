@@ -22,7 +22,7 @@ from ...features import KINDS, Kind
 from ...files import user_path
 from ...labelled.base import ImageSet
 from ...labelled.classification import AnyImages
-from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result, Sizes, View
+from ..base import Bench, Evaluation, EvaluationSettings, Framing, Metric, Predict, Predictors, Result, Sizes
 from ..predictors import inputs_of
 from ..reading import Broken, batched, readable, windows
 from .cka import Cka
@@ -50,7 +50,7 @@ class AgreementSettings(EvaluationSettings):
     1 is right), raw cosine beside that of a constant, fidelity (variance of the teacher / mean squared error), linear CKA, AM-RADIO's loss.
     """
 
-    view: ClassVar[View] = "square"
+    view: ClassVar[Framing] = "square"
 
     type: Literal["agreement"] = "agreement"
     data: AnyImages
@@ -84,11 +84,11 @@ class AgreementBySize(Evaluation):
         """Raises UserError where no head has its teacher beside it."""
         _heads(predict, bench)
 
-    def run(self, predict: Predict, bench: Bench) -> Result:
+    def run(self, predict: Predictors, bench: Bench) -> Result:
         """One row a head, at the first size; all sizes are in the details under `by_size`."""
         heads = _heads(predict, bench)
         sizes = {name: list(dict.fromkeys(self.image_sizes or [bench.size_of_head(name)])) for name in heads}
-        students = {size: bench.predict("square", size) for size in dict.fromkeys(size for chosen in sizes.values() for size in chosen)}
+        students = {size: predict.at(size) for size in dict.fromkeys(size for chosen in sizes.values() for size in chosen)}
         broken = Broken()
         statistics = self._statistics(heads, predict, bench, broken)
         batches = self._batches(bench, broken, "agreement")
