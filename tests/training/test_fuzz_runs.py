@@ -23,7 +23,7 @@ import processes
 import runs
 import tiny
 from amradio.yaml12 import write_yaml
-from damage import damage, put_back
+from damage import Mark, damage, put_back
 from evaluations import add_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -169,6 +169,12 @@ def fault(world: World, verb: str, part: str, hurt: Path, before: dict[str, byte
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_mark_is_made_where_code_is_run(tmp_path: Path) -> None:
+    torch.save({"state": Mark(tmp_path / "canary")}, tmp_path / "a.pt")
+    torch.load(tmp_path / "a.pt", weights_only=False)
+    assert (tmp_path / "canary").is_dir()
 
 
 def test_damaged_runs_teachers_and_data_are_refused_or_read(world: World) -> None:
