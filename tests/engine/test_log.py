@@ -59,7 +59,7 @@ def test_a_line_comes_only_where_there_was_none(monkeypatch: pytest.MonkeyPatch,
 
 
 def monitor(folder: Path) -> Monitor:
-    found = Monitor(Processes(torch.device("cpu")), Log(folder), Clock(torch.device("cpu")))
+    found = Monitor(Processes(torch.device("cpu")), Log(folder), Clock(torch.device("cpu")), lambda numbers: "")
     found.begin(10)
     return found
 
