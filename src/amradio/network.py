@@ -7,14 +7,14 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from .config import Pixels, Settings, Width, one_of
+from .config import Pixels, Settings, Width
 from .errors import UserError, brief, shown
 from .features import Features, Kind
-from .heads import HEADS, Head, StudentShape
+from .heads import AnyHead, Head, StudentShape
 from .heads.names import head_name_problem as find_problem
 from .licences import Ancestor, of_teachers, united
 from .memory import gib, machine_memory
-from .students import STUDENTS
+from .students import AnyStudent
 from .students.base import Aggregation, Student, block_numbers
 from .students.map_normalizers import BlockNormalizer, Normalizers, Rotation
 from .students.settings import AllSettings
@@ -36,7 +36,7 @@ def head_name_problem(name: str) -> str | None:
 class HeadPart(Settings):
     """One kind of one head."""
 
-    head: one_of(HEADS)  # type: ignore[valid-type]
+    head: AnyHead
     """The layers."""
     dim: Width
     """Channels of the teacher's feature."""
@@ -99,7 +99,7 @@ class NetworkConfig(Settings):
 
     format: Literal["amradio"] = "amradio"
     version: Annotated[int, pydantic.Field(ge=1, le=1)] = 1
-    student: one_of(STUDENTS)  # type: ignore[valid-type]
+    student: AnyStudent
     num_summaries: Annotated[int, pydantic.Field(ge=1, le=1024)]
     heads: dict[str, HeadConfig] = pydantic.Field(default_factory=dict)
     image_size: Pixels | None = None

@@ -3,26 +3,32 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import pydantic
 
 from .config import Pixels, Positive, Seed, Settings, UserPath, defaults, one_of, validate
-from .data import SOURCES, DataSettings
-from .distillation.balance import BALANCES, FixedSettings
+from .data import AnySource, DataSettings
+from .distillation.balance import AnyBalance, FixedSettings
 from .distillation.losses import LossSettings
 from .distillation.normalizers import NormalizeSettings
 from .engine.settings import EngineSettings, OptimizerSettings
 from .errors import UserError, changed, nearest, shown
 from .features import KINDS, Kind
-from .heads import HEADS, HeadSettings, MlpHeadSettings
+from .heads import AnyHead, HeadSettings, MlpHeadSettings
 from .heads.names import head_name_problem
 from .later import Later
 from .memory import gib, machine_memory
 from .students import STUDENTS
 from .students.model import ModelStudentSettings
-from .teachers import TEACHERS
+from .students.settings import TrainedSettings
+from .teachers import AnyTeacher
 from .words import read_words
+
+if TYPE_CHECKING:
+    AnyStart = TrainedSettings
+else:
+    AnyStart = one_of((*STUDENTS, ModelStudentSettings))
 
 
 class PartitionSettings(Settings):
@@ -38,7 +44,7 @@ class PartitionSettings(Settings):
     """Weight of this partition's loss in the step."""
     view_size: Pixels | None = None
     """Pixels at which crops are read; null for the largest size that a model of the partition takes, so that none sees blown-up pixels."""
-    source: one_of(SOURCES) | None = None  # type: ignore[valid-type]
+    source: AnySource | None = None
     """Images of this partition; null for data.train."""
 
 
@@ -53,9 +59,9 @@ class StageSettings(Settings):
 class HeadPair(Settings):
     """The layers of a head per kind."""
 
-    summary: one_of(HEADS) = MlpHeadSettings()  # type: ignore[valid-type]
+    summary: AnyHead = MlpHeadSettings()
     """On one summary token."""
-    spatial: one_of(HEADS) = MlpHeadSettings()  # type: ignore[valid-type]
+    spatial: AnyHead = MlpHeadSettings()
     """On every cell of the map."""
 
     @pydantic.model_validator(mode="after")
@@ -102,14 +108,14 @@ class Recipe(Settings):
     """The whole run. Only data, teachers, student and out are required."""
 
     data: DataSettings
-    teachers: Annotated[dict[str, one_of(TEACHERS)], pydantic.Field(min_length=1)]  # type: ignore[valid-type]
-    student: one_of((*STUDENTS, ModelStudentSettings))  # type: ignore[valid-type]
+    teachers: Annotated[dict[str, AnyTeacher], pydantic.Field(min_length=1)]
+    student: AnyStart
     out: UserPath
     """The run folder. The same command resumes what is there."""
     heads: HeadsSettings = HeadsSettings()
     loss: LossSettings = LossSettings()
     normalize: NormalizeSettings = NormalizeSettings()
-    balance: one_of(BALANCES) = FixedSettings()  # type: ignore[valid-type]
+    balance: AnyBalance = FixedSettings()
     """How the losses of teachers and kinds become one number."""
     stages: list[StageSettings] = pydantic.Field(default_factory=lambda: [StageSettings()], min_length=1)
     optimizer: OptimizerSettings = OptimizerSettings()

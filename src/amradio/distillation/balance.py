@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import pydantic
 
-from ..config import Momentum, Settings
+from ..config import Momentum, Settings, one_of
 
 if TYPE_CHECKING:
     from .weighting import Balance
@@ -77,3 +77,8 @@ class TeacherDroppingSettings(BalanceSettings):
 
 
 BALANCES: tuple[type[BalanceSettings], ...] = (FixedSettings, AdaLossSettings, UncertaintySettings, TeacherDroppingSettings)
+
+if TYPE_CHECKING:
+    AnyBalance = BalanceSettings
+else:
+    AnyBalance = one_of(BALANCES)

@@ -1,3 +1,6 @@
+from typing import TYPE_CHECKING
+
+from ..config import one_of
 from .base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result, Rows, measure
 from .classification.knn import KnnSettings
 from .classification.linear_probe import LinearClassificationSettings
@@ -24,4 +27,9 @@ EVALUATIONS: tuple[type[EvaluationSettings], ...] = (
 )
 """Every kind of evaluation; a new one is one file and one entry here."""
 
-__all__ = ["EVALUATIONS", "Bench", "Evaluation", "EvaluationSettings", "Metric", "Predict", "Result", "Rows", "measure"]
+if TYPE_CHECKING:
+    AnyEvaluation = EvaluationSettings
+else:
+    AnyEvaluation = one_of(EVALUATIONS)
+
+__all__ = ["EVALUATIONS", "AnyEvaluation", "Bench", "Evaluation", "EvaluationSettings", "Metric", "Predict", "Result", "Rows", "measure"]

@@ -7,15 +7,15 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 import torch
 
-from ..config import Pixels, Settings, Workers, defaults, one_of, validate
+from ..config import Pixels, Settings, Workers, defaults, validate
 from ..devices import autocast_dtype, find_device
 from ..distillation.metrics import UNCALIBRATED, AgreementProtocol
 from ..errors import UserError
 from ..model import Model
-from ..teachers import TEACHERS
+from ..teachers import AnyTeacher
 from ..teachers.base import Teacher
 from ..words import read_words
-from . import EVALUATIONS
+from . import AnyEvaluation
 from .base import Bench, Evaluation, Result, below_floor, chosen, measure
 from .inputs import plain as describe_inputs
 from .progress import Phase, Progress, silent, unannounced
@@ -24,9 +24,9 @@ from .progress import Phase, Progress, silent, unannounced
 class Suite(Settings):
     """What is measured, and on what."""
 
-    evaluations: Annotated[dict[str, one_of(EVALUATIONS)], pydantic.Field(min_length=1)]  # type: ignore[valid-type]
+    evaluations: Annotated[dict[str, AnyEvaluation], pydantic.Field(min_length=1)]
     """The evaluations by a name of one's own, which heads their columns."""
-    teachers: dict[str, one_of(TEACHERS)] = pydantic.Field(default_factory=dict)  # type: ignore[valid-type]
+    teachers: dict[str, AnyTeacher] = pydantic.Field(default_factory=dict)
     """Teachers beside those of the run folder, by the name of their head; needed where PATH is a model folder."""
     image_size: Pixels | None = None
     """px of the views where an evaluation names none; null for the protocol's own size where it has one, else the student's."""

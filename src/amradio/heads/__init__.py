@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazily
 from .settings import (
     HEADS,
+    AnyHead,
     AttentionHeadSettings,
     HeadSettings,
     LadderHeadSettings,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEADS",
+    "AnyHead",
     "AttentionHead",
     "AttentionHeadSettings",
     "Head",

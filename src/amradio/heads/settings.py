@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import pydantic
 
-from ..config import Depth, Heads, Settings, Width
+from ..config import Depth, Heads, Settings, Width, one_of
 from ..errors import UserError
 from ..features import KINDS, Kind
 
@@ -154,3 +154,8 @@ HEADS: tuple[type[HeadSettings], ...] = (
     TransformerHeadSettings,
     LadderHeadSettings,
 )
+
+if TYPE_CHECKING:
+    AnyHead = HeadSettings
+else:
+    AnyHead = one_of(HEADS)

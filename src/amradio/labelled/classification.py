@@ -223,12 +223,12 @@ class SceneSet(LabelledSet, CaptionedSet):
         return self._known[index]
 
     @property
-    def labels(self) -> list[int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def labels(self) -> list[int]:
         """Of the principal objects."""
         return [self._words(index)[0] for index in range(len(self))]
 
     @property
-    def captions(self) -> list[tuple[str, ...]]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def captions(self) -> list[tuple[str, ...]]:
         """Five paraphrases each."""
         return [self._words(index)[1] for index in range(len(self))]
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from ..config import one_of
 from ..lazy import lazily
 from .eradio_settings import EradioSettings
 from .settings import CustomSettings, StudentRow, StudentSettings
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
 
 STUDENTS: tuple[type[StudentSettings], ...] = (VitSettings, EradioSettings, TimmSettings, CustomSettings)
 
+if TYPE_CHECKING:
+    AnyStudent = StudentSettings
+else:
+    AnyStudent = one_of(STUDENTS)
+
 
 def catalogue() -> list[StudentRow]:
     """Every size of every student, for `amradio students`; nothing is allocated or fetched."""
@@ -22,6 +28,7 @@ def catalogue() -> list[StudentRow]:
 
 __all__ = [
     "STUDENTS",
+    "AnyStudent",
     "CustomSettings",
     "CustomStudent",
     "EradioSettings",

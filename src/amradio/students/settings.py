@@ -79,11 +79,20 @@ class LoraSettings(Settings):
 
 TRAINED = (AllSettings, LastBlocksSettings, LoraSettings)
 
+if TYPE_CHECKING:
+    AnyTrained = AllSettings | LastBlocksSettings | LoraSettings
+else:
+    AnyTrained = one_of(TRAINED)
+
 
 class TrainedSettings(Settings):
     """What is common to all that can stand under `student` in a recipe."""
 
-    train: one_of(TRAINED) = AllSettings()  # type: ignore[valid-type]
+    if TYPE_CHECKING:
+        type: str
+        """Name of the kind: a literal in each."""
+
+    train: AnyTrained = AllSettings()
     """The part that is trained. Heads, and summaries that no head read before, always are."""
 
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from ..config import one_of
 from ..lazy import lazily
 from .catalogue import Known, catalogue
 from .settings import (
@@ -38,8 +39,14 @@ TEACHERS: tuple[type[TeacherSettings], ...] = (
 )
 """Every kind of teacher; a new one is one file and one entry here."""
 
+if TYPE_CHECKING:
+    AnyTeacher = TeacherSettings
+else:
+    AnyTeacher = one_of(TEACHERS)
+
 __all__ = [
     "TEACHERS",
+    "AnyTeacher",
     "ClipSettings",
     "CustomSettings",
     "Dinov2Settings",

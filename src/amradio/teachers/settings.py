@@ -22,6 +22,10 @@ _SAM = {"vit-b": "facebook/sam-vit-base", "vit-l": "facebook/sam-vit-large", "vi
 class TeacherSettings(Settings):
     """What is common to all teachers; each kind adds its own keys and `build`."""
 
+    if TYPE_CHECKING:
+        type: str
+        """Name of the kind: a literal in each."""
+
     summary_weight: Weight = 1.0
     """Weight of the summary loss; 0 where the summary is not to be learnt."""
     spatial_weight: Weight = 1.0

@@ -19,6 +19,7 @@ from ..run_folder import NetworkRecord
 from ..students.base import Student
 from ..students.finetuning import train_rows
 from ..students.model import ModelStudentSettings
+from ..students.settings import StudentSettings
 from ..teachers.base import Teacher
 from .continuation import Plan, fill, plan
 
@@ -74,6 +75,7 @@ def network_config(recipe: Recipe, teachers: Mapping[str, Teacher]) -> NetworkCo
     """The student with one head per teacher, for every kind of feature that the teacher has and that has a weight."""
     if isinstance(recipe.student, ModelStudentSettings):
         return _plan(recipe, read_model(recipe.student).config, teachers).config
+    assert isinstance(recipe.student, StudentSettings)
     heads: dict[str, HeadConfig] = {}
     slot = 0
     for name, head in _heads(recipe, teachers).items():
@@ -117,7 +119,11 @@ def _heads(recipe: Recipe, teachers: Mapping[str, Teacher]) -> dict[str, HeadCon
     heads = {}
     for name, teacher in teachers.items():
         summary, spatial = (_part(recipe, name, teacher, kind) for kind in KINDS)
-        card = {"type": recipe.teachers[name].type, "source": teacher.source, "licence": teacher.licence}
+        card: dict[str, str | int | float | None] = {
+            "type": recipe.teachers[name].type,
+            "source": teacher.source,
+            "licence": teacher.licence,
+        }
         heads[name] = HeadConfig(summary=summary, spatial=spatial, teacher=card)
     preferred = preferred_size(recipe.stages, heads)
     for name in heads:

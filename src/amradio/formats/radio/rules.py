@@ -11,6 +11,7 @@ from typing import Any
 from ...errors import UserError
 from ...students.eradio import Eradio
 from ...students.vit import Vit
+from ...students.vit_settings import VitSettings
 from ..base import Found
 
 ENTRY_SIZE = {"vit_base_patch16_v2_224": 592, "vit_large_patch16_v2_224": 592}
@@ -118,6 +119,7 @@ def _vit(settings: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> di
 
 
 def _vit_wanted(student: Vit, model: Found) -> dict[str, Any]:
+    assert isinstance(model.config.student, VitSettings)
     shape, side = model.config.student.shape(), student.patch_generator.table_side
     return {
         "cropped positions": True,

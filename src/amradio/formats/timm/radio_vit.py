@@ -78,6 +78,7 @@ class RadioVit(Family):
     def features(self, backbone: Any, config: NetworkConfig, images: Tensor) -> Features:
         """See the base."""
         tokens = backbone.forward_features(images)
+        assert isinstance(config.student, VitSettings)
         grid = [edge // config.student.patch_size for edge in images.shape[2:]]
         return Features(tokens[:, _slots(config)].flatten(1), tokens[:, backbone.num_prefix_tokens :].unflatten(1, grid))
 
