@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+MOST_RESULTS = 8
+"""Results that a layer keeps: of two tables (rows and columns), for a few grids or after a move to another device."""
+
 Reader = Callable[[int, int, Tensor], Tensor]
 
 
@@ -26,7 +29,8 @@ class Remembered:
             return self.read(q_size, k_size, rel_pos)
         key = (q_size, k_size, rel_pos.device, rel_pos.dtype, rel_pos.data_ptr(), rel_pos._version)
         if key not in self.results:
-            self.results = {k: v for k, v in self.results.items() if k[2:] == key[2:]}
+            if len(self.results) >= MOST_RESULTS:
+                self.results.clear()
             with torch.inference_mode(False), torch.no_grad():
                 self.results[key] = self.read(q_size, k_size, rel_pos.detach())
         return self.results[key]
