@@ -24,7 +24,7 @@ import transformers
 import amradio
 from amradio.devices import find_device
 from amradio.environment import environment
-from amradio.formats import FORMATS, ExportSettings, Found
+from amradio.formats import FORMATS, ExportSettings, LoadedModel
 from amradio.formats.model_folder import write_folder
 from amradio.network import NetworkConfig
 
@@ -46,7 +46,7 @@ def make_folder(folder, options):
 def load_all(folder, options, device, dtype):
     """Name -> function of images in [0, 1] -> spatial features [B, N, D], each loaded by its own library."""
     model = amradio.load(folder / "model", device, dtype=options.dtype)
-    found, settings = Found(model.config, model.network), ExportSettings((), options.dtype)
+    found, settings = LoadedModel(model.config, model.network), ExportSettings((), options.dtype)
     native, flexible = folder / "transformers", folder / "timm.safetensors"
     native.mkdir()
     FORM["transformers"].write(native, found, settings)
@@ -70,7 +70,7 @@ def load_all(folder, options, device, dtype):
 def load_onnx(folder):
     """Ours through ONNX Runtime on the CPU, with as many threads as torch has."""
     model = amradio.load(folder / "model")
-    FORM["onnx"].write(folder / "model.onnx", Found(model.config, model.network), ExportSettings(()))
+    FORM["onnx"].write(folder / "model.onnx", LoadedModel(model.config, model.network), ExportSettings(()))
     limits = onnxruntime.SessionOptions()
     limits.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(folder / "model.onnx", limits, providers=["CPUExecutionProvider"])

@@ -225,7 +225,7 @@ def test_options_of_load(tmp_path: Path) -> None:
     assert stretched.config.student.align_corners
     assert (stretched(seen).spatial - model(seen).spatial).abs().max() > 0.01
     assert amradio.load(tmp_path, window_size=2).window_size == 2
-    assert amradio.load(tmp_path).dead == ()
+    assert amradio.load(tmp_path).ignored_keys == ()
     with pytest.raises(UserError, match="dtype: found 'int8'; there is: float32, bfloat16, float16"):
         amradio.load(tmp_path, dtype="int8")
 

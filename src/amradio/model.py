@@ -27,14 +27,14 @@ if TYPE_CHECKING:  # transformers and its kin take seconds to import, and only `
 class Model(nn.Module):
     """A student with its heads, ready to use: in eval mode, heads speak raw teacher space.
 
-    Attributes: `config` as in config.json; `dead`: keys of the file that are known to do nothing, and were left out.
+    Attributes: `config` as in config.json; `ignored_keys`: keys of the file that are known to do nothing, and were left out.
     """
 
-    def __init__(self, config: NetworkConfig, network: Network, dead: tuple[str, ...] = ()):
+    def __init__(self, config: NetworkConfig, network: Network, ignored_keys: tuple[str, ...] = ()):
         super().__init__()
         self.config = config
         self.network = network
-        self.dead = dead
+        self.ignored_keys = ignored_keys
         self._check = InputCheck()
         self.eval().requires_grad_(False)
 
@@ -322,7 +322,7 @@ def load(
     """
     wanted = _dtype(dtype)
     found = formats.read(path, align_corners, student)
-    model = Model(found.config, found.network, found.dead)
+    model = Model(found.config, found.network, found.ignored_keys)
     problems: list[str] = []
     if align_corners is not None and "align_corners" not in type(found.config.student).model_fields:
         problems.append(f"align_corners: a '{found.config.student.type}' student has no position table to stretch; leave it out")

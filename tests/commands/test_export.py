@@ -14,7 +14,7 @@ from amradio import UserError, formats
 from amradio import distill as run_distill
 from amradio.__main__ import main
 from amradio.features import Features
-from amradio.formats import ExportSettings, Found
+from amradio.formats import ExportSettings, LoadedModel
 from amradio.formats.model_folder import write_folder
 from amradio.formats.radio.torchhub import TorchHub
 from amradio.heads import LinearHeadSettings
@@ -55,7 +55,7 @@ def test_every_format_is_reloaded_and_compared(name: str, model: Path, tmp_path:
     exported = amradio.export(model, name, out_of(name, tmp_path))
     found = dict(exported.differences)
     form = next(form for form in formats.FORMATS if form.name == name)
-    carried = form.carries(formats.read(model).config)
+    carried = form.supported_heads(formats.read(model).config)
     wanted = {"backbone/summary", "backbone/spatial"} | {f"{head}/spatial" for head in carried}
     assert wanted <= set(found)
     assert all(value is not None and value < 1e-5 for value in found.values())
@@ -83,7 +83,7 @@ def test_round_trips_among_all_formats(first: str, second: str, model: Path, tmp
     back = amradio.export(there, second, out_of(second, tmp_path, "back")).path
     found = answers(back, images)
     carried = set(amradio.load(there).heads) & {
-        head for form in formats.FORMATS if form.name == second for head in form.carries(formats.read(there).config)
+        head for form in formats.FORMATS if form.name == second for head in form.supported_heads(formats.read(there).config)
     }
     assert set(found) == {"backbone"} | carried
     assert largest(original, found) < 1e-5
@@ -244,7 +244,7 @@ class Forgetful(TorchHub):
 
     name = "forgetful"
 
-    def write(self, target: Path, model: Found, settings: ExportSettings) -> None:
+    def write(self, target: Path, model: LoadedModel, settings: ExportSettings) -> None:
         with torch.no_grad():
             model.network.heads["dino"].summary.final[2].bias.add_(1e-2)  # type: ignore[union-attr]
         super().write(target, model, settings)
@@ -257,7 +257,7 @@ class Failing(TorchHub):
 
     name = "failing"
 
-    def write(self, target: Path, model: Found, settings: ExportSettings) -> None:
+    def write(self, target: Path, model: LoadedModel, settings: ExportSettings) -> None:
         super().write(target, model, settings)
         target.write_bytes(target.read_bytes()[:1000])
         raise OSError(28, "No space left on device")

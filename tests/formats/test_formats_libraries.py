@@ -24,7 +24,7 @@ from torch import Tensor
 import amradio
 from amradio.errors import UserError
 from amradio.features import Features
-from amradio.formats import FORMATS, ExportSettings, Format, Found, read
+from amradio.formats import FORMATS, ExportSettings, Format, LoadedModel, read
 from amradio.formats.model_folder import write_folder
 from amradio.formats.onnx import named
 from amradio.formats.timm.radio_vit import ENTRIES, call_for
@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 
 
-def make(heads: bool = False, **changes: object) -> Found:
+def make(heads: bool = False, **changes: object) -> LoadedModel:
     """A tiny ViT all of whose weights matter, of 3 summaries of which two make the backbone's; heads of two teachers."""
     torch.manual_seed(0)
     parts = {name: {"head": "mlp", "dim": dim} for name, dim in (("summary", 20), ("spatial", 24))}
@@ -57,10 +57,10 @@ def make(heads: bool = False, **changes: object) -> Found:
         for name, parameter in network.named_parameters():
             if parameter.ndim == 1:
                 parameter.copy_(torch.randn_like(parameter) * 0.3 + float(name.endswith(("weight", "gamma"))))
-    return Found(config, network)
+    return LoadedModel(config, network)
 
 
-def made(student: dict[str, object], image_size: int | None = None, num_summaries: int = 1) -> Found:
+def made(student: dict[str, object], image_size: int | None = None, num_summaries: int = 1) -> LoadedModel:
     """A student of any kind with a head."""
     torch.manual_seed(0)
     head = {"summary": {"head": "linear", "dim": 5}, "spatial": {"head": "mlp", "dim": 6}}
@@ -72,17 +72,17 @@ def made(student: dict[str, object], image_size: int | None = None, num_summarie
         for name, statistic in network.named_buffers():
             if name.endswith("running_mean"):
                 statistic.copy_(0.1 * torch.randn_like(statistic))
-    return Found(config, network)
+    return LoadedModel(config, network)
 
 
-def written(form: Format, model: Found, folder: Path, **settings: object) -> Path:
+def written(form: Format, model: LoadedModel, folder: Path, **settings: object) -> Path:
     """The model in a format."""
     target = folder / f"model{form.suffix}"
     if not form.suffix:
         target.mkdir()
     chosen = ExportSettings(tuple(model.config.heads), **settings)
     cast_weights(model.network, getattr(torch, chosen.dtype))
-    assert form.lacks(model.config, model.network) == ()
+    assert form.unsupported_reasons(model.config, model.network) == ()
     form.write(target, model, chosen)
     model.network.float()
     return target
@@ -92,7 +92,7 @@ def images_of(size: tuple[int, int], batch: int = 2) -> Tensor:
     return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(size[0] + batch))
 
 
-def said(model: Found, images: Tensor) -> dict[str, Features]:
+def said(model: LoadedModel, images: Tensor) -> dict[str, Features]:
     with torch.inference_mode():
         return model.network(images, None, model.config.heads)
 
@@ -273,7 +273,7 @@ def test_layer_scale_of_published_names_counts_though_transformers_passes_it_ove
     save_file({**tensors, "radio_model.model.reg_token": torch.zeros(1, 4, 32)}, folder / "model.safetensors")
     again = read(folder)
     given = images_of((32, 48))
-    assert again.dead == ("reg_token",)
+    assert again.ignored_keys == ("reg_token",)
     assert torch.equal(amradio.load(folder)(given).spatial, scaled(given).spatial)
 
 
@@ -342,11 +342,11 @@ def test_cut_files_of_a_radio_model_are_refused(tmp_path: Path) -> None:
 def test_what_transformers_and_timm_have_no_place_for() -> None:
     aligned, rotated = make(align_corners=True), make()
     rotated = rotated._replace(config=rotated.config.model_copy(update={"rotates": True}))
-    assert "align_corners" in FORM["transformers"].lacks(aligned.config, aligned.network)[0]
-    assert FORM["timm"].lacks(aligned.config, aligned.network) == ()
+    assert "align_corners" in FORM["transformers"].unsupported_reasons(aligned.config, aligned.network)[0]
+    assert FORM["timm"].unsupported_reasons(aligned.config, aligned.network) == ()
     for form in LIBRARIES:
-        assert "rotation" in form.lacks(rotated.config, rotated.network)[0]
-        assert form.carries(make(heads=True).config) == ()
+        assert "rotation" in form.unsupported_reasons(rotated.config, rotated.network)[0]
+        assert form.supported_heads(make(heads=True).config) == ()
 
 
 # timm
@@ -480,9 +480,9 @@ def test_backbones_of_timm_go_back_into_themselves(student: dict, tmp_path: Path
 )
 def test_what_a_backbone_of_timm_has_no_place_for(student: dict, message: str) -> None:
     model = made({"type": "timm", "model": "test_resnet", **student})
-    reasons = FORM["timm"].lacks(model.config, model.network)
+    reasons = FORM["timm"].unsupported_reasons(model.config, model.network)
     assert any(message in reason for reason in reasons)
-    assert "this student is of type 'timm'" in FORM["transformers"].lacks(model.config, model.network)[0]
+    assert "this student is of type 'timm'" in FORM["transformers"].unsupported_reasons(model.config, model.network)[0]
 
 
 # ONNX
@@ -506,7 +506,7 @@ COORDINATES = {"half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Found, Path]]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[LoadedModel, Path]]:
     """Graphs of a tiny ViT: of every size, of float16, and (by the command) of one size with one head and its weights in a second file."""
     found = {}
     for name, settings in (("free", {}), ("half", {"dtype": "float16"})):
@@ -519,7 +519,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Found,
         said = amradio.export(folder / "model", "onnx", folder / "graph.onnx", heads=["sam"], image_size=50)
     assert "graph.onnx.data: move both together" in said.snippet
     config = model.config.model_copy(update={"heads": {"sam": model.config.heads["sam"]}})
-    return {**found, "fixed": (Found(config, model.network), said.path)}
+    return {**found, "fixed": (LoadedModel(config, model.network), said.path)}
 
 
 @pytest.mark.slow

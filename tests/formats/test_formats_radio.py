@@ -18,8 +18,8 @@ from torch import Tensor
 import amradio
 from amradio import UserError, formats
 from amradio.features import Features
-from amradio.formats import ExportSettings, Found
-from amradio.formats.radio import carries, lacks
+from amradio.formats import ExportSettings, LoadedModel
+from amradio.formats.radio import supported_heads, unsupported_reasons
 from amradio.formats.radio.hf_remote_code import RemoteCode
 from amradio.formats.radio.tokens import Tokens, tokens_of
 from amradio.formats.radio.torchhub import TorchHub
@@ -60,7 +60,7 @@ def close(found: Features, expected: dict[str, Tensor], atol: float = 1e-4) -> N
     torch.testing.assert_close(found.spatial.flatten(1, 2), expected["features"], rtol=0, atol=atol)
 
 
-def outputs(found: Found, images: Tensor) -> dict[str, Features]:
+def outputs(found: LoadedModel, images: Tensor) -> dict[str, Features]:
     with torch.no_grad():
         return found.network.eval()(images, None, list(found.config.heads))
 
@@ -74,7 +74,7 @@ def same(first: dict[str, Features], second: dict[str, Features], atol: float = 
                 torch.testing.assert_close(one, other, rtol=0, atol=atol)
 
 
-def tiny(student: dict[str, Any] | None = None, **changes: Any) -> Found:
+def tiny(student: dict[str, Any] | None = None, **changes: Any) -> LoadedModel:
     """A random ViT with an MLP head of both kinds, one that shares no summary, and one of the map alone."""
     torch.manual_seed(0)
     part = {dim: HeadPart(head=MlpHeadSettings(hidden_dim=24, num_inner=1), dim=dim) for dim in (8, 9, 10, 11, 12)}
@@ -89,10 +89,10 @@ def tiny(student: dict[str, Any] | None = None, **changes: Any) -> Found:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return Found(config, network.eval())
+    return LoadedModel(config, network.eval())
 
 
-def rewritten(found: Found, tmp_path: Path) -> tuple[dict[str, Any], Found]:
+def rewritten(found: LoadedModel, tmp_path: Path) -> tuple[dict[str, Any], LoadedModel]:
     """What the torch-hub file of a model holds, and the model that is read back from it."""
     path = tmp_path / "written.pth.tar"
     TorchHub().write(path, found, ExportSettings(tuple(found.config.heads)))
@@ -139,7 +139,7 @@ def test_what_official_files_lack_is_derived(name: str):
     assert {head: config.slot for head, config in model.config.heads.items()} == props["head_idx"]
     assert model.config.origin == f"{name}.pth.tar (torchhub)"
     dead = ("base_model.reg_token",) if name == "layerscale" else ()
-    assert formats.read(FIXTURES / f"{name}.pth.tar").dead == dead
+    assert formats.read(FIXTURES / f"{name}.pth.tar").ignored_keys == dead
 
 
 @pytest.mark.slow
@@ -322,7 +322,7 @@ def test_heads_of_a_second_entry_of_a_teacher_are_dead(saved):
     content["args"].teachers.append(dict(content["args"].teachers[0], input_size=432))
     content["state_dict"]["_heads.3.fc1.weight"] = torch.zeros(48, 64)
     found = formats.read(saved(content))
-    assert found.dead == ("_heads.3.fc1.weight",)
+    assert found.ignored_keys == ("_heads.3.fc1.weight",)
     assert found.config.num_summaries == 3
 
 
@@ -351,9 +351,9 @@ def official_registers(settings: argparse.Namespace) -> tuple[int, int]:
         lambda: tiny(heads={}),
     ],
 )
-def test_any_vit_survives_both_official_layouts(model: Callable[[], Found], tmp_path: Path):
+def test_any_vit_survives_both_official_layouts(model: Callable[[], LoadedModel], tmp_path: Path):
     found = model()
-    assert lacks(found.config) == ()
+    assert unsupported_reasons(found.config) == ()
     content, again = rewritten(found, tmp_path)
     assert sum(official_registers(content["args"])) == found.network.student.num_prefix
     images = torch.rand(1, 3, 64, 96)
@@ -390,17 +390,17 @@ def test_a_head_of_one_kind_gets_a_silent_one_of_the_other(tmp_path: Path):
     silent.load_state_dict(weights)
     assert (silent(torch.randn(3, 64)) == 0).all()
     assert again.config.heads["sam"].summary is None
-    assert all(key.startswith(start) for key in again.dead)
-    assert len(again.dead) == 6
+    assert all(key.startswith(start) for key in again.ignored_keys)
+    assert len(again.ignored_keys) == 6
 
 
 def test_attention_heads_have_a_place_in_torch_hub_alone(tmp_path: Path):
     attention = HeadPart(head=AttentionHeadSettings(hidden_dim=24), dim=7)
     found = tiny(heads={"sam": HeadConfig(spatial=attention), "dino": HeadConfig(spatial=HeadPart(head=LinearHeadSettings(), dim=7))})
     upsampling = HeadConfig(spatial=HeadPart(head=AttentionHeadSettings(upsample_factor=2), dim=7))
-    assert carries(found.config) == ("sam",)
-    assert RemoteCode().carries(found.config) == ()
-    assert carries(found.config.model_copy(update={"heads": {"sam": upsampling}})) == ()
+    assert supported_heads(found.config) == ("sam",)
+    assert RemoteCode().supported_heads(found.config) == ()
+    assert supported_heads(found.config.model_copy(update={"heads": {"sam": upsampling}})) == ()
     found = tiny(heads={"sam": HeadConfig(spatial=attention)})
     content, again = rewritten(found, tmp_path)
     assert content["args"].teachers[-1]["spatial_mlp_version"] == "attn"
@@ -417,8 +417,8 @@ def test_attention_heads_have_a_place_in_torch_hub_alone(tmp_path: Path):
         (lambda: tiny(summary_slots=[1, 0]), r"summary_slots \[1, 0\] do not ascend"),
     ],
 )
-def test_what_the_official_code_cannot_rebuild_is_said(model: Callable[[], Found], message: str):
-    (reason,) = lacks(model().config)
+def test_what_the_official_code_cannot_rebuild_is_said(model: Callable[[], LoadedModel], message: str):
+    (reason,) = unsupported_reasons(model().config)
     assert re.search(message, reason)
 
 
@@ -495,15 +495,15 @@ def test_eradio_files(name: str, bare: bool, saved, tmp_path: Path):
     assert found.config.image_size == 512
     start = "" if bare else "base_model."
     derived = ("relative_bias", "coords_table", "position_index")
-    assert all(key.startswith(f"{start}norm.") or (key.startswith(start) and key.endswith(derived)) for key in found.dead)
-    assert "its shape is none of the published E-RADIOs" in lacks(found.config)[0]
+    assert all(key.startswith(f"{start}norm.") or (key.startswith(start) and key.endswith(derived)) for key in found.ignored_keys)
+    assert "its shape is none of the published E-RADIOs" in unsupported_reasons(found.config)[0]
 
 
 @pytest.mark.slow
 def test_a_published_eradio_goes_out_with_every_key_and_its_windows(tmp_path: Path):
     config = NetworkConfig(student=EradioSettings(size="xxxtiny_8x_ws16"), num_summaries=1)
-    assert lacks(config) == ()
-    found = Found(config, config.build().eval())
+    assert unsupported_reasons(config) == ()
+    found = LoadedModel(config, config.build().eval())
     content, again = rewritten(found, tmp_path)
     assert content["args"].model == "eradio_xxxtiny_8x_ws16"
     assert content["args"].cls_token_per_teacher is False
@@ -673,7 +673,7 @@ def test_maps_after_blocks_are_normalised_as_published(layout, shares: bool, tmp
     path = tmp_path / "model"
     path.mkdir()
     target = path / "model.pth.tar" if layout is TorchHub else path
-    layout().write(target, Found(changed, network.eval()), ExportSettings(tuple(changed.heads)))
+    layout().write(target, LoadedModel(changed, network.eval()), ExportSettings(tuple(changed.heads)))
     if layout is RemoteCode:
         told = json.loads((path / "config.json").read_text())["inter_feature_normalizer_config"]
         assert told == {"num_intermediates": 3, "embed_dim": 64, "rot_per_layer": not shares}
@@ -696,7 +696,7 @@ def test_maps_after_blocks_are_normalised_as_published(layout, shares: bool, tmp
     (pair,) = model.intermediates(images, [2], prefix=True)
     assert torch.equal(pair[0].spatial, sparse[0].spatial)
     assert torch.equal(pair[0].summary, model(images).summary), "summaries are left alone, and so is the last map"
-    same(outputs(Found(model.config, model.network), images), outputs(plain, images), 1e-5)
+    same(outputs(LoadedModel(model.config, model.network), images), outputs(plain, images), 1e-5)
 
 
 def test_softplus_is_reversed_as_the_spectral_test_does():

@@ -12,7 +12,7 @@ import yaml
 import amradio
 from amradio import UserError, formats
 from amradio import distill as run_distill
-from amradio.formats import ExportSettings, Found
+from amradio.formats import ExportSettings, LoadedModel
 from amradio.formats.model_folder import write_folder
 from amradio.formats.radio.torchhub import TorchHub
 from amradio.formats.timm.format import Timm
@@ -94,7 +94,7 @@ def all_four(path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_format_names_all_whatever_heads_it_has(name: str, heads: list[str] | None, model: Path, tmp_path: Path):
     form = next(form for form in formats.FORMATS if form.name == name)
-    if heads and not form.carries(config_of()):
+    if heads and not form.supported_heads(config_of()):
         return
     all_four(amradio.export(model, name, out(name, tmp_path, "out"), heads=heads).path)
 
@@ -165,7 +165,7 @@ class Forgetful(Timm):
 
     name = "forgetful"
 
-    def write(self, target: Path, model: Found, settings: ExportSettings) -> None:
+    def write(self, target: Path, model: LoadedModel, settings: ExportSettings) -> None:
         fewer = model.config.model_copy(update={"distilled_from": model.config.distilled_from[1:]})
         super().write(target, model._replace(config=fewer), settings)
 

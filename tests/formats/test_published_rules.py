@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import amradio
 from amradio import UserError, formats
-from amradio.formats import ExportSettings, Found
+from amradio.formats import ExportSettings, LoadedModel
 from amradio.formats.model_folder import write_folder
 from amradio.formats.radio.hf_remote_code import RemoteCode
 from amradio.formats.radio.rules import crops_positions, windows
@@ -112,7 +112,7 @@ class Forgetful(TorchHub):
     name = "forgetful"
     changes: dict[str, Any] = {}  # noqa: RUF012 - set by the test
 
-    def write(self, target: Path, model: Found, settings: ExportSettings) -> None:
+    def write(self, target: Path, model: LoadedModel, settings: ExportSettings) -> None:
         super().write(target, model, settings)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(target, weights_only=True)
@@ -175,7 +175,7 @@ def test_an_eradio_has_no_dead_norm_and_is_read_with_or_without(layout: str, era
         else:
             torch.save({**content, "state_dict": changed}, path)
         found = amradio.load(path)
-        assert {key for key in found.dead if "norm." in key and "relative" not in key} == {start + key for key in added}
+        assert {key for key in found.ignored_keys if "norm." in key and "relative" not in key} == {start + key for key in added}
         torch.testing.assert_close(found(images, heads=["clip"])["clip"].spatial, expected["clip"].spatial, rtol=0, atol=1e-5)
 
 

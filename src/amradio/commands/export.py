@@ -16,7 +16,7 @@ from ..engine.lock import Lock
 from ..errors import UserError, brief, nearest, together
 from ..features import KINDS, Features
 from ..files import disk_errors, user_path
-from ..formats import ExportSettings, Format, Found
+from ..formats import ExportSettings, Format, LoadedModel
 from ..formats.model_card import card
 from ..formats.model_folder import CARD_FILE, PLACEHOLDER
 from ..image_input import LARGEST
@@ -95,7 +95,7 @@ def export(
     )
     model = _cast(_with_licences(chosen), dtype)
     settings = ExportSettings(tuple(model.config.heads), _dtype_of(model.network), image_size)
-    reasons = form.lacks(model.config, model.network)
+    reasons = form.unsupported_reasons(model.config, model.network)
     if reasons:
         raise UserError(*(f"{path}: cannot be written as '{form.name}': {reason}" for reason in reasons))
     with _aside(form, target) as place:
@@ -132,9 +132,9 @@ def _check_out(form: Format, out: Path) -> None:
         raise UserError(f"out: {out} exists; nothing was touched; give another name")
 
 
-def _choose_heads(found: Found, form: Format, wanted: str | Sequence[str] | None) -> tuple[Found, tuple[str, ...]]:
+def _choose_heads(found: LoadedModel, form: Format, wanted: str | Sequence[str] | None) -> tuple[LoadedModel, tuple[str, ...]]:
     """The model with the wanted heads alone, and the heads that the format has no place for."""
-    there, places = found.config.heads, form.carries(found.config)
+    there, places = found.config.heads, form.supported_heads(found.config)
     names = tuple(name for name in there if name in places) if wanted is None else tuple(head_names(wanted, there))
     lost = [name for name in names if name not in places]
     problems = [f"heads: format '{form.name}' has no place for head '{name}'; leave it out" for name in lost]
@@ -144,10 +144,10 @@ def _choose_heads(found: Found, form: Format, wanted: str | Sequence[str] | None
     kept = network.with_heads(names)
     config = found.config.model_copy(update={"heads": {name: there[name] for name in names}})
     left_out = tuple(name for name in there if name not in places) if wanted is None else ()
-    return Found(config, kept, found.dead, found.ours), left_out
+    return LoadedModel(config, kept, found.ignored_keys, found.ours), left_out
 
 
-def _with_licences(model: Found) -> Found:
+def _with_licences(model: LoadedModel) -> LoadedModel:
     """Official files name the teachers but not their licences: those of well-known ones are filled in."""
     heads = {}
     for name, head in model.config.heads.items():
@@ -157,7 +157,7 @@ def _with_licences(model: Found) -> Found:
     return model._replace(config=model.config.model_copy(update={"heads": heads}))
 
 
-def _check_ancestors(form: Format, place: Path, model: Found) -> None:
+def _check_ancestors(form: Format, place: Path, model: LoadedModel) -> None:
     """Raises UserError where the written file does not state every model that this one was distilled from."""
     stated = form.stated_ancestors(place)
     lost = [each.name for each in model.config.distilled_from if each.model_dump() not in stated]
@@ -170,7 +170,7 @@ def _check_dtype(dtype: str | None) -> None:
         raise UserError(f"dtype: there is no '{dtype}'; {nearest(str(dtype), DTYPES)}")
 
 
-def _check_image_size(found: Found, size: int | None) -> None:
+def _check_image_size(found: LoadedModel, size: int | None) -> None:
     """Raises UserError with the nearest legal size where the model does not take this one."""
     if size is None:
         return
@@ -181,7 +181,7 @@ def _check_image_size(found: Found, size: int | None) -> None:
         raise UserError(f"image_size: the model does not take {size} px; the nearest legal size is {legal[0]}")
 
 
-def _cast(model: Found, dtype: str | None) -> Found:
+def _cast(model: LoadedModel, dtype: str | None) -> LoadedModel:
     if dtype is None:
         return model
     network = copy.deepcopy(model.network)
@@ -233,7 +233,7 @@ def _remove(path: Path) -> None:
 
 
 @torch.inference_mode()
-def compare(form: Format, target: Path, model: Found, settings: ExportSettings) -> tuple[Difference, ...]:
+def compare(form: Format, target: Path, model: LoadedModel, settings: ExportSettings) -> tuple[Difference, ...]:
     """The largest difference of every output between `target`, computed by `form.reader`, and the model, on all `form.sizes`.
 
     Empty where the library is not installed. Raises UserError where a difference is above `form.tolerance`, where an output is not
@@ -275,7 +275,7 @@ def _differences(ours: Mapping[str, Features], theirs: Mapping[str, Features]) -
     return found
 
 
-def _report(exported: Exported, form: Format, found: Found, settings: ExportSettings) -> None:
+def _report(exported: Exported, form: Format, found: LoadedModel, settings: ExportSettings) -> None:
     files = [exported.path] if exported.path.is_file() else [path for path in exported.path.rglob("*") if path.is_file()]
     megabytes = sum(path.stat().st_size for path in files) / 1e6
     print_text(f"{exported.path}: {found.config.student.type} in format '{form.name}', {settings.dtype}, {megabytes:,.1f} MB")
@@ -292,7 +292,7 @@ def _report(exported: Exported, form: Format, found: Found, settings: ExportSett
         print_text(f"The official reader's published rules, computed from the written file, give the same model: {exported.rules}")
     if exported.left_out:
         print_text(f"Left out, because the format has no place for them: {', '.join(exported.left_out)}")
-    if found.dead:
-        more = f" and {len(found.dead) - MANY} more" if len(found.dead) > MANY else ""
-        print_text(f"In the file that was read, but not used by the model: {', '.join(found.dead[:MANY])}{more}")
+    if found.ignored_keys:
+        more = f" and {len(found.ignored_keys) - MANY} more" if len(found.ignored_keys) > MANY else ""
+        print_text(f"In the file that was read, but not used by the model: {', '.join(found.ignored_keys[:MANY])}{more}")
     print(f"\nLoad it:\n\n{exported.snippet}")

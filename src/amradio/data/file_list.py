@@ -51,5 +51,5 @@ class FileList(Folder):
         return f"{self.count():,} image{'s' * (self.count() != 1)} named in {shown(self.file)}"
 
     def notes(self) -> tuple[str, ...]:
-        """See the base."""
+        """What the list names that is no image, counted."""
         return self.passed.note(self.file)

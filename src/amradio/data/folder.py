@@ -57,7 +57,7 @@ class Folder(Source):
         return f"{self.count():,} image{'s' * (self.count() != 1)} in {shown(self.path)}"
 
     def notes(self) -> tuple[str, ...]:
-        """See the base."""
+        """What the folder holds that is no image, counted."""
         return self.passed.note(self.path)
 
     def count(self, limit: int | None = None) -> int:

@@ -24,33 +24,33 @@ class HoldOut(Source):
         return f"{self.count():,} of {self.source.describe()}"
 
     def count(self, limit: int | None = None) -> int:
-        """See the base."""
+        """Images of this part, at most `limit`, counted from those of the whole source."""
         total = self.source.count()
         held_out = total // self.every
         found = held_out if self.held_out else total - held_out
         return found if limit is None else min(limit, found)
 
     def nth(self, number: int) -> Place:
-        """See the base."""
+        """The place of its `number`-th image, from 0, in the fixed order."""
         held_out = number * self.every + self.every - 1
         return self.source.nth(held_out if self.held_out else number + number // (self.every - 1))
 
     def drawn(self, order: Order, position: int, attempt: int = 0) -> Place:
-        """See the base."""
+        """A place of the random order that is in this part."""
         return self.nth(order.place_in_epoch(position, self.count(), attempt))
 
     def key(self, place: Hashable) -> str:
-        """See the base."""
+        """The key that the whole source gives the image."""
         return self.source.key(place)
 
     def read(self, place: Hashable) -> Encoded:
-        """See the base."""
+        """The encoded image, read by the whole source."""
         return self.source.read(place)
 
     def notes(self) -> tuple[str, ...]:
-        """See the base."""
+        """What the whole source has to tell."""
         return self.source.notes()
 
     def remark(self, place: Hashable) -> str:
-        """See the base."""
+        """What the whole source has to tell of an image."""
         return self.source.remark(place)

@@ -85,11 +85,11 @@ class WebDataset(Source):
         self._forget()
 
     def notes(self) -> tuple[str, ...]:
-        """See the base; of the shards that were opened so far."""
+        """What was passed over in the shards that were opened so far, one line each."""
         return self.passed.note(self.root)
 
     def size(self) -> int | None:
-        """See the base: the sum of the statistics beside the shards; None where one has none."""
+        """Images in all shards: the sum of the statistics beside them; None where one has none."""
         counts = [stated_count(shard) for shard in self.shards]
         return None if min(counts) < 0 else sum(counts)
 
@@ -191,7 +191,7 @@ class WebDataset(Source):
         return to_key(os.path.splitext(path)[0] if is_shard(path) else path)
 
     def remark(self, place: Place) -> str:
-        """See the base: with the first image of a shard, what was passed over in it."""
+        """With the first image of a shard, what was passed over in it; empty for the others."""
         shard, number = self._place(place)
         if number:
             return ""

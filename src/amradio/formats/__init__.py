@@ -8,7 +8,7 @@ from ..libraries import first_line
 from ..licences import official
 from ..names import hub_name
 from ..students.base import Student
-from .base import ExportSettings, Format, Found, absent, refuse
+from .base import ExportSettings, Format, LoadedModel, absent, refuse
 from .model_folder import ModelFolder
 from .onnx import Onnx
 from .radio.hf_remote_code import RemoteCode
@@ -20,7 +20,7 @@ FORMATS: tuple[Format, ...] = (ModelFolder(), RemoteCode(), Transformers(), Timm
 """The first that recognises a path reads it; torchhub takes any file of torch.save, so it stands last."""
 
 
-def read(path: str | Path, align_corners: bool | None = None, own: Student | None = None) -> Found:
+def read(path: str | Path, align_corners: bool | None = None, own: Student | None = None) -> LoadedModel:
     """Reads a model in whichever format it is; see `Format.read`. Raises UserError, also where no format recognises it.
 
     own: the object that takes the weights of a student of type `own`; only our own model folder can have one.
@@ -47,4 +47,4 @@ def read(path: str | Path, align_corners: bool | None = None, own: Student | Non
     return found._replace(config=found.config.model_copy(update={"origin": f"{path.name} ({form.name})"}))
 
 
-__all__ = ["FORMATS", "ExportSettings", "Format", "Found", "read"]
+__all__ = ["FORMATS", "ExportSettings", "Format", "LoadedModel", "read"]

@@ -14,13 +14,13 @@ from ..network import Network, NetworkConfig
 from ..tensors import check_weights
 
 
-class Found(NamedTuple):
+class LoadedModel(NamedTuple):
     """A model that was read."""
 
     config: NetworkConfig
     network: Network
     """On the CPU; in float32, or in the half precision that all weights of the file share."""
-    dead: tuple[str, ...] = ()
+    ignored_keys: tuple[str, ...] = ()
     """Keys of the file that are known to do nothing, and were left out."""
     ours: bool = False
     """Whether the file was written by amradio, and so states what it was distilled from."""
@@ -54,22 +54,25 @@ class Format:
         """Whether the file or folder is of this format: from its content, reading little, running nothing, raising nothing."""
         raise NotImplementedError
 
-    def read(self, path: Path, align_corners: bool | None = None) -> Found:
+    def read(self, path: Path, align_corners: bool | None = None) -> LoadedModel:
         """Reads a model. align_corners: how a ViT's position table is stretched; None for what the format says, or false.
 
         Raises UserError for a damaged file, a missing or left-over key, a wrong shape.
         """
         raise NotImplementedError
 
-    def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
-        """Why this model cannot be written in this format, one sentence each; empty where it can. Heads without a place: see `carries`."""
+    def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
+        """Why this model cannot be written in this format, one sentence each; empty where it can.
+
+        Heads without a place are no reason: see `supported_heads`.
+        """
         raise NotImplementedError
 
-    def carries(self, config: NetworkConfig) -> tuple[str, ...]:
+    def supported_heads(self, config: NetworkConfig) -> tuple[str, ...]:
         """Names of the heads that this format has a place for."""
         raise NotImplementedError
 
-    def write(self, target: Path, model: Found, settings: ExportSettings) -> None:
+    def write(self, target: Path, model: LoadedModel, settings: ExportSettings) -> None:
         """Writes to `target`: a file that does not exist, or an empty folder where `suffix` is empty. Raises UserError where it cannot.
 
         model: its floating-point weights have the dtype of the settings already. The card of a folder is not written here.
@@ -81,7 +84,7 @@ class Format:
         del settings
         return 1e-4
 
-    def sizes(self, model: Found, settings: ExportSettings) -> tuple[tuple[int, int], ...]:
+    def sizes(self, model: LoadedModel, settings: ExportSettings) -> tuple[tuple[int, int], ...]:
         """(height, width) in px at which the written model is compared with ours: two, one of them not square, where both are legal."""
         del settings
         return model.network.student.nearest_size(128, 128), model.network.student.nearest_size(96, 160)
@@ -98,7 +101,7 @@ class Format:
         """`NetworkConfig.distilled_from` as plain values, from the metadata of a file that was written here."""
         raise NotImplementedError
 
-    def rules(self, target: Path, model: Found, settings: ExportSettings) -> str | None:
+    def rules(self, target: Path, model: LoadedModel, settings: ExportSettings) -> str | None:
         """What a reader that is not run here makes of the written file by its published rules, in words; None where none is needed.
 
         Raises UserError where that is not the model.

@@ -19,7 +19,7 @@ from ..students.base import Student
 from ..students.eradio import DEAD_NORM
 from ..students.eradio_settings import EradioSettings
 from ..tensors import read_tensors, tensor_shapes, write_tensors
-from .base import CONFIG_FILE, ExportSettings, Format, Found, peek
+from .base import CONFIG_FILE, ExportSettings, Format, LoadedModel, peek
 from .building import check_fits, filled
 from .model_card import card
 
@@ -45,8 +45,11 @@ class ModelFolder(Format):
         found = peek(file)
         return found is None or found.get("format") == "amradio"
 
-    def read(self, path: Path, align_corners: bool | None = None, own: Student | None = None) -> Found:
-        """See the base. own: the object that takes the weights of a student of type `own`."""
+    def read(self, path: Path, align_corners: bool | None = None, own: Student | None = None) -> LoadedModel:
+        """Reads our folder.
+
+        own: the object that takes the weights of a student of type `custom`.
+        """
         folder = folder_of(path)
         config = read_config(folder)
         if align_corners is not None and "align_corners" in type(config.student).model_fields:
@@ -54,34 +57,34 @@ class ModelFolder(Format):
         file = folder / WEIGHTS_FILE
         if own is None:
             check_fits(config, _alive(config, tensor_shapes(file)), str(file))
-        return Found(config, filled(config, _alive(config, read_tensors(file)), str(file), own=own), ours=True)
+        return LoadedModel(config, filled(config, _alive(config, read_tensors(file)), str(file), own=own), ours=True)
 
-    def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
-        """See the base; nothing is lacking."""
+    def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
+        """Nothing: every network can be written."""
         del config, network
         return ()
 
-    def carries(self, config: NetworkConfig) -> tuple[str, ...]:
-        """See the base; all of them."""
+    def supported_heads(self, config: NetworkConfig) -> tuple[str, ...]:
+        """All of them."""
         return tuple(config.heads)
 
-    def write(self, target: Path, model: Found, settings: ExportSettings) -> None:
-        """See the base."""
+    def write(self, target: Path, model: LoadedModel, settings: ExportSettings) -> None:
+        """Writes config.json and model.safetensors."""
         del settings
         _write_model(target, model.config, model.network)
 
     def outputs(self, target: Path, images: Tensor, settings: ExportSettings) -> Mapping[str, Features]:
-        """See the base."""
+        """What the folder, read back, computes."""
         network = self.read(target).network.float().eval()
         with torch.inference_mode():
             return network(images, None, settings.heads)
 
     def stated_ancestors(self, target: Path) -> Any:
-        """See the base."""
+        """`distilled_from` as plain values, from config.json."""
         return read_json(target / CONFIG_FILE)["distilled_from"]
 
     def snippet(self, target: Path, settings: ExportSettings) -> str:
-        """See the base."""
+        """Lines that load it with `amradio.load`."""
         names = f", heads={list(settings.heads)}" if settings.heads else ""
         return f'import amradio\nmodel = amradio.load("{target}")\nfeatures = model(images{names})  # images: RGB in [0, 1], [B, 3, H, W]'
 

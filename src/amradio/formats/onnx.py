@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..features import KINDS, Features
 from ..network import Network, NetworkConfig
 from ..students.vit import Vit
-from .base import ExportSettings, Format, Found
+from .base import ExportSettings, Format, LoadedModel
 from .model_folder import ANCESTRY, ancestry
 
 OPSET = 18
@@ -72,22 +72,25 @@ class Onnx(Format):
         except OSError:
             return False
 
-    def read(self, path: Path, align_corners: bool | None = None) -> Found:
+    def read(self, path: Path, align_corners: bool | None = None) -> LoadedModel:
         """Raises UserError: a graph is no network that could be trained or exported again."""
         del align_corners
         raise UserError(f"{path}: an ONNX file is run (onnxruntime, TensorRT), not loaded; load the model that it was exported from")
 
-    def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
-        """See the base."""
+    def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
+        """None: every network has a graph."""
         del config, network
         return ()
 
-    def carries(self, config: NetworkConfig) -> tuple[str, ...]:
+    def supported_heads(self, config: NetworkConfig) -> tuple[str, ...]:
         """All."""
         return tuple(config.heads)
 
-    def write(self, target: Path, model: Found, settings: ExportSettings) -> None:
-        """See the base. Also raises UserError where the libraries of the extra `onnx` are not installed."""
+    def write(self, target: Path, model: LoadedModel, settings: ExportSettings) -> None:
+        """Writes an ONNX file, with weights beside it where one file cannot hold them.
+
+        Raises UserError also where the libraries of the extra `onnx` are not installed.
+        """
         check_installed()
         if settings.dtype not in DTYPES:
             raise UserError(f"dtype {settings.dtype}: an ONNX file is of float32 or float16; set dtype to one of them")
@@ -106,16 +109,16 @@ class Onnx(Format):
         program.save(target, external_data=total > INLINE_BYTES)
 
     def tolerance(self, settings: ExportSettings) -> float:
-        """See the base; a graph of float16 computes in float16, but for norms, positions and the normalisation of images."""
+        """That of all formats in float32. A float16 graph computes in float16, but for norms, positions and normalising images."""
         return FP16_TOLERANCE if settings.dtype == "float16" else 1e-4
 
-    def sizes(self, model: Found, settings: ExportSettings) -> tuple[tuple[int, int], ...]:
-        """See the base; of a graph of one size that size."""
+    def sizes(self, model: LoadedModel, settings: ExportSettings) -> tuple[tuple[int, int], ...]:
+        """Those of all formats; of a graph of one size that size."""
         fixed = fixed_size(model, settings)
         return (fixed,) if fixed else super().sizes(model, settings)
 
     def outputs(self, target: Path, images: Tensor, settings: ExportSettings) -> Mapping[str, Features] | None:
-        """See the base."""
+        """What onnxruntime computes from the file."""
         if find_spec("onnxruntime") is None:
             return None
         import onnxruntime
@@ -127,14 +130,14 @@ class Onnx(Format):
         return {"backbone": Features(*(found.get(kind) for kind in KINDS)), **heads}
 
     def stated_ancestors(self, target: Path) -> Any:
-        """See the base."""
+        """`distilled_from` as plain values, from the metadata of the graph."""
         import onnx
 
         stated = {entry.key: entry.value for entry in onnx.load(str(target), load_external_data=False).metadata_props}
         return json.loads(stated[ANCESTRY])
 
     def snippet(self, target: Path, settings: ExportSettings) -> str:
-        """See the base."""
+        """Lines that load it with onnxruntime."""
         import onnx
 
         del settings
@@ -159,7 +162,7 @@ def check_installed() -> None:
         raise UserError(f"onnx: {' and '.join(missing)} not installed; pip install 'amradio[onnx]'")
 
 
-def fixed_size(model: Found, settings: ExportSettings) -> tuple[int, int] | None:
+def fixed_size(model: LoadedModel, settings: ExportSettings) -> tuple[int, int] | None:
     """(height, width) in px of a graph of one size; None where it takes every size, as a ViT's does unless a size is asked for."""
     student = model.network.student
     if isinstance(student, Vit) and settings.image_size is None:

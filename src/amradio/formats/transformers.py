@@ -19,7 +19,7 @@ from ..students.vit import Vit, VitShape
 from ..students.vit_pretrained import TABLE
 from ..students.vit_settings import VitSettings
 from ..tensors import read_tensors, write_tensors
-from .base import ExportSettings, Format, Found, peek
+from .base import ExportSettings, Format, LoadedModel, peek
 from .building import filled
 from .model_folder import ANCESTRY, CONFIG_FILE, ancestors_in, ancestry, plain_ancestors, read_sharded
 from .radio.heads import OWN_KEY, own_part
@@ -62,11 +62,11 @@ class Transformers(Format):
         found = peek(path / CONFIG_FILE) or {}
         return found.get("model_type") == "radio" and "args" not in found
 
-    def read(self, path: Path, align_corners: bool | None = None) -> Found:
-        """See the base. Scales that are all 1, as `save_pretrained` always writes, are left out."""
+    def read(self, path: Path, align_corners: bool | None = None) -> LoadedModel:
+        """Reads a `RadioModel` folder. Scales that are all 1, as `save_pretrained` always writes, are left out."""
         stated, radio = read_json(path / CONFIG_FILE), _read_config(path)
         weights = _published_names(read_sharded(path), str(path))
-        dead = tuple(name for name in DEAD if weights.pop(name, None) is not None)
+        ignored_keys = tuple(name for name in DEAD if weights.pop(name, None) is not None)
         own = {"norm_mean": radio.norm_mean, "norm_std": radio.norm_std}
         mean, std = (weights.pop(f"input_conditioner.{key}", torch.tensor(value)).flatten().tolist() for key, value in own.items())
         slots = weights.pop("summary_idxs", torch.tensor(radio.summary_idxs)).tolist()
@@ -85,10 +85,10 @@ class Transformers(Format):
         weights = weights if radio.qkv_bias else _with_zero_bias(weights)
         network = filled(config, {f"student.{key}": tensor for key, tensor in weights.items()}, str(path), _without_start)
         network.student.load_state_dict(fold_normalisation(network.student.state_dict(), mean, std))
-        return Found(config, network, dead, bool(own_part(stated)))
+        return LoadedModel(config, network, ignored_keys, bool(own_part(stated)))
 
-    def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
-        """See the base."""
+    def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
+        """Another student than a ViT, or a ViT with parts that `RadioModel` lacks."""
         student = config.student
         if not isinstance(student, VitSettings):
             return (f"transformers' RadioModel is a ViT, and this student is of type '{student.type}'; 'onnx' has a place for it",)
@@ -104,13 +104,13 @@ class Transformers(Format):
             found.append(f"RadioModel has no place for {', '.join(unknown[:5])}")
         return tuple(found)
 
-    def carries(self, config: NetworkConfig) -> tuple[str, ...]:
+    def supported_heads(self, config: NetworkConfig) -> tuple[str, ...]:
         """None: a RadioModel is a backbone."""
         del config
         return ()
 
-    def write(self, target: Path, model: Found, settings: ExportSettings) -> None:
-        """See the base. LayerScale is folded into `o_proj` and `fc2`: other readers of this layout pass the scales over in silence."""
+    def write(self, target: Path, model: LoadedModel, settings: ExportSettings) -> None:
+        """Writes a `RadioModel` folder. LayerScale is folded into `o_proj` and `fc2`: other readers of the layout ignore the scales."""
         from transformers import CLIPImageProcessor, RadioConfig, RadioModel
 
         student, chosen = model.network.student, model.config.student
@@ -148,11 +148,11 @@ class Transformers(Format):
             aside.replace(file)
 
     def tolerance(self, settings: ExportSettings) -> float:
-        """See the base."""
+        """By the dtype of the weights: LayerScale is folded into them, which rounds once more in half precision."""
         return HALF_TOLERANCE[settings.dtype]
 
     def outputs(self, target: Path, images: Tensor, settings: ExportSettings) -> Mapping[str, Features]:
-        """See the base."""
+        """What transformers computes from the folder: backbone alone."""
         from transformers import AutoModel
 
         del settings
@@ -166,11 +166,11 @@ class Transformers(Format):
         return {"backbone": Features(found.summary, found.features.unflatten(1, grid))}
 
     def stated_ancestors(self, target: Path) -> Any:
-        """See the base."""
+        """`distilled_from` as plain values, from config.json."""
         return read_json(target / CONFIG_FILE)[OWN_KEY][ANCESTRY]
 
     def snippet(self, target: Path, settings: ExportSettings) -> str:
-        """See the base."""
+        """Lines that load it with `AutoModel.from_pretrained`."""
         del settings
         size = _read_config(target).image_size
         return "\n".join(
@@ -269,7 +269,7 @@ def _native_weights(network: Network, native: Mapping[str, Tensor]) -> dict[str,
     return {key: tensor.detach() for key, tensor in {**found, **scales}.items()}
 
 
-def _square(model: Found) -> int:
+def _square(model: LoadedModel) -> int:
     size = model.config.image_size or DEFAULT_SIZE
     return model.network.student.nearest_size(size, size)[0]
 

@@ -20,7 +20,7 @@ class ConvNorm(nn.Module):
         self.bn: nn.Module = nn.BatchNorm2d(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """[B, in, H, W] -> [B, out, H / stride, W / stride]."""
         return self.bn(self.conv(x))
 
     def deploy(self) -> None:
@@ -41,7 +41,7 @@ class ConvNormSilu(ConvNorm):
     """`ConvNorm` and SiLU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """[B, in, H, W] -> [B, out, H / stride, W / stride]."""
         return F.silu(super().forward(x))
 
 
@@ -54,7 +54,7 @@ class Bottleneck(nn.Module):
         self.cv2 = ConvNormSilu(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """[B, C, H, W] -> the same."""
         return x + self.cv2(self.cv1(x))
 
 
@@ -71,7 +71,7 @@ class C2f(nn.Module):
         self.m = nn.ModuleList(Bottleneck(dim // 2) for _ in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """[B, C, H, W] -> the same."""
         maps = list(self.cv1(x).chunk(2, 1))
         for bottleneck in self.m:
             maps.append(bottleneck(maps[-1]))
@@ -87,7 +87,7 @@ class Stem(nn.Module):
         self.conv_down = nn.Sequential(ConvNorm(3, stem_dim, stride=2), nn.ReLU(), ConvNorm(stem_dim, dim, stride=2), nn.ReLU())
 
     def forward(self, images: Tensor) -> Tensor:
-        """See the class."""
+        """[B, 3, H, W] -> [B, dim, H / 4, W / 4]."""
         return self.conv_down(images)
 
 
@@ -99,7 +99,7 @@ class Downsample(nn.Module):
         self.reduction = ConvNorm(dim, 2 * dim, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """[B, C, H, W] -> [B, 2C, H / 2, W / 2]."""
         return self.reduction(x)
 
 

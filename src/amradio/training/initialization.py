@@ -8,7 +8,7 @@ from torch import cuda
 from .. import formats
 from ..errors import UserError
 from ..features import KINDS, Kind
-from ..formats import Found
+from ..formats import LoadedModel
 from ..formats.base import peek
 from ..formats.model_folder import ancestors_in
 from ..licences import Ancestor, ancestor, licence_in
@@ -86,7 +86,7 @@ def network_config(recipe: Recipe, teachers: Mapping[str, Teacher]) -> NetworkCo
     return config.descended(*(teacher.ancestors for teacher in teachers.values()))
 
 
-def read_model(settings: ModelStudentSettings) -> Found:
+def read_model(settings: ModelStudentSettings) -> LoadedModel:
     """The model that a student continues from; raises UserError where there is none, or none that has these settings."""
     try:
         model = formats.read(settings.path, settings.align_corners)
@@ -188,7 +188,7 @@ def _pretrained_ancestors(student: Any) -> list[Ancestor]:
     return [ancestor("initial weights", source, licence_in(folder)), *ancestors_in(stated, f"{folder / 'config.json'}: ")]
 
 
-def _from_model(model: Found, planned: Plan, source: str, train: Any) -> InitialNetwork:
+def _from_model(model: LoadedModel, planned: Plan, source: str, train: Any) -> InitialNetwork:
     """Continues from a model as planned. source: its path."""
     network = planned.config.build()
     fill(network, model.network, planned)

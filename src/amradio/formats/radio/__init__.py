@@ -3,6 +3,6 @@
 from .layout import Published, split
 from .reading import network_of
 from .rules import compare_rules
-from .writing import carries, lacks, publish, spelt
+from .writing import publish, spelt, supported_heads, unsupported_reasons
 
-__all__ = ["Published", "carries", "compare_rules", "lacks", "network_of", "publish", "spelt", "split"]
+__all__ = ["Published", "compare_rules", "network_of", "publish", "spelt", "split", "supported_heads", "unsupported_reasons"]

@@ -40,8 +40,8 @@ def read_eradio(published: Published, where: str) -> tuple[EradioSettings, Publi
     left_out = [key for key in published.weights if key.startswith("student.") and key not in kept]
     rest = {key: tensor for key, tensor in published.weights.items() if key not in left_out}
     shared = {**published.settings, "cls_token_per_teacher": False}
-    dead = (*published.dead, *map(published.spell, left_out))
-    return settings, published._replace(settings=shared, weights=rest, dead=dead)
+    ignored_keys = (*published.ignored_keys, *map(published.spell, left_out))
+    return settings, published._replace(settings=shared, weights=rest, ignored_keys=ignored_keys)
 
 
 def lacks_eradio(student: EradioSettings) -> tuple[str, ...]:

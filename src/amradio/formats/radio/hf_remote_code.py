@@ -17,9 +17,9 @@ from ...heads import AttentionHeadSettings, MlpHeadSettings
 from ...network import HeadPart, Network, NetworkConfig
 from ...students.eradio_settings import EradioSettings
 from ...tensors import tensor_shapes, write_tensors
-from ..base import ExportSettings, Format, Found, peek
+from ..base import ExportSettings, Format, LoadedModel, peek
 from ..model_folder import ANCESTRY, CONFIG_FILE, WEIGHTS_FILE, ancestry, read_sharded
-from . import Published, carries, compare_rules, lacks, network_of, publish, spelt, split
+from . import Published, compare_rules, network_of, publish, spelt, split, supported_heads, unsupported_reasons
 from .heads import own_part, silent_part
 
 MODEL = "radio_model."
@@ -43,8 +43,8 @@ class RemoteCode(Format):
         settings = (peek(path / CONFIG_FILE) or {}).get("args")
         return isinstance(settings, dict) and "teachers" in settings
 
-    def read(self, path: Path, align_corners: bool | None = None) -> Found:
-        """See the base."""
+    def read(self, path: Path, align_corners: bool | None = None) -> LoadedModel:
+        """Reads config.json and the weights beside it; the code in the folder is not run."""
         config = read_json(path / CONFIG_FILE)
         state = read_sharded(path)
         stated = state.pop(SUMMARY_SLOTS, None)
@@ -56,18 +56,18 @@ class RemoteCode(Format):
         legal = size is not None and found.network.student.nearest_size(size, size) == (size, size)
         return found._replace(config=found.config.model_copy(update={"image_size": size})) if legal else found
 
-    def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
-        """See the base."""
+    def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
+        """What the published code cannot rebuild: students, heads and sizes that it has not."""
         del network
-        return lacks(config)
+        return unsupported_reasons(config)
 
-    def carries(self, config: NetworkConfig) -> tuple[str, ...]:
-        """See the base; the layout has no attention heads."""
+    def supported_heads(self, config: NetworkConfig) -> tuple[str, ...]:
+        """Heads of linear layers and MLPs; the layout has no attention heads."""
         plain = {name for name, head in config.heads.items() if not (head.spatial and isinstance(head.spatial.head, AttentionHeadSettings))}
-        return tuple(name for name in carries(config) if name in plain)
+        return tuple(name for name in supported_heads(config) if name in plain)
 
-    def write(self, target: Path, model: Found, settings: ExportSettings) -> None:
-        """See the base."""
+    def write(self, target: Path, model: LoadedModel, settings: ExportSettings) -> None:
+        """Writes config.json, model.safetensors and the line that names the published code; none of that code is copied."""
         del settings
         published = publish(model)
         state = spelt(published, groups_of(model.config.heads))
@@ -79,23 +79,23 @@ class RemoteCode(Format):
         (target / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
     def outputs(self, target: Path, images: Tensor, settings: ExportSettings) -> Mapping[str, Features]:
-        """See the base; the official class is code that we do not run, so our own reader reads the folder back."""
+        """What the folder, read back by our own reader, computes: the official class is code that is not run here."""
         network = self.read(target).network.float().eval()
         with torch.inference_mode():
             return network(images, None, settings.heads)
 
-    def rules(self, target: Path, model: Found, settings: ExportSettings) -> str:
-        """See the base."""
+    def rules(self, target: Path, model: LoadedModel, settings: ExportSettings) -> str:
+        """Applies the published rules (positions, windows, layers) to what was written; UserError where they give another model."""
         found = tensor_shapes(target / WEIGHTS_FILE)
         shapes = {key.removeprefix(BACKBONE): shape for key, shape in found.items() if key.startswith(BACKBONE)}
         return compare_rules(read_json(target / CONFIG_FILE)["args"], shapes, model, self.sizes(model, settings))
 
     def stated_ancestors(self, target: Path) -> Any:
-        """See the base."""
+        """`distilled_from` as plain values, from the arguments in config.json."""
         return own_part(read_json(target / CONFIG_FILE)["args"])[ANCESTRY]
 
     def snippet(self, target: Path, settings: ExportSettings) -> str:
-        """See the base."""
+        """Lines that load it with `AutoModel.from_pretrained` and the published code."""
         names = f", heads={list(settings.heads)}" if settings.heads else ""
         official = f"adaptor_names={list(settings.heads)}, " if settings.heads else ""
         optimal = own_part(read_json(target / CONFIG_FILE)["args"]).get("window") == "optimal"
@@ -137,7 +137,7 @@ def _published(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Publis
     return Published(settings | {"teachers": teachers}, weights, conditioner, used)
 
 
-def _config(published: Published, model: Found) -> dict[str, Any]:
+def _config(published: Published, model: LoadedModel) -> dict[str, Any]:
     """What the official export writes, in the same words."""
     config, settings = model.config, dict(published.settings)
     dtype = str(settings["dtype"]).removeprefix("torch.")
@@ -169,7 +169,7 @@ def _config(published: Published, model: Found) -> dict[str, Any]:
     }
 
 
-def _between(model: Found) -> dict[str, Any] | None:
+def _between(model: LoadedModel) -> dict[str, Any] | None:
     normalizer = model.network.block_normalizer
     if normalizer is None:
         return None

@@ -33,7 +33,7 @@ class Published(NamedTuple):
     """`norm_mean` and `norm_std` of RGB in [0, 1], 3 numbers each."""
     prefixes: Mapping[str, str]
     """Start of our name -> start of the file's name, for every group of weights there is."""
-    dead: tuple[str, ...] = ()
+    ignored_keys: tuple[str, ...] = ()
     """Names in the file of what does nothing and was left out."""
 
     def spell(self, key: str) -> str:

@@ -8,7 +8,7 @@ from ...features import KINDS
 from ...network import HeadConfig, NetworkConfig, TrainingFacts
 from ...students.settings import StudentSettings
 from ...students.vit_settings import VitSettings
-from ..base import Found
+from ..base import LoadedModel
 from ..building import filled
 from ..model_folder import ancestors_in
 from .eradio import STEM, read_eradio
@@ -23,7 +23,7 @@ PREFERRED = 512
 """px that E-RADIO, C-RADIOv3 and v4 prefer."""
 
 
-def network_of(published: Published, where: str, align_corners: bool | None, summary_slots: tuple[int, ...] | None = None) -> Found:
+def network_of(published: Published, where: str, align_corners: bool | None, summary_slots: tuple[int, ...] | None = None) -> LoadedModel:
     """Builds the network that the weights and settings describe, and fills it.
 
     summary_slots: which tokens make the backbone's summary, where the file says so itself. Raises UserError that names every missing,
@@ -52,7 +52,7 @@ def network_of(published: Published, where: str, align_corners: bool | None, sum
         origin=str(own["origin"]) if own.get("origin") else None,
         distilled_from=ancestors_in(own, f"{where}: args.{OWN_KEY}."),
     )
-    return Found(config, filled(config, published.weights, where, published.spell), published.dead, bool(own))
+    return LoadedModel(config, filled(config, published.weights, where, published.spell), published.ignored_keys, bool(own))
 
 
 def _normalizes_blocks(published: Published) -> Literal["shared", "each"] | None:
@@ -71,7 +71,7 @@ def _without_dead(published: Published, where: str) -> Published:
         starts += [f"heads.{name}.{kind}." for kind in KINDS if kind not in kinds]
     left_out = [key for key in published.weights if key.startswith(tuple(starts))]
     weights = {key: tensor for key, tensor in published.weights.items() if not key.startswith(tuple(starts))}
-    return published._replace(weights=weights, dead=(*published.dead, *map(published.spell, left_out)))
+    return published._replace(weights=weights, ignored_keys=(*published.ignored_keys, *map(published.spell, left_out)))
 
 
 def _heads(published: Published, slots: Mapping[str, int], where: str) -> dict[str, HeadConfig]:

@@ -12,7 +12,7 @@ from ...errors import UserError
 from ...students.eradio import Eradio
 from ...students.vit import Vit
 from ...students.vit_settings import VitSettings
-from ..base import Found
+from ..base import LoadedModel
 
 ENTRY_SIZE = {"vit_base_patch16_v2_224": 592, "vit_large_patch16_v2_224": 592}
 """px for which these architectures are made; the others for the number at the end of their name."""
@@ -56,7 +56,9 @@ def windows(height: int, width: int) -> int:
     return max(size for size in range(1, LARGEST_WINDOW + 1) if cells % size == 0)
 
 
-def compare_rules(settings: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], model: Found, sizes: Sequence[tuple[int, int]]) -> str:
+def compare_rules(
+    settings: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], model: LoadedModel, sizes: Sequence[tuple[int, int]]
+) -> str:
     """What the published code makes of a written file, in words; raises UserError where that is not the model.
 
     settings: `args` of the file. shapes: of its backbone's tensors, by the names of the published code. sizes: (height, width) in px at
@@ -118,7 +120,7 @@ def _vit(settings: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> di
     }
 
 
-def _vit_wanted(student: Vit, model: Found) -> dict[str, Any]:
+def _vit_wanted(student: Vit, model: LoadedModel) -> dict[str, Any]:
     assert isinstance(model.config.student, VitSettings)
     shape, side = model.config.student.shape(), student.patch_generator.table_side
     return {

@@ -11,9 +11,9 @@ from torch import Tensor
 from ...errors import UserError
 from ...features import Features
 from ...network import Network, NetworkConfig
-from ..base import ExportSettings, Format, Found
+from ..base import ExportSettings, Format, LoadedModel
 from ..model_folder import ANCESTRY
-from . import Published, carries, compare_rules, lacks, network_of, publish, spelt, split
+from . import Published, compare_rules, network_of, publish, spelt, split, supported_heads, unsupported_reasons
 from .eradio import STEM
 from .heads import own_part
 from .layout import OWN_MEAN, OWN_STD
@@ -37,21 +37,21 @@ class TorchHub(Format):
         """Any file of torch.save: `read` says what it lacks."""
         return path.is_file() and looks_like_checkpoint(path)
 
-    def read(self, path: Path, align_corners: bool | None = None) -> Found:
-        """See the base. Averaged weights (`state_dict_ema`) are taken where there are any, as the official loader does."""
+    def read(self, path: Path, align_corners: bool | None = None) -> LoadedModel:
+        """Reads a checkpoint. Averaged weights (`state_dict_ema`) are taken where there are any, as the official loader does."""
         return network_of(read_published(path), str(path), align_corners)
 
-    def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
-        """See the base."""
+    def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
+        """What the published code cannot rebuild: students, heads and sizes that it has not."""
         del network
-        return lacks(config)
+        return unsupported_reasons(config)
 
-    def carries(self, config: NetworkConfig) -> tuple[str, ...]:
-        """See the base."""
-        return carries(config)
+    def supported_heads(self, config: NetworkConfig) -> tuple[str, ...]:
+        """Heads whose layers the published code has."""
+        return supported_heads(config)
 
-    def write(self, target: Path, model: Found, settings: ExportSettings) -> None:
-        """See the base."""
+    def write(self, target: Path, model: LoadedModel, settings: ExportSettings) -> None:
+        """Writes a checkpoint with the arguments of the published training code."""
         del settings
         published = publish(model)
         conditioner = {CONDITIONER + key: tensor for key, tensor in published.conditioner.items()}
@@ -61,23 +61,23 @@ class TorchHub(Format):
         torch.save({"arch": training.model, "epoch": step, "args": training, "state_dict": state}, target)
 
     def outputs(self, target: Path, images: Tensor, settings: ExportSettings) -> Mapping[str, Features]:
-        """See the base; there is no library to install, so our own reader reads it back."""
+        """What the file, read back by our own reader, computes: there is no library to install."""
         network = self.read(target).network.float().eval()
         with torch.inference_mode():
             return network(images, None, settings.heads)
 
-    def rules(self, target: Path, model: Found, settings: ExportSettings) -> str:
-        """See the base."""
+    def rules(self, target: Path, model: LoadedModel, settings: ExportSettings) -> str:
+        """Applies the published rules (positions, windows, layers) to what was written; UserError where they give another model."""
         content = read_checkpoint(target)
         shapes = {key.removeprefix(BACKBONE): tensor.shape for key, tensor in content["state_dict"].items() if key.startswith(BACKBONE)}
         return compare_rules(vars(content["args"]), shapes, model, self.sizes(model, settings))
 
     def stated_ancestors(self, target: Path) -> Any:
-        """See the base."""
+        """`distilled_from` as plain values, from the arguments in the checkpoint."""
         return own_part(vars(read_checkpoint(target)["args"]))[ANCESTRY]
 
     def snippet(self, target: Path, settings: ExportSettings) -> str:
-        """See the base."""
+        """Lines that load it with `torch.hub.load` and the published code."""
         names = f", adaptor_names={list(settings.heads)}" if settings.heads else ""
         answer = "outputs = model(images)" if names else "summary, features = model(images)"
         found = "  # a dict: outputs['backbone'].summary, outputs['backbone'].features, ..." if names else ""
@@ -117,9 +117,9 @@ def read_published(path: Path) -> Published:
     conditioner = {key.removeprefix(CONDITIONER): tensor for key, tensor in state.items() if key.startswith(CONDITIONER)}
     state = {key: tensor for key, tensor in state.items() if not key.startswith(CONDITIONER)}
     keys, again = _head_keys(vars(settings), state, str(path))
-    dead = tuple(key for key in state if key.startswith(again))
-    weights, used = split({key: tensor for key, tensor in state.items() if key not in dead}, groups_of(keys))
-    return Published(vars(settings), weights, conditioner, used, dead)
+    ignored_keys = tuple(key for key in state if key.startswith(again))
+    weights, used = split({key: tensor for key, tensor in state.items() if key not in ignored_keys}, groups_of(keys))
+    return Published(vars(settings), weights, conditioner, used, ignored_keys)
 
 
 def _bare_eradio(state: Mapping[str, Tensor]) -> Published:

@@ -13,7 +13,7 @@ from ...students.base import CLIP_MEAN, CLIP_STD
 from ...students.eradio import Eradio
 from ...students.eradio_settings import EradioSettings
 from ...students.vit_settings import VitSettings
-from ..base import Found
+from ..base import LoadedModel
 from ..model_folder import ANCESTRY, plain_ancestors
 from .eradio import eradio_architecture, eradio_weights, lacks_eradio
 from .heads import ATTENTION_DEPTH, ATTENTION_HEADS, OWN_KEY, entry_of, silent_head, silent_part
@@ -21,7 +21,7 @@ from .layout import Published
 from .vit import lacks_vit, vit_architecture
 
 
-def carries(config: NetworkConfig) -> tuple[str, ...]:
+def supported_heads(config: NetworkConfig) -> tuple[str, ...]:
     """Heads whose layers the published code has: MLPs, and attention heads of its own shape that do not upsample."""
     return tuple(name for name, head in config.heads.items() if all(_has_place(head, kind) for kind in KINDS))
 
@@ -36,7 +36,7 @@ def _has_place(head: HeadConfig, kind: Kind) -> bool:
     return isinstance(found, MlpHeadSettings)
 
 
-def lacks(config: NetworkConfig) -> tuple[str, ...]:
+def unsupported_reasons(config: NetworkConfig) -> tuple[str, ...]:
     """Why the published code could not rebuild this model; empty where it can."""
     slots = list(range(config.num_summaries)) if config.summary_slots is None else config.summary_slots
     found = [] if slots == sorted(set(slots)) else [f"summary_slots {slots} do not ascend, and the published code reads them so"]
@@ -47,8 +47,8 @@ def lacks(config: NetworkConfig) -> tuple[str, ...]:
     return (f"its student is of type '{config.student.type}'; only 'vit' and 'eradio' have a place in it",)
 
 
-def publish(model: Found) -> Published:
-    """The model as the published code rebuilds it; `lacks` is empty and all heads are among `carries`.
+def publish(model: LoadedModel) -> Published:
+    """The model as the published code rebuilds it; `unsupported_reasons` is empty and all heads are among `supported_heads`.
 
     A head of one kind gets a silent one of the other, because the official loader wants both.
     """

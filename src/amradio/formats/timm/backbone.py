@@ -11,7 +11,7 @@ from ...features import Features
 from ...network import Network, NetworkConfig
 from ...students.timm import TimmStudent, survey
 from ...students.timm_settings import TimmSettings
-from ..base import Found
+from ..base import LoadedModel
 from .base import Call, Family
 
 TRUNK = "trunk."
@@ -20,8 +20,8 @@ TRUNK = "trunk."
 class Backbone(Family):
     """The whole backbone; what the student adds to it has no place."""
 
-    def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
-        """See the base."""
+    def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
+        """What is beyond the timm backbone: a rotation of the map, a neck, layers of summaries, or weights that are not there."""
         settings = _settings(config)
         found = [f"timm's {settings.model} has no place for the rotation of the map; 'onnx' has"] if config.rotates else []
         if settings.neck:
@@ -38,33 +38,33 @@ class Backbone(Family):
             )
         return tuple(found)
 
-    def call(self, model: Found) -> Call:
-        """See the base."""
+    def call(self, model: LoadedModel) -> Call:
+        """Name and arguments of `timm.create_model` for a plain timm backbone."""
         return _call(_settings(model.config))
 
-    def their_weights(self, model: Found) -> dict[str, Tensor]:
-        """See the base."""
+    def their_weights(self, model: LoadedModel) -> dict[str, Tensor]:
+        """The state dict under timm's names."""
         return {name.removeprefix(TRUNK): tensor for name, tensor in model.network.student.state_dict().items()}
 
     def our_weights(self, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-        """See the base."""
+        """The state dict under our names, from timm's. Raises UserError where keys are missing or left over."""
         del where
         return {f"{TRUNK}{name}": tensor for name, tensor in tensors.items()}
 
     def normalisation(self, config: NetworkConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """See the base: as timm says of this model and tag."""
+        """Mean and std per channel of RGB in [0, 1], as timm states them for this model and tag."""
         settings = _settings(config)
         found = survey(settings.model, settings.image_size)
         return found.mean, found.std
 
     def features(self, backbone: Any, config: NetworkConfig, images: Tensor) -> Features:
-        """See the base."""
+        """Features of images [B, 3, H, W], normalised already, computed by timm's own model."""
         final, maps = backbone.forward_intermediates(images, indices=[_level(config)], norm=True)
         summary = final[:, 0] if _settings(config).summary == "token" else backbone.forward_head(final, pre_logits=True)
         return Features(summary, maps[0].permute(0, 2, 3, 1))
 
     def lines(self, config: NetworkConfig) -> tuple[str, ...]:
-        """See the base."""
+        """What the snippet adds to show how summary and map are read."""
         summary = "final[:, 0]" if _settings(config).summary == "token" else "model.forward_head(final, pre_logits=True)"
         return (
             f"final, maps = model.forward_intermediates(images, indices=[{_level(config)}], norm=True)",

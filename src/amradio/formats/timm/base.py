@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...features import Features
 from ...network import Network, NetworkConfig
-from ..base import Found
+from ..base import LoadedModel
 
 
 class Call(NamedTuple):
@@ -20,15 +20,15 @@ class Call(NamedTuple):
 class Family:
     """One kind of model of timm."""
 
-    def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
-        """See `Format.lacks`."""
+    def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
+        """Why timm has no such model, one sentence each."""
         raise NotImplementedError
 
-    def call(self, model: Found) -> Call:
+    def call(self, model: LoadedModel) -> Call:
         """What makes the model that takes `their_weights`."""
         raise NotImplementedError
 
-    def their_weights(self, model: Found) -> dict[str, Tensor]:
+    def their_weights(self, model: LoadedModel) -> dict[str, Tensor]:
         """The student's weights under timm's names."""
         raise NotImplementedError
 

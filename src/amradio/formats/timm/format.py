@@ -17,7 +17,7 @@ from ...students.base import CLIP_MEAN, CLIP_STD
 from ...students.timm_settings import TimmSettings
 from ...students.vit_settings import VitSettings
 from ...tensors import read_tensors, stated_in, tensor_shapes, write_tensors
-from ..base import ExportSettings, Format, Found, peek
+from ..base import ExportSettings, Format, LoadedModel, peek
 from ..building import filled
 from ..model_folder import ANCESTRY, CONFIG_FILE, WEIGHTS_FILE, ancestry
 from ..vit_weights import fold_normalisation
@@ -50,8 +50,8 @@ class Timm(Format):
         except UserError:
             return False
 
-    def read(self, path: Path, align_corners: bool | None = None) -> Found:
-        """See the base. Without metadata of ours the first prefix token is the only summary, as timm has it."""
+    def read(self, path: Path, align_corners: bool | None = None) -> LoadedModel:
+        """Reads a folder of timm. Without metadata of ours the first prefix token is the only summary, as timm has it."""
         file = path / WEIGHTS_FILE if path.is_dir() else path
         tensors, metadata, beside = read_tensors(file), stated_in(file), _folder_config(path)
         if WRITTEN in metadata:
@@ -70,19 +70,19 @@ class Timm(Format):
             stated = stated if isinstance(stated, dict) else {}
             mean, std = (stated.get(key, own) for key, own in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
             network.student.load_state_dict(fold_normalisation(network.student.state_dict(), mean, std, bias))
-        return Found(config, network, ours=WRITTEN in metadata)
+        return LoadedModel(config, network, ours=WRITTEN in metadata)
 
-    def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
-        """See the base."""
-        return _family(config).lacks(config, network)
+    def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
+        """Why no model of timm is this student, one sentence each."""
+        return _family(config).unsupported_reasons(config, network)
 
-    def carries(self, config: NetworkConfig) -> tuple[str, ...]:
+    def supported_heads(self, config: NetworkConfig) -> tuple[str, ...]:
         """None: these are backbones."""
         del config
         return ()
 
-    def write(self, target: Path, model: Found, settings: ExportSettings) -> None:
-        """See the base."""
+    def write(self, target: Path, model: LoadedModel, settings: ExportSettings) -> None:
+        """Writes config.json and model.safetensors as `timm.create_model("local-dir:...")` reads them."""
         del settings
         family = _family(model.config)
         call = family.call(model)
@@ -101,7 +101,7 @@ class Timm(Format):
         return _written(target)[0]
 
     def outputs(self, target: Path, images: Tensor, settings: ExportSettings) -> Mapping[str, Features] | None:
-        """See the base. None where this timm has no such model."""
+        """What timm computes from the folder. None where this timm has no such model."""
         del settings
         call, config = _written(target)
         if not timm.is_model(call.architecture.partition(".")[0]):
@@ -113,11 +113,11 @@ class Timm(Format):
             return {"backbone": family.features(backbone, config, (images - mean) / std)}
 
     def stated_ancestors(self, target: Path) -> Any:
-        """See the base."""
+        """`distilled_from` as plain values, from config.json."""
         return json.loads(stated_in(target)[ANCESTRY])
 
     def snippet(self, target: Path, settings: ExportSettings) -> str:
-        """See the base."""
+        """Lines that load it with `timm.create_model`."""
         del settings
         call, config = _written(target)
         family = _family(config)

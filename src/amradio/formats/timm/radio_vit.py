@@ -14,7 +14,7 @@ from ...students.base import CLIP_MEAN, CLIP_STD
 from ...students.vit import Vit, VitShape
 from ...students.vit_pretrained import EMBEDDER, TABLE, TOKENS
 from ...students.vit_settings import SIZES, VitSettings
-from ..base import Found
+from ..base import LoadedModel
 from ..vit_weights import LAYER_SCALE, SCALED, VitLayout, mlp_ratio, without_idle_scales
 from .base import Call, Family
 
@@ -49,8 +49,8 @@ ENTRIES = (
 class RadioVit(Family):
     """A ViT as a `naflexvit_*_radio_*`, which stretches positions at every size as RADIO does."""
 
-    def lacks(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
-        """See the base."""
+    def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
+        """Another student than a ViT, a rotation of the map, or no prefix token."""
         student = network.student
         if not isinstance(student, Vit):
             return (f"timm's radio models are ViTs, and this student is of type '{config.student.type}'; 'onnx' has a place for it",)
@@ -58,32 +58,32 @@ class RadioVit(Family):
         bare = "timm's radio ViTs have a class token, and this student has neither summaries nor registers"
         return (*([rotates] if config.rotates else []), *([] if student.num_prefix else [bare]))
 
-    def call(self, model: Found) -> Call:
-        """See the base."""
+    def call(self, model: LoadedModel) -> Call:
+        """Name and arguments of `timm.create_model` for timm's RADIO ViT."""
         return call_for(*_vit(model))[1]
 
-    def their_weights(self, model: Found) -> dict[str, Tensor]:
-        """See the base."""
+    def their_weights(self, model: LoadedModel) -> dict[str, Tensor]:
+        """The state dict under timm's names."""
         return naflex_names(model.network.student.state_dict(), call_for(*_vit(model))[0])
 
     def our_weights(self, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-        """See the base. The bias of the patches is `PATCH_BIAS`."""
+        """The state dict under our names, from timm's. The bias of the patches is `PATCH_BIAS`."""
         return without_idle_scales(published_names(tensors, where))
 
     def normalisation(self, config: NetworkConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """See the base."""
+        """Mean and std per channel of RGB in [0, 1]: CLIP's, as all of RADIO."""
         del config
         return CLIP_MEAN, CLIP_STD
 
     def features(self, backbone: Any, config: NetworkConfig, images: Tensor) -> Features:
-        """See the base."""
+        """Features of images [B, 3, H, W], normalised already, computed by timm's own model."""
         tokens = backbone.forward_features(images)
         assert isinstance(config.student, VitSettings)
         grid = [edge // config.student.patch_size for edge in images.shape[2:]]
         return Features(tokens[:, _slots(config)].flatten(1), tokens[:, backbone.num_prefix_tokens :].unflatten(1, grid))
 
     def lines(self, config: NetworkConfig) -> tuple[str, ...]:
-        """See the base."""
+        """What the snippet adds to show how summary and map are read."""
         return (
             "tokens = model.forward_features(images)",
             f"summary = tokens[:, {_slots(config)}].flatten(1)  # [B, D]",
@@ -91,7 +91,7 @@ class RadioVit(Family):
         )
 
 
-def _vit(model: Found) -> tuple[VitSettings, int]:
+def _vit(model: LoadedModel) -> tuple[VitSettings, int]:
     """Its settings, and how many prefix tokens it has."""
     assert isinstance(model.config.student, VitSettings)
     assert isinstance(model.network.student, Vit)
