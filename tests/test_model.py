@@ -408,7 +408,7 @@ def test_text_of_a_folder_that_moved(kind: str, tmp_path: Path, monkeypatch: pyt
     ("card", "name", "message"),
     [
         ({"type": "custom", "source": "mine"}, None, "'mine' of type 'custom'"),
-        ({}, None, "no way to know how to load it"),
+        ({}, None, "its kind is unknown, so it cannot be loaded"),
         ({"type": "embedded", "source": "embedded clip"}, "nowhere/at-all", "teacher 'nowhere/at-all' is not on this machine"),
         ({"type": "embedded", "source": "embedded clap"}, None, "clap"),
     ],

@@ -237,7 +237,7 @@ def test_parts_of_another_job_are_refused(model, photos, tmp_path):
     for number in range(22):
         (tmp_path / "other").mkdir(exist_ok=True)
         (tmp_path / "other" / f"{number}.jpg").write_bytes(jpeg(number))
-    with pytest.raises(UserError, match=r"the images have changed since it was begun \(16 in part 0"):
+    with pytest.raises(UserError, match=r"the images have changed since the job started \(16 in part 0"):
         embed_images(model, open_images(tmp_path / "other"), out, settings)
 
 
@@ -312,7 +312,7 @@ def test_bad_options(model_folder, photos, tmp_path, options, message):
 
 
 def test_bad_output(model_folder, photos, tmp_path):
-    with pytest.raises(UserError, match=r"the ending says the format; there is: \.safetensors, \.parquet"):
+    with pytest.raises(UserError, match=r"the ending gives the format; available: \.safetensors, \.parquet"):
         amradio.embed(model_folder, photos, tmp_path / "x.npz")
     (tmp_path / "x.safetensors").write_text("mine")
     with pytest.raises(UserError, match=r"exists and is not overwritten"):

@@ -101,7 +101,7 @@ def test_the_published_prompts_are_the_default(tmp_path: Path) -> None:
 def test_names_that_no_prompt_tells_apart_are_noted() -> None:
     assert same_names(["a", "b"]) == ()
     (note,) = same_names(["missile", "a", "missile"])
-    assert "1 names stand for several classes each" in note
+    assert "1 names belong to several classes each" in note
     assert "'missile'" in note
 
 

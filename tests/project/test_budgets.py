@@ -169,6 +169,30 @@ def test_words_that_are_not_ours(word):
     assert not named + used
 
 
+NOUNS_INSTEAD = {"found", "own", "each", "place", "begun"}
+ROOMS_WITH_NOUNS = ("evaluation", "labelled", "embedding", "teachers")
+
+
+def test_variables_are_nouns():
+    """A name such as `found` is features, a path or a message alike; the rooms that have been through it keep it so."""
+    found = []
+    for path in (path for path in FILES if path.relative_to(SOURCE).parts[0] in ROOMS_WITH_NOUNS):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.arg if isinstance(node, ast.arg) else node.id if isinstance(node, ast.Name) else getattr(node, "attr", "")
+            if name in NOUNS_INSTEAD:
+                found.append(f"{path.relative_to(SOURCE)}: {name}")
+    assert not found
+
+
+def test_docstrings_say_what_this_one_does():
+    found = []
+    for path in (path for path in FILES if path.relative_to(SOURCE).parts[0] in ROOMS_WITH_NOUNS):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (ast.get_docstring(node) or "").startswith("See "):
+                found.append(f"{path.relative_to(SOURCE)}:{node.lineno} {node.name}")
+    assert not found
+
+
 @pytest.mark.slow
 def test_rooms_import_only_downwards():
     """The contract of pyproject.toml, and that it knows every room."""

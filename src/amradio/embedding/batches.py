@@ -26,7 +26,7 @@ WAITING_PIXELS = 2**27
 
 
 class Embedding(NamedTuple):
-    """What a model says of a batch of images of one legal size."""
+    """Features of a batch of images of one legal size."""
 
     keys: tuple[str, ...]
     """B names: paths relative to the folder, `shard/name`, or lines of the list."""
@@ -71,13 +71,13 @@ def embeddings(
     known = check_heads(model, heads)
     chunks = range(num_chunks(source.count()))
     met: dict[str, str] = {}
-    found = 0
+    num_read = 0
     with closing(whole_images(source, chunks, options.least, num_workers)) as reading:
         for embedding in embed_batches(model, reading, known, options):
-            met, found = met | dict(embedding.broken), found + len(embedding.keys)
+            met, num_read = met | dict(embedding.broken), num_read + len(embedding.keys)
             if embedding.keys:
                 yield embedding
-    refuse_nothing(source, found, met)
+    refuse_nothing(source, num_read, met)
 
 
 def find_options(model: Model, image_size: ImageSize, batch_size: int, precision: str) -> InferenceOptions:
@@ -91,9 +91,9 @@ def check_heads(model: Model, heads: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(head_names(heads, model.heads))
 
 
-def refuse_nothing(source: Source, found: int, broken: Mapping[str, str]) -> None:
+def refuse_nothing(source: Source, num_read: int, broken: Mapping[str, str]) -> None:
     """Raises UserError where not one image was read."""
-    if not found:
+    if not num_read:
         first = next((f"{key}: {reason}" for key, reason in broken.items()), "there is no image in it")
         raise UserError(f"{source.describe()}: none of the {len(broken)} images can be read; the first: {first}")
 
@@ -112,7 +112,7 @@ def embed_batches(model: Model, images: Iterable[WholeImage], heads: tuple[str, 
         legal = model.nearest_size(*scaled(pixels, options.image_size))
         group = waiting.setdefault(legal, [])
         group.append((image._replace(image=None), resize(pixels, legal)))
-        num_pixels = sum(len(each) * height * width for (height, width), each in waiting.items())
+        num_pixels = sum(len(members) * height * width for (height, width), members in waiting.items())
         is_full = sum(map(len, waiting.values())) >= WAITING * options.batch_size or num_pixels > WAITING_PIXELS
         if len(group) == options.batch_size or is_full:
             fullest = max(waiting, key=lambda size: len(waiting[size]))
@@ -135,8 +135,8 @@ def _too_long(image: Tensor | None) -> str:
 def _embed(
     model: Model, group: list[tuple[WholeImage, Tensor]], heads: tuple[str, ...], options: InferenceOptions, broken: Mapping[str, str]
 ) -> Embedding:
-    pixels = torch.cat([each for _, each in group])
+    pixels = torch.cat([resized for _, resized in group])
     with torch.autocast(pixels.device.type, options.autocast, enabled=options.autocast is not None):
-        found = model(pixels, heads=heads)
-    features = {name: Features(*(None if kind is None else kind.float() for kind in each)) for name, each in found.items()}
+        outputs = model(pixels, heads=heads)
+    features = {name: Features(*(None if kind is None else kind.float() for kind in features)) for name, features in outputs.items()}
     return Embedding(tuple(image.key for image, _ in group), features, tuple(image.number for image, _ in group), broken)

@@ -32,10 +32,10 @@ def write_safetensors(parts: Parts, numbers: Sequence[int], out: BinaryIO, about
     The library writes only what is in memory, so the header (a length of 8 bytes, then JSON) is written here, and the tensors behind it
     part by part: https://huggingface.co/docs/safetensors, "Format". Keys are a tensor because the header is limited to 100 MB.
     """
-    found = sorted(_columns(parts, numbers), key=lambda column: (-column.dtype.itemsize, column.name))
+    columns = sorted(_columns(parts, numbers), key=lambda column: (-column.dtype.itemsize, column.name))
     header: dict[str, Any] = {"__metadata__": dict(about)}
     end = 0
-    for column in found:
+    for column in columns:
         begin, end = end, end + column.rows * column.dim * column.dtype.itemsize
         header[column.name] = {"dtype": CODES[column.dtype], "shape": [column.rows, column.dim], "data_offsets": [begin, end]}
     length = sum(len(piece) for piece in _keys(parts, numbers))
@@ -43,7 +43,7 @@ def write_safetensors(parts: Parts, numbers: Sequence[int], out: BinaryIO, about
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     out.write(len(text).to_bytes(8, "little") + text)
-    for column in found:
+    for column in columns:
         for number in numbers:
             if column.name in parts.shapes(number):
                 out.write(parts.tensor(number, column.name).contiguous().numpy().tobytes())
@@ -52,14 +52,14 @@ def write_safetensors(parts: Parts, numbers: Sequence[int], out: BinaryIO, about
 
 
 def _columns(parts: Parts, numbers: Sequence[int]) -> list[Column]:
-    found: dict[str, Column] = {}
+    columns: dict[str, Column] = {}
     for number in numbers:
         shapes = parts.shapes(number)
         for name, (rows, dim) in shapes.items():
-            if name not in found:
-                found[name] = Column(name, parts.tensor(number, name).dtype, 0, dim)
-            found[name] = found[name]._replace(rows=found[name].rows + rows)
-    return list(found.values())
+            if name not in columns:
+                columns[name] = Column(name, parts.tensor(number, name).dtype, 0, dim)
+            columns[name] = columns[name]._replace(rows=columns[name].rows + rows)
+    return list(columns.values())
 
 
 def _keys(parts: Parts, numbers: Sequence[int]) -> Iterator[bytes]:
@@ -111,7 +111,7 @@ WRITERS: dict[str, Writer] = {".safetensors": write_safetensors, ".parquet": wri
 def find_writer(out: Path) -> Writer:
     """The writer for a file's ending; raises UserError where there is none, or its library is missing."""
     if out.suffix not in WRITERS:
-        raise UserError(f"out: {out}: the ending says the format; there is: {', '.join(WRITERS)}")
+        raise UserError(f"out: {out}: the ending gives the format; available: {', '.join(WRITERS)}")
     if out.suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401

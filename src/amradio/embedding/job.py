@@ -1,4 +1,4 @@
-"""Features of many images into one file: stopped at any time, the same call goes on."""
+"""Features of many images into one file; an interrupted call resumes when it is repeated."""
 
 import hashlib
 import itertools
@@ -65,15 +65,15 @@ def embed_images(model: Model, source: Source, out: Path, settings: EmbedSetting
         if out.exists():
             return _joined_before(parts, out, about)
         parts.begin(about)
-        places = [range(first, min(first + size, source.count())) for first in range(0, source.count(), size)]
-        missing = [number for number, place in enumerate(places) if not _is_done(parts, number, source, place)]
-        chunks = [chunk for number in missing for chunk in range(places[number].start // CHUNK, -(-places[number].stop // CHUNK))]
-        total = sum(len(places[number]) for number in missing)
+        ranges = [range(first, min(first + size, source.count())) for first in range(0, source.count(), size)]
+        missing = [number for number, numbers in enumerate(ranges) if not _is_done(parts, number, source, numbers)]
+        chunks = [chunk for number in missing for chunk in range(ranges[number].start // CHUNK, -(-ranges[number].stop // CHUNK))]
+        total = sum(len(ranges[number]) for number in missing)
         with closing(whole_images(source, chunks, options.least, settings.num_workers)) as reading:
             shown = progress(reading, f"features of {source.describe()}", total)
             for number, images in itertools.groupby(shown, lambda image: image.number // size):
                 _write_part(parts, number, (model, heads, options), images, settings)
-        return _finish(parts, range(len(places)), source, out, about)._replace(num_resumed=source.count() - total)
+        return _finish(parts, range(len(ranges)), source, out, about)._replace(num_resumed=source.count() - total)
 
 
 def check_columns(model: Model, heads: Sequence[str], settings: EmbedSettings) -> None:
@@ -110,16 +110,16 @@ def _write_part(
     parts.write(number, Part([keys[image] for image in sorted(keys)], broken), rows)
 
 
-def _is_done(parts: Parts, number: int, source: Source, place: range) -> bool:
+def _is_done(parts: Parts, number: int, source: Source, numbers: range) -> bool:
     """Whether a part is there and whole; raises UserError where it holds other images than the source has now."""
     part = parts.read(number, verify=True)
     if part is None:
         return False
-    strangers = {source.key(source.nth(image)) for image in place}.symmetric_difference([*part.keys, *part.broken])
-    if strangers:
+    changed = {source.key(source.nth(image)) for image in numbers}.symmetric_difference([*part.keys, *part.broken])
+    if changed:
         raise UserError(
-            f"{parts.folder}: the images have changed since it was begun ({len(strangers)} in part {number}, e.g. {min(strangers)}); "
-            "delete the folder to start anew"
+            f"{parts.folder}: the images have changed since the job started ({len(changed)} in part {number}, e.g. {min(changed)}); "
+            "delete the folder to start again"
         )
     return True
 
@@ -144,7 +144,7 @@ def _finish(parts: Parts, numbers: range, source: Source, out: Path, about: dict
 
 
 def _written(settings: EmbedSettings, options: InferenceOptions) -> dict[str, str]:
-    """What the file says of how it was made: all that changes its content."""
+    """The metadata of the file: all settings that change its content."""
     shown: dict[str, Any] = settings.model_dump(mode="json", exclude={"num_workers", "image_size", "precision"})
     shown |= {"image_size": options.image_size or "own", "precision": str(options.autocast or "float32").removeprefix("torch.")}
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in shown.items()}

@@ -55,7 +55,7 @@ def _stored(name: str, value: Tensor, embedding: Embedding, dtype: torch.dtype) 
         if bool(torch.isfinite(value).all()):
             largest = float(value.abs().max())
             raise UserError(f"{key}: {name} holds {largest:.4g}, which is beyond {str(dtype).removeprefix('torch.')}; write dtype float32")
-        raise UserError(f"{key}: {name} is not a finite number; look at this image, or compute with precision float32")
+        raise UserError(f"{key}: {name} is not a finite number; check this image, or compute with precision float32")
     return stored.cpu()
 
 
@@ -69,17 +69,17 @@ class Parts:
         """Makes the folder, or takes it up; raises UserError where it holds another job's parts, or is not of `embed` at all."""
         old = self._json("manifest.json")
         if old is None and self.folder.exists():
-            strangers = sorted(set(os.listdir(self.folder)) - {".manifest.json.part"}) if self.folder.is_dir() else [self.folder.name]
-            if strangers:
+            foreign = sorted(set(os.listdir(self.folder)) - {".manifest.json.part"}) if self.folder.is_dir() else [self.folder.name]
+            if foreign:
                 raise UserError(
-                    f"{self.folder}: the parts of a job are kept here, but there is no manifest.json, and {shown(strangers[0])}; "
+                    f"{self.folder}: the parts of a job are kept here, but there is no manifest.json, and {shown(foreign[0])}; "
                     "nothing was touched: move or delete it, or give another out"
                 )
         if old is not None:
             changes = [f"{key}: {change}" for key in {**old, **manifest} if (change := changed(old, manifest, key))]
             if changes:
-                found = f"{self.folder}: these are the parts of another job; take these changes back to resume it, or delete the folder:"
-                raise UserError("\n    ".join((found, *changes)))
+                problem = f"{self.folder}: these are the parts of another job; take these changes back to resume it, or delete the folder:"
+                raise UserError("\n    ".join((problem, *changes)))
             return
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -92,18 +92,18 @@ class Parts:
 
     def joined(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         """What `note_joined` noted, where these are the parts of the job `manifest`."""
-        found = self._json("joined.json") if self._json("manifest.json") == manifest else None
-        if found is not None and not (isinstance(found.get("rows"), int) and isinstance(found.get("broken"), dict)):
+        record = self._json("joined.json") if self._json("manifest.json") == manifest else None
+        if record is not None and not (isinstance(record.get("rows"), int) and isinstance(record.get("broken"), dict)):
             raise UserError(f"{self.folder / 'joined.json'}: damaged; the file is complete: delete the folder {self.folder}")
-        return found
+        return record
 
     def _json(self, name: str) -> dict[str, Any] | None:
         file = self.folder / name
         try:
             return read_json(file) if file.exists() else None
         except UserError as error:
-            found = "; ".join(problem.removesuffix("; copy or download it again") for problem in error.problems)
-            raise UserError(f"{found}; delete the folder {self.folder} to start again") from None
+            problem = "; ".join(problem.removesuffix("; copy or download it again") for problem in error.problems)
+            raise UserError(f"{problem}; delete the folder {self.folder} to start again") from None
 
     def path(self, number: int) -> Path:
         """Of one part."""
@@ -127,9 +127,9 @@ class Parts:
             return None
         try:
             with safe_open(path, "pt") as file:
-                found = file.metadata()
-                part = Part(json.loads(found["keys"]), json.loads(found["broken"]))
-                if verify and found.get("sha256") not in (None, _digest((name, file.get_tensor(name)) for name in sorted(file.keys()))):
+                metadata = file.metadata()
+                part = Part(json.loads(metadata["keys"]), json.loads(metadata["broken"]))
+                if verify and metadata.get("sha256") not in (None, _digest((name, file.get_tensor(name)) for name in sorted(file.keys()))):
                     raise ValueError("the checksum differs")
             if not isinstance(part.keys, list) or not isinstance(part.broken, dict):
                 raise TypeError("keys and broken")

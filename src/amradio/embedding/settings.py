@@ -18,7 +18,7 @@ class EmbedSettings(Settings):
     """Maps: left out (none), their mean over the image (pooled), or every cell (full)."""
     image_size: ImageSize = "trained"
     """px of the short side; the whole image is resized to the nearest legal size, its aspect kept. `trained`: the size of the model's last
-    training (`own` where the model does not know it); `own`: that of each image."""
+    training (`own` where config.json does not state it); `own`: that of each image."""
     batch_size: Positive = 64
     """Images in a batch; all have one legal size."""
     dtype: Literal["float16", "float32"] = "float16"

@@ -1,4 +1,4 @@
-"""What every evaluation is: a plain object that is fed by `predict` and says one row of numbers a model."""
+"""The interface of evaluations: plain objects that measure every model of `predict` and return a table, one row a model."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ class Metric(NamedTuple):
     better: Literal["higher", "lower"] | None = "higher"
     """Which is better; None where neither is."""
     headline: bool = True
-    """Whether it stands in the table; the machine-readable results have all."""
+    """Whether the printed table has it; the machine-readable results have all."""
 
     def prefixed(self, kind: str) -> "Metric":
         """The same measure of one kind of feature: `summary_norm_ratio`, printed as `summary norm ratio`."""
@@ -71,7 +71,7 @@ class Result:
     floors: Mapping[str, float] = field(default_factory=dict)
     """{metric: what a trivial answer scores}."""
     row_floors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """{row: {metric: floor}} where each model has a floor of its own."""
+    """{row: {metric: floor}} where floors differ between models."""
     floor: str = ""
     """What the trivial answer is, in words: `raw pixels`; empty where there is no floor."""
     inputs: Mapping[str, Counts] = field(default_factory=dict)
@@ -104,14 +104,14 @@ def floor_warning(result: Result, among: str = "") -> str:
 
     among: how the names of the rows that count begin.
     """
-    found: list[str] = []
+    warnings: list[str] = []
     for metric in result.metrics:
         measured = [row for row, values in result.rows.items() if metric.name in values and row.startswith(among)]
         below = sorted(row for row in below_floor(result, metric) if row.startswith(among))
         if metric.headline and below:
-            found.append(f"{metric.title}: {'all rows' if len(below) == len(measured) > 1 else ', '.join(below)}")
+            warnings.append(f"{metric.title}: {'all rows' if len(below) == len(measured) > 1 else ', '.join(below)}")
     floor = result.floor or "the floor"
-    return f"not better than {floor}, so these models have not learnt such images: {'; '.join(found)}" if found else ""
+    return f"not better than {floor}, so these models have not learnt such images: {'; '.join(warnings)}" if warnings else ""
 
 
 class Bench:
@@ -128,11 +128,16 @@ class Bench:
         progress: Progress = silent,
         agreement: AgreementProtocol = UNCALIBRATED,
     ):
-        """model and teachers lie on one device already.
+        """Keeps what is measured; no model runs.
 
-        image_size: px of the views where an evaluation names none; None for the protocol's own, else the size that the student prefers.
-        autocast: precision of all models, None for the one that they have. num_workers: processes that read images.
-        agreement: how the run that made the model compares heads with teachers.
+        Args:
+            model: the student with its heads, None where only teachers are measured.
+            teachers: by the names of their heads, on the same device as the model.
+            image_size: px of the views where an evaluation names none; None for the protocol's, else the size that the student prefers.
+            autocast: precision of all models, None for that of their weights.
+            num_workers: processes that read images; 0 reads in this one.
+            progress: shows how far a loop is.
+            agreement: how the run that made the model compares heads with teachers.
         """
         self.model, self.teachers = model, dict(teachers)
         self.image_size, self.autocast = image_size, autocast
@@ -152,7 +157,7 @@ class Bench:
         return self.image_size or (self.model.config.image_size if self.model is not None else None) or 224
 
     def size_of_head(self, name: str) -> int:
-        """px at which a head was trained last; `default_size` where the suite names one or the model does not know."""
+        """px at which a head was trained last; `default_size` where the suite names one or config.json does not state it."""
         head = self.model.config.heads.get(name) if self.model is not None and not self.image_size else None
         return (head.image_size if head is not None else None) or self.default_size
 
@@ -209,25 +214,25 @@ class EvaluationSettings(Settings):
 
 def measure(settings: EvaluationSettings, evaluation: Evaluation, bench: Bench) -> Result:
     """Runs an evaluation (built from `settings`) on a bench. Raises UserError for an unknown row of `models`."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     predict = chosen(settings, bench)
     result = evaluation.run(predict, bench)
     inputs = result.inputs or {row: sizes for row, sizes in inputs_of(predict).items() if row in result.rows}
-    notes = (*result.notes, *_strangers(settings, bench, inputs))
-    seconds = time.perf_counter() - begun
+    notes = (*result.notes, *_size_notes(settings, bench, inputs))
+    seconds = time.perf_counter() - start
     return replace(result, settings=settings.model_dump(mode="json"), seconds=seconds, inputs=inputs, notes=notes)
 
 
-def _strangers(settings: EvaluationSettings, bench: Bench, inputs: Mapping[str, Counts]) -> list[str]:
+def _size_notes(settings: EvaluationSettings, bench: Bench, inputs: Mapping[str, Counts]) -> list[str]:
     """Notes on heads that are measured at another size than they were trained at, where the user named none."""
     if bench.model is None or settings.image_size or bench.image_size:
         return []
-    found: dict[tuple[int, str], list[str]] = {}
+    rows_by_size: dict[tuple[int, str], list[str]] = {}
     for name, head in bench.model.config.heads.items():
         px = describe(inputs.get(f"student/{name}", {})).removesuffix("+")
         if head.image_size is not None and px.isdigit() and int(px) != head.image_size:
-            found.setdefault((head.image_size, px), []).append(f"student/{name}")
-    return [f"trained at {size} px and measured at {px} px: {', '.join(rows)}" for (size, px), rows in found.items()]
+            rows_by_size.setdefault((head.image_size, px), []).append(f"student/{name}")
+    return [f"trained at {size} px and measured at {px} px: {', '.join(rows)}" for (size, px), rows in rows_by_size.items()]
 
 
 def chosen(settings: EvaluationSettings, bench: Bench) -> Predictors:

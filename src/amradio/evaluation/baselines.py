@@ -1,4 +1,4 @@
-"""The trivial answer: thumbnails."""
+"""The baseline of k-NN: thumbnails."""
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ PIXELS_NOTE = f"the floor is the same on thumbnails of {SIDE}x{SIDE} pixels"
 
 
 def pixels() -> Predictor:
-    """A model that knows nothing: summary [B, 768], the centred RGB of a thumbnail."""
+    """A baseline without weights: summary [B, 768], the centred RGB of a thumbnail of 16 x 16 px."""
     return Predictor(Joint(_thumbnail, _flat, "pixels"))
 
 

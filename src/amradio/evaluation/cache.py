@@ -8,7 +8,7 @@ from .inputs import Counts
 
 
 class Summaries(NamedTuple):
-    """What one model says of an image set."""
+    """The summaries of an image set by one model."""
 
     features: Tensor
     """float32 [N, D] on the CPU; rows of the readable images, in order."""
@@ -29,14 +29,14 @@ class FeatureCache:
         """{fingerprint of an image set: {key: reason}} of the images that could not be read."""
 
     def get(self, key: tuple) -> Summaries | None:
-        """What was put there, if it is still there; it then counts as new."""
+        """The summaries under `key`, None where there are none or they were dropped; they then count as the newest."""
         if key in self.entries:
             self.entries[key] = self.entries.pop(key)
         return self.entries.get(key)
 
-    def put(self, key: tuple, found: Summaries) -> None:
-        """Keeps `found`, unless it alone is beyond the limit."""
-        self.entries[key] = found
+    def put(self, key: tuple, summaries: Summaries) -> None:
+        """Keeps `summaries`, unless they alone are beyond the limit."""
+        self.entries[key] = summaries
         while self.entries and sum(_bytes(entry) for entry in self.entries.values()) > self.limit:
             del self.entries[next(iter(self.entries))]
 

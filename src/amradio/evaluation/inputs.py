@@ -37,5 +37,5 @@ def describe(sizes: Counts) -> str:
 
 def plain(sizes: Counts) -> Mapping[str, Any]:
     """As JSON takes it: `px` as of `describe`, and the least and the largest short and long side."""
-    short, long = ([each(size) for size in sizes] for each in (min, max))
+    short, long = ([side_of(size) for size in sizes] for side_of in (min, max))
     return {"px": describe(sizes), "short_side": [min(short), max(short)], "long_side": [min(long), max(long)]}

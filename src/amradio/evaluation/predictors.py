@@ -22,14 +22,14 @@ edge to edge; models of one square size see it in overlapping squares (`Tiled`).
 Sizes = int | Mapping[str, int] | None
 """px of the short side of the views: one for all rows, or by the name of the row; None, or a row without one: the size to prefer."""
 LONGEST = 4
-"""A whole view is at most this many times as long as the size that was asked for, as in the published segmentation: beyond, its short side
+"""A whole view is at most this many times as long as its short side, as in the published segmentation: beyond, its short side
 is smaller."""
 Predict = Mapping[str, Callable[[Tensor], Features]]
 """By name (`student`, `student/<head>`, `teacher/<name>`): float RGB [B, 3, H, W] in [0, 1] of any size -> float32 Features."""
 
 
 class Joint:
-    """A model, one or several outputs of which are asked for; the last batch is remembered, so that it is computed once."""
+    """A model with one or several outputs; the last batch is remembered, so that it is computed once for all of them."""
 
     def __init__(
         self,
@@ -39,9 +39,14 @@ class Joint:
         autocast: torch.dtype | None = None,
         tiled: Tiled | None = None,
     ):
-        """prepare: images of any size -> of a legal size; model: of a legal size -> features. tiled: where the model sees squares of them.
+        """Keeps the functions; no model runs.
 
-        view: equal for equal preparations of this model, so that features can be kept under it.
+        Args:
+            prepare: from images [B, 3, H, W] in [0, 1] of any size to a legal size.
+            model: from images of a legal size to features.
+            view: a key, equal for equal preparations of this model, under which features are cached.
+            autocast: precision, None for that of the weights.
+            tiled: cuts images into squares, for models of one square size.
         """
         self.recorded = Recorded(model)
         encode = self.recorded if tiled is None else partial(tiled.encode, model=self.recorded)
@@ -57,9 +62,9 @@ class Joint:
     def encode(self, prepared: Tensor, head: Callable[[Features], Features] | None = None) -> Features:
         """Features in float32 of what `prepare` gave; those of `head` where there is one."""
         with torch.autocast(prepared.device.type, self.autocast, enabled=self.autocast is not None):
-            found = self._encode(prepared)
-            found = head(found) if head is not None else found
-        return Features(*(None if kind is None else kind.float() for kind in found))
+            features = self._encode(prepared)
+            features = head(features) if head is not None else features
+        return Features(*(None if kind is None else kind.float() for kind in features))
 
     def forget(self) -> None:
         """Drops what is remembered of the last batch."""

@@ -101,7 +101,7 @@ def encode(
     is computed once. take: Features of a batch -> {part: [B, ...]}, of one shape for all images.
     """
     batches = batched(images, device)
-    found: dict[str, NamedTensors] = {}
+    encoded: dict[str, NamedTensors] = {}
     for outputs in _by_joint(predict):
         first = next(iter(outputs.values()))
         taken: dict[str, dict[str, list[Tensor]]] = {name: {} for name in outputs}
@@ -113,8 +113,8 @@ def encode(
                 for key, part in take(features).items():
                     taken[name].setdefault(key, []).append(part)
         back = torch.tensor(order, device=device).argsort()
-        found |= {name: {key: torch.cat(part)[back] for key, part in parts.items()} for name, parts in taken.items()}
-    return {name: found[name] for name in predict}
+        encoded |= {name: {key: torch.cat(part)[back] for key, part in parts.items()} for name, parts in taken.items()}
+    return {name: encoded[name] for name in predict}
 
 
 def _by_joint(predict: Predict) -> list[dict[str, Callable[[Tensor], Features]]]:

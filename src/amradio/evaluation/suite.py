@@ -25,7 +25,7 @@ class Suite(Settings):
     """What is measured, and on what."""
 
     evaluations: Annotated[dict[str, AnyEvaluation], pydantic.Field(min_length=1)]
-    """The evaluations by a name of one's own, which heads their columns."""
+    """The evaluations by names of your choice, which head their columns."""
     teachers: dict[str, AnyTeacher] = pydantic.Field(default_factory=dict)
     """Teachers beside those of the run folder, by the name of their head; needed where PATH is a model folder."""
     image_size: Pixels | None = None
@@ -69,16 +69,16 @@ class Suite(Settings):
 
     def load_teachers(self) -> dict[str, Teacher]:
         """The suite's own teachers on the CPU; raises UserError with what all of them lack."""
-        found: dict[str, Teacher] = {}
+        teachers: dict[str, Teacher] = {}
         problems: list[str] = []
         for name, settings in self.teachers.items():
             try:
-                found[name] = settings.at(self.autocast).build().freeze()
+                teachers[name] = settings.at(self.autocast).build().freeze()
             except UserError as error:
                 problems += [f"teachers.{name}: {problem}" for problem in error.problems]
         if problems:
             raise UserError(*problems)
-        return found
+        return teachers
 
 
 def prepare(suite: Suite, bench: Bench) -> dict[str, Evaluation]:
@@ -116,9 +116,9 @@ def run_suite(suite: Suite, bench: Bench, phase: Phase = unannounced) -> dict[st
 
 def plain(result: Result) -> dict[str, Any]:
     """A result as JSON takes it; `below_floor` names the rows of each metric that are not better than its floor."""
-    found = {**asdict(result), "metrics": [metric._asdict() for metric in result.metrics], "notes": list(result.notes)}
+    content = {**asdict(result), "metrics": [metric._asdict() for metric in result.metrics], "notes": list(result.notes)}
     inputs = {row: describe_inputs(sizes) for row, sizes in result.inputs.items()}
-    return found | {
+    return content | {
         "inputs": inputs,
         "below_floor": {metric.name: rows for metric in result.metrics if (rows := below_floor(result, metric))},
     }

@@ -20,14 +20,14 @@ def summaries(images: ImageSet, predict: Predict, bench: Bench, broken: Broken) 
     """
     identity = images.fingerprint()
     keys = {name: (identity, name, call.joint.view) for name, call in predict.items() if isinstance(call, Predictor)}
-    found = {name: entry for name, key in keys.items() if (entry := bench.cache.get(key)) is not None}
-    for name, entry in found.items():
+    entries = {name: entry for name, key in keys.items() if (entry := bench.cache.get(key)) is not None}
+    for name, entry in entries.items():
         recorded(predict[name]).update(entry.inputs)
-    missing = {name: call for name, call in predict.items() if name not in found}
+    missing = {name: call for name, call in predict.items() if name not in entries}
     if not missing:
         broken.tell(images.notes())
         broken.reasons |= bench.cache.broken.get(identity, {})
-        return found
+        return entries
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in missing}
     indices: list[int] = []
     for window in windows(bench.progress(readable(images, broken, bench.num_workers), images.describe(), len(images))):
@@ -36,10 +36,10 @@ def summaries(images: ImageSet, predict: Predict, bench: Bench, broken: Broken) 
             parts[name].append(found_here["summary"].cpu())
     bench.cache.broken[identity] = dict(broken.reasons)
     for name, part in parts.items():
-        found[name] = Summaries(torch.cat(part), torch.tensor(indices), dict(recorded(missing[name])))
+        entries[name] = Summaries(torch.cat(part), torch.tensor(indices), dict(recorded(missing[name])))
         if name in keys:
-            bench.cache.put(keys[name], found[name])
-    return {name: found[name] for name in predict}
+            bench.cache.put(keys[name], entries[name])
+    return {name: entries[name] for name in predict}
 
 
 def recorded(call: Callable[[torch.Tensor], Features]) -> Counts:

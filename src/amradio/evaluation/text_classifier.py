@@ -1,4 +1,4 @@
-"""Which models can be asked in words: those whose summary lies in the space of a teacher's text encoder."""
+"""Classification by text: models whose summary is in the space of a teacher's text encoder, prompts and class embeddings."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -37,14 +37,14 @@ def texted(predict: Predict, bench: Bench, names: Sequence[str] | None) -> dict[
     ]
     if problems:
         raise UserError(*problems)
-    found: dict[str, tuple[Teacher, Predict]] = {}
+    groups: dict[str, tuple[Teacher, Predict]] = {}
     for name in names or able:
         rows = {row: predict[row] for row in (f"student/{name}", f"teacher/{name}") if row in predict}
         if rows:
-            found[name] = (bench.teachers[name], rows)
-    if not found:
-        raise UserError(f"models: none of the rows {', '.join(predict)} lies in the space of a text encoder; add student/{able[0]}")
-    return found
+            groups[name] = (bench.teachers[name], rows)
+    if not groups:
+        raise UserError(f"models: none of the rows {', '.join(predict)} is in the space of a text encoder; add student/{able[0]}")
+    return groups
 
 
 def read_templates(templates: str | Sequence[str]) -> list[str]:
@@ -75,8 +75,8 @@ def class_embeddings(teacher: Teacher, classes: Sequence[str], templates: Sequen
     parts = []
     for start in range(0, len(classes), at_once):
         prompts = [template.replace("{}", name) for name in classes[start : start + at_once] for template in templates]
-        each = F.normalize(teacher.encode_text(prompts), dim=1)
-        parts.append(F.normalize(each.unflatten(0, (-1, len(templates))).mean(1), dim=1))
+        embeddings = F.normalize(teacher.encode_text(prompts), dim=1)
+        parts.append(F.normalize(embeddings.unflatten(0, (-1, len(templates))).mean(1), dim=1))
     return torch.cat(parts)
 
 
@@ -86,7 +86,7 @@ def same_names(classes: Sequence[str]) -> tuple[str, ...]:
     if not twice:
         return ()
     named = ", ".join(repr(name) for name in twice[:5]) + (" ..." if len(twice) > 5 else "")
-    return (f"{len(twice)} names stand for several classes each, of which the first is always found: {named}",)
+    return (f"{len(twice)} names belong to several classes each, of which the first is always predicted: {named}",)
 
 
 def summary_rows(groups: Iterable[tuple[Teacher, Predict]]) -> Predict:
@@ -100,5 +100,5 @@ def with_summary(predict: Predict, bench: Bench) -> Predict:
     without = [name for name in predict if name.startswith("student/") and config[name.removeprefix("student/")].summary is None]
     left = {name: call for name, call in predict.items() if name not in without}
     if not left:
-        raise UserError(f"{', '.join(without)}: this head has no summary, so it says nothing in text space; train it with summary_weight 1")
+        raise UserError(f"{', '.join(without)}: this head has no summary to compare with texts; train it with summary_weight 1")
     return left

@@ -41,7 +41,7 @@ class ThroughputSettings(EvaluationSettings):
 
 
 class Throughput(Evaluation):
-    """See `ThroughputSettings`."""
+    """Images per second, latency, parameters and work of each model: the evaluation `throughput`."""
 
     def __init__(self, image_sizes: Sequence[int] | None, batch_sizes: Sequence[int], seconds: float):
         self.image_sizes, self.batch_sizes, self.seconds = image_sizes, batch_sizes, seconds

@@ -18,9 +18,9 @@ STRIDE = (2, 3)
 
 def only_side(legal: Callable[[int, int], tuple[int, int]]) -> int | None:
     """px of the only legal input, a square; None where there are several. legal: (height, width) -> the nearest legal size."""
-    found = {legal(1, 1), legal(FAR, FAR // 2), legal(FAR // 2, FAR)}
-    height, width = found.pop()
-    return height if not found and height == width else None
+    sizes = {legal(1, 1), legal(FAR, FAR // 2), legal(FAR // 2, FAR)}
+    height, width = sizes.pop()
+    return height if not sizes and height == width else None
 
 
 class Tiled:
@@ -52,10 +52,10 @@ class Tiled:
         is_high = height > width
         cells = (max(height, width) - self.side) // self.patch_size
         begins = starts(cells + 1, 1, self.stride)
-        places = [slice(cell * self.patch_size, cell * self.patch_size + self.side) for cell in begins]
-        found = [model((images[..., place, :] if is_high else images[..., place]).contiguous()) for place in places]
-        summaries = [each.summary for each in found if each.summary is not None]
-        maps = [each.spatial for each in found if each.spatial is not None]
+        windows = [slice(cell * self.patch_size, cell * self.patch_size + self.side) for cell in begins]
+        squares = [model((images[..., window, :] if is_high else images[..., window]).contiguous()) for window in windows]
+        summaries = [features.summary for features in squares if features.summary is not None]
+        maps = [features.spatial for features in squares if features.spatial is not None]
         summary = torch.stack(summaries).mean(0) if summaries else None
         return Features(summary, _joined(maps, begins, cells, is_high) if maps else None)
 
@@ -66,9 +66,9 @@ def _joined(maps: Sequence[Tensor], begins: Sequence[int], extra: int, is_high: 
     total = maps[0].new_zeros(batch, side + extra, side, dim) if is_high else maps[0].new_zeros(batch, side, side + extra, dim)
     count = total.new_zeros(1, *total.shape[1:3], 1)
     for square, begin in zip(maps, begins, strict=True):
-        place = (slice(None), slice(begin, begin + side)) if is_high else (slice(None), slice(None), slice(begin, begin + side))
-        total[place] += square
-        count[place] += 1
+        window = (slice(None), slice(begin, begin + side)) if is_high else (slice(None), slice(None), slice(begin, begin + side))
+        total[window] += square
+        count[window] += 1
     return total / count
 
 

@@ -119,13 +119,13 @@ def optional(entry: Mapping[str, Any], key: str, parse: Callable[[Any], Any]) ->
 
 def entries(data: Mapping[str, Any], key: str, problems: Problems) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(where, object) of each entry of a list; what is no object goes into `problems`. where: `annotations[3] (id 17)`."""
-    found = data.get(key)
-    if not isinstance(found, list):
+    rows = data.get(key)
+    if not isinstance(rows, list):
         problems.add(
-            "", f"{key} is {brief(found)}; expected a list" if key in data else f"it lacks '{key}'; expected images and annotations"
+            "", f"{key} is {brief(rows)}; expected a list" if key in data else f"it lacks '{key}'; expected images and annotations"
         )
         return
-    for index, entry in enumerate(found):
+    for index, entry in enumerate(rows):
         if isinstance(entry, dict):
             yield f"{key}[{index}]" + (f" (id {brief(entry['id'])})" if "id" in entry else ""), entry
         else:
@@ -134,7 +134,7 @@ def entries(data: Mapping[str, Any], key: str, problems: Problems) -> Iterator[t
 
 def read_images(data: Mapping[str, Any], folder: Path, problems: Problems, with_size: bool) -> dict[Id, Listed]:
     """The images of a file by id. with_size: height and width must be stated."""
-    found: dict[Id, Listed] = {}
+    images: dict[Id, Listed] = {}
     names: dict[str, Id] = {}
     size = field if with_size else optional
     for where, entry in entries(data, "images", problems):
@@ -144,16 +144,16 @@ def read_images(data: Mapping[str, Any], folder: Path, problems: Problems, with_
             height, width = (size(entry, key, lambda value: whole_number(value, 1)) or 0 for key in ("height", "width"))
             if height * width > MAX_PIXELS:
                 raise WrongError(f"{width}x{height} px are more than the limit of {MAX_PIXELS:,} pixels")
-            if image in found:
+            if image in images:
                 raise WrongError("an image before it has the same id")
             if name in names:
                 raise WrongError(f"the image {brief(names[name])} has the same file_name {brief(name)}")
         except WrongError as error:
             problems.add(where, str(error))
             continue
-        found[image] = Listed(name, height, width)
+        images[image] = Listed(name, height, width)
         names[name] = image
-    return found
+    return images
 
 
 def within(value: Any, folder: Path) -> str:
@@ -162,7 +162,7 @@ def within(value: Any, folder: Path) -> str:
     path = os.path.normpath(name)
     if os.path.isabs(path):
         inside = [os.path.relpath(path, resolve(folder)) for resolve in (os.path.abspath, os.path.realpath)]
-        path = next((found for found in inside if not found.startswith("..")), path)
+        path = next((candidate for candidate in inside if not candidate.startswith("..")), path)
     if "\0" in path or path in (".", "..") or path.startswith(("../", "/")):
         raise WrongError(f"found {brief(name)}; expected the path of a file below {shown(folder)}")
     return path
@@ -178,11 +178,11 @@ def image_of(entry: Mapping[str, Any], images: Mapping[Id, Listed]) -> Id:
 
 def check_unique(entry: Mapping[str, Any], seen: set[Id]) -> None:
     """Raises WrongError where an annotation before it has the same id."""
-    found = optional(entry, "id", identifier)
-    if found in seen:
+    entry_id = optional(entry, "id", identifier)
+    if entry_id in seen:
         raise WrongError("an annotation before it has the same id")
-    if found is not None:
-        seen.add(found)
+    if entry_id is not None:
+        seen.add(entry_id)
 
 
 def read_captions(file: Path, folder: Path) -> list[tuple[str, list[str]]]:
@@ -202,18 +202,18 @@ def read_captions(file: Path, folder: Path) -> list[tuple[str, list[str]]]:
         except WrongError as error:
             problems.add(where, str(error))
     problems.refuse()
-    found = [(listed.name, captions[image]) for image, listed in images.items() if image in captions]
-    if not found:
+    captioned = [(listed.name, captions[image]) for image, listed in images.items() if image in captions]
+    if not captioned:
         raise UserError(f"{shown(file)}: there is no caption in it")
-    return found
+    return captioned
 
 
 def read_names(path: Path, folders: Sequence[str]) -> tuple[list[str], list[str]]:
     """(readable names, folders without one) of the folders of classes in `path`: see `labelled.ClassFolderSettings`.
 
-    A folder without one stands for itself. Raises UserError where `classnames.json` is damaged or lacks a class.
+    A folder without one keeps its own name. Raises UserError where `classnames.json` is damaged or lacks a class.
     """
-    file = next((place / "classnames.json" for place in (path, path.parent) if (place / "classnames.json").is_file()), None)
+    file = next((parent / "classnames.json" for parent in (path, path.parent) if (parent / "classnames.json").is_file()), None)
     named: dict[str, str] = {}
     if file is not None:
         problems = Problems(file)
@@ -235,14 +235,14 @@ def read_names(path: Path, folders: Sequence[str]) -> tuple[list[str], list[str]
 
 def read_classes(folder: Path) -> tuple[list[str], int | None]:
     """Names and ignore index of `classes.json` in the folder or above it: a list of names, or {classes: [...], ignore_index: n}."""
-    file = next((place / "classes.json" for place in (folder, folder.parent) if (place / "classes.json").is_file()), None)
+    file = next((parent / "classes.json" for parent in (folder, folder.parent) if (parent / "classes.json").is_file()), None)
     if file is None:
         raise UserError(f"{shown(folder)}: no classes.json here or one folder up; name the classes in `classes`, in the order of their ids")
-    found = read_json(file, object)
-    names, ignore = (found.get("classes"), found.get("ignore_index")) if isinstance(found, dict) else (found, None)
+    content = read_json(file, object)
+    names, ignore = (content.get("classes"), content.get("ignore_index")) if isinstance(content, dict) else (content, None)
     expected = 'a list of names, or {"classes": [names], "ignore_index": 0 to 255}'
     if not isinstance(names, list):
-        raise UserError(f"{shown(file)}: found {brief(found)}; expected {expected}")
+        raise UserError(f"{shown(file)}: found {brief(content)}; expected {expected}")
     problems = Problems(file)
     texts: list[str] = []
     for number, name in enumerate(names):

@@ -28,8 +28,8 @@ def list_classes(path: Path) -> ClassList:
     A folder without an image is no class; it is passed over, as are images beside the classes. Raises UserError where no class is left.
     """
     if not path.is_dir():
-        found = "this is a file" if path.exists() else "there is no such folder"
-        raise UserError(f"{shown(path)}: {found}; give a folder with one folder a class")
+        problem = "this is a file" if path.exists() else "there is no such folder"
+        raise UserError(f"{shown(path)}: {problem}; give a folder with one folder a class")
     passed = PassedOver()
     by_class: dict[str, list[str]] = {}
     for name in walk(path, passed):

@@ -90,7 +90,7 @@ class ScenesImagesSettings(ImageSetSettings):
     length: Positive = 1024
     """How many."""
     seed: Seed = 1
-    """The world; training scenes are of world 0 unless they are told otherwise."""
+    """The world; training scenes are of world 0 unless the recipe names another."""
     image_size: SceneSize = 64
     """px of a side."""
 
@@ -143,15 +143,15 @@ class _Files(ImageSet):
 
 
 class ClassFolder(_Files, LabelledSet):
-    """See `ClassFolderSettings`; classes in the order of their folders' names."""
+    """Images of one folder a class, classes in the order of their folders' names."""
 
     def __init__(self, path: Path, limit: int | None = None):
-        found = list_classes(path)
-        kept = spread(len(found.names), limit)
-        super().__init__(path, [found.names[index] for index in kept])
-        self.labels = [found.labels[index] for index in kept]
-        self.class_ids = [to_key(folder) for folder in found.folders]
-        self.passed = found.passed
+        listed = list_classes(path)
+        kept = spread(len(listed.names), limit)
+        super().__init__(path, [listed.names[index] for index in kept])
+        self.labels = [listed.labels[index] for index in kept]
+        self.class_ids = [to_key(folder) for folder in listed.folders]
+        self.passed = listed.passed
         self.classes, self.unnamed = read_names(path, self.class_ids)
 
     def describe(self) -> str:
@@ -159,12 +159,12 @@ class ClassFolder(_Files, LabelledSet):
         return f"{len(self):,} images of {len(self.classes)} classes in {shown(self.root)}"
 
     def notes(self) -> tuple[str, ...]:
-        """See the base."""
+        """One sentence for each kind of file or folder that was passed over."""
         return self.passed.note(self.root)
 
 
 class ImageFolder(_Files):
-    """See `ImageFolderSettings`."""
+    """All images of a folder and of the folders in it, without labels."""
 
     def __init__(self, path: str, limit: int | None = None):
         folder = Folder(path)
@@ -176,7 +176,7 @@ class ImageFolder(_Files):
         return f"{len(self):,} images in {shown(self.root)}"
 
     def notes(self) -> tuple[str, ...]:
-        """See the base."""
+        """One sentence for each kind of file that was passed over."""
         return self.passed.note(self.root)
 
     def identity(self) -> Iterator[str]:
@@ -234,13 +234,13 @@ class SceneSet(LabelledSet, CaptionedSet):
 
 
 class CocoCaptions(_Files, CaptionedSet):
-    """See `CocoCaptionsSettings`; images without a caption are left out."""
+    """Images with captions from a file in COCO's format; images without a caption are left out."""
 
     def __init__(self, annotations: Path, images: Path, limit: int | None = None):
-        found = read_captions(annotations, images)
-        kept = spread(len(found), limit)
-        super().__init__(images, [found[index][0] for index in kept])
-        self.captions = [found[index][1] for index in kept]
+        captioned = read_captions(annotations, images)
+        kept = spread(len(captioned), limit)
+        super().__init__(images, [captioned[index][0] for index in kept])
+        self.captions = [captioned[index][1] for index in kept]
 
     def describe(self) -> str:
         """`363 images with 1,815 captions in /path`."""
@@ -254,22 +254,23 @@ def spread(count: int, limit: int | None) -> list[int]:
     return [index * count // limit for index in range(limit)]
 
 
-def labels_in(known: LabelledSet, asked: LabelledSet) -> Tensor:
-    """The labels of `asked` as indices into the classes of `known`, int64 [N]: classes are the same where their ids (folders) are.
+def labels_in(database: LabelledSet, queries: LabelledSet) -> Tensor:
+    """The labels of `queries` as indices into the classes of `database`, int64 [N]: classes are the same where their ids (folders) are.
 
     Raises UserError where a class is not known there.
     """
-    if list(known.class_ids) == list(asked.class_ids):
-        return torch.tensor(asked.labels)
-    number = {name: index for index, name in enumerate(known.class_ids)}
-    strangers = [name for name in asked.class_ids if name not in number]
-    if strangers:
-        more = f" and {len(strangers) - 10} more" if len(strangers) > 10 else ""
+    if list(database.class_ids) == list(queries.class_ids):
+        return torch.tensor(queries.labels)
+    number = {name: index for index, name in enumerate(database.class_ids)}
+    unknown = [name for name in queries.class_ids if name not in number]
+    if unknown:
+        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
         raise UserError(
-            f"{asked.describe()}: the class {', '.join(repr(name) for name in strangers[:10])}{more} is none of the {len(known.class_ids)} "
-            f"classes of {known.describe()}; classes are matched by the names of their folders, so both sets need the same"
+            f"{queries.describe()}: the class {', '.join(repr(name) for name in unknown[:10])}{more} is none of the "
+            f"{len(database.class_ids)} classes of {database.describe()}; "
+            "classes are matched by the names of their folders, so both sets need the same"
         )
-    return torch.tensor([number[asked.class_ids[label]] for label in asked.labels])
+    return torch.tensor([number[queries.class_ids[label]] for label in queries.labels])
 
 
 def check_named(images: LabelledSet) -> None:
@@ -284,5 +285,5 @@ def check_named(images: LabelledSet) -> None:
 
 def share_of_most_frequent(labels: Tensor, count: int = 1) -> float:
     """Per cent that a constant answer of `count` classes scores at best; labels: int64 [N]."""
-    found = labels.bincount()
-    return 100 * float(found.topk(min(count, len(found))).values.sum()) / len(labels)
+    frequencies = labels.bincount()
+    return 100 * float(frequencies.topk(min(count, len(frequencies))).values.sum()) / len(labels)

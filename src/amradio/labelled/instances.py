@@ -97,7 +97,7 @@ class SceneInstancesSettings(InstancesSettings):
     length: Positive = 256
     """How many."""
     seed: Seed = 1
-    """The world; training scenes are of world 0 unless they are told otherwise."""
+    """The world; training scenes are of world 0 unless the recipe names another."""
     image_size: SceneSize = 64
     """px of a side."""
 
@@ -116,7 +116,7 @@ else:
 
 
 class SceneInstances(InstanceSet):
-    """See `SceneInstancesSettings`."""
+    """Generated scenes with the masks of their objects."""
 
     def __init__(self, scenes: Scenes, limit: int | None = None):
         self.scenes, self.kept = scenes, spread(len(scenes), limit)
@@ -125,11 +125,11 @@ class SceneInstances(InstanceSet):
         return len(self.kept)
 
     def describe(self) -> str:
-        """See `InstanceSet.describe`."""
+        """`256 generated scenes of 64 px (seed 1)`."""
         return f"{len(self):,} generated scenes of {self.scenes.image_size} px (seed {self.scenes.seed})"
 
     def read(self, number: int) -> Instances:
-        """See `InstanceSet.read`."""
+        """The scene with its masks bool [N, H, W], their boxes float32 [N, 4] and areas float64 [N]."""
         scene = self.scenes.scene(self.kept[number])
         masks = scene.instance_masks
         boxes = np.array([box_of(mask) for mask in masks], dtype=np.float32).reshape(-1, 4)
@@ -137,7 +137,7 @@ class SceneInstances(InstanceSet):
 
 
 class CocoInstances(InstanceSet):
-    """See `CocoInstancesSettings`; images without an annotation that counts are left out."""
+    """Images with masks from a file in COCO's format; images without an annotation that counts are left out."""
 
     def __init__(self, settings: CocoInstancesSettings):
         self.file, self.folder = user_path(settings.annotations), existing(settings.images)
@@ -159,8 +159,8 @@ class CocoInstances(InstanceSet):
             except WrongError as error:
                 problems.add(where, str(error))
         self.min_area = settings.min_area
-        found = [(images[image], of_image) for image, of_image in by_image.items()]
-        kept = [found[number] for number in spread(len(found), settings.limit)]
+        annotated = [(images[image], of_image) for image, of_image in by_image.items()]
+        kept = [annotated[number] for number in spread(len(annotated), settings.limit)]
         self.entries = [(listed, _annotations(listed, of_image, problems)) for listed, of_image in kept]
         problems.refuse()
         masks = [annotation.mask for _, annotations in self.entries for annotation in annotations]
@@ -173,8 +173,8 @@ class CocoInstances(InstanceSet):
         return len(self.entries)
 
     def describe(self) -> str:
-        """See `InstanceSet.describe`."""
-        return f"{sum(len(found) for _, found in self.entries):,} masks in {len(self):,} images in {shown(self.folder)}"
+        """`1,024 masks in 256 images in /path`."""
+        return f"{sum(len(annotations) for _, annotations in self.entries):,} masks in {len(self):,} images in {shown(self.folder)}"
 
     def _check(self, listed: Listed, annotations: Sequence[Annotation]) -> Callable[[], None]:
         """Cheap, without decoding: the image file, its size, the memory that all masks take."""
@@ -197,7 +197,7 @@ class CocoInstances(InstanceSet):
         return check
 
     def read(self, number: int) -> Instances:
-        """See `InstanceSet.read`; annotations below `min_area` and empty masks are left out."""
+        """The image with its masks, boxes and areas; annotations below `min_area` and empty masks are left out. Raises UserError."""
         listed, annotations = self.entries[number]
         masks = np.zeros((len(annotations), listed.height, listed.width), dtype=bool)
         boxes: list[tuple[float, float, float, float]] = []
@@ -218,10 +218,10 @@ class CocoInstances(InstanceSet):
         )
 
 
-def _annotations(listed: Listed, found: Sequence[tuple[str, Mapping[str, Any]]], problems: Problems) -> list[Annotation]:
+def _annotations(listed: Listed, entries: Sequence[tuple[str, Mapping[str, Any]]], problems: Problems) -> list[Annotation]:
     """The annotations of one image, checked and typed; what is wrong goes into `problems`."""
     annotations = []
-    for where, entry in found:
+    for where, entry in entries:
         try:
             annotations.append(read_annotation(entry, listed.height, listed.width))
         except WrongError as error:
@@ -231,17 +231,17 @@ def _annotations(listed: Listed, found: Sequence[tuple[str, Mapping[str, Any]]],
 
 def _categories(data: Mapping[str, Any], problems: Problems) -> set[Id]:
     """The ids of `categories`; empty where the file has none, as for masks of anything."""
-    found: set[Id] = set()
+    categories: set[Id] = set()
     for where, entry in entries(data, "categories", problems) if data.get("categories") else ():
         try:
             category = field(entry, "id", identifier)
             optional(entry, "name", plain_text)
-            if category in found:
+            if category in categories:
                 raise WrongError("a category before it has the same id")
-            found.add(category)
+            categories.add(category)
         except WrongError as error:
             problems.add(where, str(error))
-    return found
+    return categories
 
 
 def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:

@@ -47,10 +47,10 @@ def read_annotation(entry: Mapping[str, Any], height: int, width: int) -> Annota
     """An annotation of an image of height x width px. Raises WrongError."""
 
     def area(value: Any) -> float:
-        found = finite_number(value)
-        if found < 0:
+        number = finite_number(value)
+        if number < 0:
             raise WrongError(f"found {brief(value)}; expected 0 or more px")
-        return found
+        return number
 
     mask = field(entry, "segmentation", lambda value: read_mask(value, height, width))
     return Annotation(mask, optional(entry, "area", area), optional(entry, "bbox", lambda value: _box(value, height, width)))
@@ -58,10 +58,10 @@ def read_annotation(entry: Mapping[str, Any], height: int, width: int) -> Annota
 
 def is_crowd(entry: Mapping[str, Any]) -> bool:
     """`iscrowd`: 0, 1 or missing. Raises WrongError."""
-    found = entry.get("iscrowd")
-    if found is None or found in (0, 1):
-        return bool(found)
-    raise WrongError(f"iscrowd: found {brief(found)}; expected 0 or 1")
+    flag = entry.get("iscrowd")
+    if flag is None or flag in (0, 1):
+        return bool(flag)
+    raise WrongError(f"iscrowd: found {brief(flag)}; expected 0 or 1")
 
 
 def _box(value: Any, height: int, width: int) -> Box:
@@ -73,8 +73,8 @@ def _box(value: Any, height: int, width: int) -> Box:
     return x, y, x + w, y + h
 
 
-def _is_near(place: float, size: int) -> bool:
-    return -FAR * size <= place <= (FAR + 1) * size
+def _is_near(coordinate: float, size: int) -> bool:
+    return -FAR * size <= coordinate <= (FAR + 1) * size
 
 
 def read_mask(value: Any, height: int, width: int) -> Polygons | Runs:
@@ -84,7 +84,7 @@ def read_mask(value: Any, height: int, width: int) -> Polygons | Runs:
     if not isinstance(value, dict):
         raise WrongError(f"found {brief(value)}; expected polygons (lists of x, y of at least three corners) or RLE")
     size = value.get("size")
-    if not isinstance(size, list) or [whole_number(each) for each in size] != [height, width]:
+    if not isinstance(size, list) or [whole_number(side) for side in size] != [height, width]:
         raise WrongError(f"a mask of size {brief(size)}, and its image is {[height, width]}; both must be of one size")
     counts = value.get("counts")
     if isinstance(counts, str):
@@ -104,7 +104,7 @@ def _polygon(part: Any, number: int, height: int, width: int) -> list[float]:
     if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
         raise WrongError(f"{where} is {brief(part)}; expected polygons (lists of x, y of at least three corners) or RLE")
     try:
-        corners = np.array([finite_number(each) for each in part]).reshape(-1, 2)
+        corners = np.array([finite_number(number) for number in part]).reshape(-1, 2)
     except WrongError as error:
         raise WrongError(f"{where}: {error}") from None
     far = next((corner for corner in corners if not (_is_near(corner[0], width) and _is_near(corner[1], height))), None)

@@ -69,7 +69,7 @@ class LabelFiles(LabelledMaps):
     def __init__(self, where: str, pairs: "LabelledFiles", names: Sequence[str], class_of: Mapping[int, int], limit: int | None = None):
         """class_of: {id in the files: class, or IGNORE}; any other id is an error. Raises UserError as `check` does."""
         self.where, self.names, self.passed = where, tuple(names), pairs.passed
-        self.pairs = [pairs.found[number] for number in spread(len(pairs.found), limit)]
+        self.pairs = [pairs.files[number] for number in spread(len(pairs.files), limit)]
         if not self.names:
             raise UserError(f"{where}: there are no classes; name them in `classes`")
         if len(self.names) > IGNORE:
@@ -77,19 +77,19 @@ class LabelFiles(LabelledMaps):
         if not self.pairs:
             raise UserError(f"{where}: there is no image in it; looked for {', '.join(EXTENSIONS)}", *self.notes())
         self.table = np.full(256, -1, dtype=np.int16)
-        for found, wanted in class_of.items():
-            self.table[found] = wanted
+        for file_id, wanted in class_of.items():
+            self.table[file_id] = wanted
         self.check()
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def describe(self) -> str:
-        """See `LabelledMaps.describe`."""
+        """`233 labelled images of 11 classes in /path`."""
         return f"{len(self):,} labelled images of {len(self.names)} classes in {self.where}"
 
     def notes(self) -> tuple[str, ...]:
-        """See `LabelledMaps.notes`."""
+        """One sentence for each kind of file that was passed over."""
         return self.passed.note(self.where)
 
     def check(self) -> None:
@@ -112,21 +112,21 @@ class LabelFiles(LabelledMaps):
         _same_size(pair, image_size(pair.image), _label_size(pair.label))
 
     def label(self, number: int) -> np.ndarray:
-        """See `LabelledMaps.label`."""
+        """The classes uint8 [H, W] of a label file, IGNORE where a pixel does not count. Raises UserError for an unknown id."""
         pair = self.pairs[number]
         ids = read_ids(pair.label)
-        found = self.table[ids] if ids.min(initial=0) >= 0 and ids.max(initial=0) < 256 else None
-        if found is None or found.min(initial=0) < 0:
+        classes = self.table[ids] if ids.min(initial=0) >= 0 and ids.max(initial=0) < 256 else None
+        if classes is None or classes.min(initial=0) < 0:
             known = np.flatnonzero(self.table >= 0)
             bad = sorted(set(np.unique(ids).tolist()) - set(known.tolist()))
             raise UserError(
                 f"{shown(pair.label)}: ids that are no class: {', '.join(map(str, bad[:8]))}; there are {len(self.names)} classes "
                 f"and the ids known are {_spans(known.tolist())}; name all classes, or an ignore_index"
             )
-        return found.astype(np.uint8)
+        return classes.astype(np.uint8)
 
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `LabelledMaps.read`."""
+        """The image uint8 [H, W, 3] RGB and its classes uint8 [H, W]. Raises UserError where a file cannot be read or sizes differ."""
         pair = self.pairs[number]
         image, label = read_image(pair.image), self.label(number)
         _same_size(pair, image.shape[1::-1], label.shape[::-1])
@@ -145,11 +145,11 @@ class SceneMaps(LabelledMaps):
         return len(self.kept)
 
     def describe(self) -> str:
-        """See `LabelledMaps.describe`."""
+        """`512 generated scenes of 64 px, 25 classes (seed 1)`."""
         return f"{len(self):,} generated scenes of {self.scenes.image_size} px, {len(self.names)} classes (seed {self.scenes.seed})"
 
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `LabelledMaps.read`."""
+        """The scene uint8 [H, W, 3] RGB and its classes uint8 [H, W]."""
         scene = self.scenes.scene(self.kept[number])
         return scene.image, scene.semantic
 
@@ -177,10 +177,10 @@ class ImagesLabelsSettings(MapsSettings):
     """Id of the pixels that do not count; null for that of `classes.json`, else 255."""
 
     def build(self) -> LabelFiles:
-        """See `MapsSettings.build`."""
+        """Lists the files; raises UserError where the folders are missing, files lack their partner or sizes differ."""
         folder = existing(self.path, "images", "labels")
         names, ignore = read_classes(folder) if self.classes is None else (self.classes, None)
-        ignore = next(found for found in (self.ignore_index, ignore, IGNORE) if found is not None)
+        ignore = next(value for value in (self.ignore_index, ignore, IGNORE) if value is not None)
         if ignore < len(names):
             raise UserError(f"{shown(folder)}: ignore_index {ignore} is also the id of the class '{names[ignore]}'; take another")
         class_of = {number: number for number in range(len(names))} | {ignore: IGNORE}
@@ -199,7 +199,7 @@ class Ade20kSettings(MapsSettings):
     """Whether id 0 is unlabelled and ids 1 to 150 are the classes; else ids 0 to 149 are, and 255 does not count."""
 
     def build(self) -> LabelFiles:
-        """See `MapsSettings.build`."""
+        """Lists the files of the split; raises UserError where folders or files are missing or damaged."""
         folder = existing(self.path, f"images/{self.split}", f"annotations/{self.split}")
         shift = int(self.reduce_zero_label)
         class_of = {0: IGNORE, IGNORE: IGNORE} | {number + shift: number for number in range(len(ADE20K))}
@@ -217,7 +217,7 @@ class PascalVocSettings(MapsSettings):
     """A list in ImageSets/Segmentation."""
 
     def build(self) -> LabelFiles:
-        """See `MapsSettings.build`."""
+        """Lists the files that the split's text file names; raises UserError where one is missing or damaged."""
         folder = existing(self.path, "JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
         listed = folder / "ImageSets" / "Segmentation" / f"{self.split}.txt"
         if not listed.is_file():
@@ -225,8 +225,8 @@ class PascalVocSettings(MapsSettings):
             raise UserError(f"{shown(listed)}: there is no such list; there is: {there or 'none'}")
         names = [line.strip() for line in read_lines(listed, file_names=True) if line.strip()]
         images, labels = folder / "JPEGImages", folder / "SegmentationClass"
-        found = [LabelledFile(to_key(name), images / f"{name}.jpg", labels / f"{name}.png") for name in dict.fromkeys(names)]
-        pairs = LabelledFiles(found, PassedOver())
+        files = [LabelledFile(to_key(name), images / f"{name}.jpg", labels / f"{name}.png") for name in dict.fromkeys(names)]
+        pairs = LabelledFiles(files, PassedOver())
         class_of = {number: number for number in range(len(PASCAL_VOC))} | {IGNORE: IGNORE}
         return LabelFiles(f"{shown(folder)} ({self.split})", pairs, PASCAL_VOC, class_of, self.limit)
 
@@ -241,25 +241,25 @@ class CityscapesSettings(MapsSettings):
     """Which part."""
 
     def build(self) -> LabelFiles:
-        """See `MapsSettings.build`."""
+        """Lists the files of the split; raises UserError where folders or files are missing or damaged."""
         folder = existing(self.path, f"leftImg8bit/{self.split}", f"gtFine/{self.split}")
         images, labels = folder / "leftImg8bit" / self.split, folder / "gtFine" / self.split
         passed = PassedOver()
         by_name = {name.split("_leftImg8bit")[0]: images / name for name in sorted(walk(images, passed)) if "_leftImg8bit." in name}
-        found = [LabelledFile(to_key(name), image, labels / f"{name}_gtFine_labelIds.png") for name, image in by_name.items()]
-        pairs = LabelledFiles(found, passed)
-        class_of = dict.fromkeys(range(256), IGNORE) | {found: number for number, found in enumerate(CITYSCAPES)}
+        files = [LabelledFile(to_key(name), image, labels / f"{name}_gtFine_labelIds.png") for name, image in by_name.items()]
+        pairs = LabelledFiles(files, passed)
+        class_of = dict.fromkeys(range(256), IGNORE) | {file_id: number for number, file_id in enumerate(CITYSCAPES)}
         return LabelFiles(f"{shown(folder)} ({self.split})", pairs, tuple(CITYSCAPES.values()), class_of, self.limit)
 
 
 class SceneMapsSettings(MapsSettings):
-    """Generated scenes, drawn when they are asked for; the class of a pixel is colour and texture of the object that it shows."""
+    """Generated scenes, drawn when they are read; the class of a pixel is colour and texture of the object that it shows."""
 
     type: Literal["scenes"] = "scenes"
     length: Positive = 512
     """How many."""
     seed: Seed = 1
-    """The world; training scenes of the student are of world 0 unless they are told otherwise, and the probe's should be of another one."""
+    """The world; training scenes of the student are of world 0 unless the recipe names another, and the probe's should be of a third."""
     image_size: SceneSize = 64
     """px of a side."""
 
@@ -280,7 +280,7 @@ else:
 def existing(path: str, *below: str) -> Path:
     """The folder `path` if it and all folders `below` are there; else UserError that names what is missing."""
     folder = user_path(path)
-    missing = [shown(place) for place in (folder, *(folder / name for name in below)) if not place.is_dir()]
+    missing = [shown(needed) for needed in (folder, *(folder / name for name in below)) if not needed.is_dir()]
     if missing:
         holds = f"the folder that holds {' and '.join(below)}" if below else "a folder that is there"
         raise UserError(f"{shown(folder)}: {', '.join(missing)} missing; give {holds}")
@@ -311,8 +311,8 @@ def _readable(path: Path, what: str, advice: str, read: Callable[[], Content]) -
     try:
         return read()
     except (UnreadableError, OSError) as error:
-        found = (error.strerror or error) if isinstance(error, OSError) else error
-        raise UserError(f"{shown(path)}: the {what} cannot be read ({found}); {advice}") from None
+        reason = (error.strerror or error) if isinstance(error, OSError) else error
+        raise UserError(f"{shown(path)}: the {what} cannot be read ({reason}); {advice}") from None
 
 
 def _same_size(pair: LabelledFile, image: tuple[int, ...], label: tuple[int, ...]) -> None:
@@ -325,12 +325,12 @@ def _same_size(pair: LabelledFile, image: tuple[int, ...], label: tuple[int, ...
 class LabelledFiles(NamedTuple):
     """Images with labels, and what was passed over where they were looked for."""
 
-    found: Sequence[LabelledFile]
+    files: Sequence[LabelledFile]
     passed: PassedOver
 
 
 def _same_names(images: Path, labels: Path) -> LabelledFiles:
-    """An image and the label of its path without the extension, for all images; a label without an image stands for a missing image.
+    """An image and the label of its path without the extension, for all images; a label without an image counts as a missing image.
 
     Of two images, or two labels, that differ in their extension alone the first counts, and the other is passed over.
     """
@@ -345,14 +345,14 @@ def _same_names(images: Path, labels: Path) -> LabelledFiles:
 
 
 def _by_stem(folder: Path, passed: PassedOver, endings: Sequence[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for name in sorted(walk(folder, passed, lambda name: extension(name) in endings)):
         stem = name[: -len(extension(name))]
-        if stem in found:
+        if stem in files:
             passed.add("a file whose name differs only in its extension", name)
         else:
-            found[stem] = folder / name
-    return found
+            files[stem] = folder / name
+    return files
 
 
 def _spans(numbers: Sequence[int]) -> str:

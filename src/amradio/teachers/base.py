@@ -1,4 +1,4 @@
-"""What every teacher is: a frozen model that owns its preprocessing and speaks `Features`."""
+"""The interface of teachers: frozen models that own their preprocessing and return `Features`."""
 
 from collections.abc import Sequence
 from typing import Protocol, Self
@@ -51,7 +51,7 @@ class Teacher(nn.Module):
 
     Attributes: `patch_size` px of one cell of the map; `summary_dim` and `spatial_dim` channels, None where there is no such output;
     `input_size` px of the only legal (square) input, None where any multiple of the patch is legal; `licence` of the weights;
-    `source` says where they come from; `compute_dtype` in which `encode` gets its images.
+    `source`, where they come from; `compute_dtype` of the images that `encode` gets.
     """
 
     mean: Tensor
@@ -60,7 +60,7 @@ class Teacher(nn.Module):
     ancestors: tuple[Ancestor, ...] = ()
     """Models that the teacher itself was distilled from, where that is known."""
     has_text: bool = False
-    """Whether `encode_text` works: the summary then lies in the space of its text encoder."""
+    """Whether `encode_text` works: the summary is then in the space of its text encoder."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Teacher(nn.Module):
         return self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002 - nn.Module's signature
-        """Stays in evaluation mode whatever `mode` says: a frozen model has no other."""
+        """Stays in evaluation mode whatever `mode` is: a frozen model has no other."""
         return super().train(False)
 
     def size_for(self, height: int, width: int) -> tuple[int, int]:

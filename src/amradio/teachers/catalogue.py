@@ -63,8 +63,8 @@ def repositories() -> list[str]:
 def _hub_cache() -> Path:
     """The folder of the Hugging Face cache, from the environment as huggingface_hub reads it, which takes longer to import."""
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache"), "huggingface")
-    found = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
-    return Path(os.path.expandvars(os.path.expanduser(found)))
+    folder = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
+    return Path(os.path.expandvars(os.path.expanduser(folder)))
 
 
 def licence_of(model: str, folder: Path, stated: str | None = None) -> str:
@@ -119,7 +119,7 @@ _REPOSITORIES = {
     "ViT-H-14-378-quickgelu dfn5b": "apple/DFN5B-CLIP-ViT-H-14-378",
     "ViT-SO400M-14-SigLIP-384 webli": "timm/ViT-SO400M-14-SigLIP-384",
 }
-"""Where OpenCLIP's tags lie."""
+"""OpenCLIP's tags -> repositories on the hub."""
 
 
 def _shipped() -> list[Known]:

@@ -18,7 +18,7 @@ from .text_encoder import in_batches, load_tokenizer, warn_of_cut_texts
 
 
 def build(settings: ClipSettings) -> "ClipTeacher":
-    """See `ClipSettings.build`."""
+    """Loads the CLIPModel of `settings`; raises UserError where it is not there or damaged."""
     source = Source(settings.type, settings.model, settings.revision)
     model, folder = load_transformers(source, {"clip": "CLIPModel"})
     vision = model.config.vision_config
@@ -36,7 +36,7 @@ class ClipTeacher(Adapter):
 
     has_text = True
     folder = Path()
-    """Where the tokenizer lies."""
+    """The folder of the tokenizer."""
 
     def __init__(self, model: Any, preprocess: Preprocess, input_size: int, origin: Origin, precision: Precision):
         """model: a CLIPModel; input_size: px of the square input."""
@@ -53,13 +53,16 @@ class ClipTeacher(Adapter):
         self.interpolates = input_size != vision.image_size
 
     def encode(self, images: Tensor) -> Features:
-        """See `Teacher.encode`."""
+        """Features of normalized images [B, 3, H, W] of a legal size, in `compute_dtype`.
+
+        The projected embedding, and the last patch tokens before the final norm.
+        """
         seen = self.model.vision_model(pixel_values=images, interpolate_pos_encoding=self.interpolates)
         patches = to_grid(seen.last_hidden_state[:, 1:], images, self.patch_size)
         return Features(self.model.visual_projection(seen.pooler_output), patches)
 
     def drop_encoder(self) -> None:
-        """See the base."""
+        """Frees the layers of the image tower; the final norm and the projection stay, for maps in text space."""
         self.model.vision_model.embeddings = self.model.vision_model.encoder = nn.Identity()
 
     def _project_cells(self, cells: Tensor) -> Tensor:
@@ -68,7 +71,7 @@ class ClipTeacher(Adapter):
         return projection(self.model.vision_model.post_layernorm(cells.to(projection.weight.dtype)))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """See the base."""
+        """Embeddings of texts, float32 [N, summary_dim], not normalized; longer texts are cut, with a warning."""
         limit = self.model.config.text_config.max_position_embeddings
         warn_of_cut_texts((len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]), limit, self.source)
         return in_batches(texts, self._encode_text)

@@ -16,7 +16,7 @@ IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def build(settings: Dinov2Settings) -> "Dinov2Teacher":
-    """See `Dinov2Settings.build`."""
+    """Loads the Dinov2Model (with registers) of `settings`; raises UserError where it is not there or damaged."""
     source = Source(settings.type, settings.model, settings.revision)
     classes = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
     model, folder = load_transformers(source, classes)
@@ -45,6 +45,9 @@ class Dinov2Teacher(Adapter):
         self.num_prefix = 1 + (config.num_register_tokens if config.model_type == "dinov2_with_registers" else 0)
 
     def encode(self, images: Tensor) -> Features:
-        """See `Teacher.encode`."""
+        """Features of normalized images [B, 3, H, W] of a legal size, in `compute_dtype`.
+
+        The class token and the patch tokens, after the final norm.
+        """
         tokens = self.model(images).last_hidden_state
         return Features(tokens[:, 0], to_grid(tokens[:, self.num_prefix :], images, self.patch_size))

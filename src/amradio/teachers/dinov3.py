@@ -17,7 +17,7 @@ CONVNEXT_STRIDE = 32
 
 
 def build(settings: Dinov3Settings) -> "Dinov3Teacher":
-    """See `Dinov3Settings.build`."""
+    """Loads the DINOv3 model (ViT or ConvNeXt) of `settings`; raises UserError where it is not there or damaged."""
     source = Source(settings.type, settings.model, settings.revision)
     classes = {"dinov3_vit": "DINOv3ViTModel", "dinov3_convnext": "DINOv3ConvNextModel"}
     model, folder = load_transformers(source, classes)
@@ -49,6 +49,9 @@ class Dinov3Teacher(Adapter):
         self.num_prefix = 1 + (config.num_register_tokens if is_vit else 0)
 
     def encode(self, images: Tensor) -> Features:
-        """See `Teacher.encode`."""
+        """Features of normalized images [B, 3, H, W] of a legal size, in `compute_dtype`.
+
+        The class token (ConvNeXt: the mean) and the tokens, after the final norm.
+        """
         tokens = self.model(images).last_hidden_state
         return Features(tokens[:, 0], to_grid(tokens[:, self.num_prefix :], images, self.patch_size))

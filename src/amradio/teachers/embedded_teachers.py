@@ -7,7 +7,7 @@ from .settings import ClipSettings, Dinov2Settings, EmbeddedSettings, SamSetting
 
 
 def build(settings: EmbeddedSettings) -> "Teacher":
-    """See `EmbeddedSettings.build`."""
+    """Loads the embedded teacher of `settings`; raises UserError where the installation lacks its files."""
     folder = EMBEDDED / settings.name
     if not folder.is_dir():
         raise UserError(f"teacher 'embedded {settings.name}': this installation lacks {folder}; install amradio anew")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """Of transformers' image processors; the first that is there is read."""
 CONFIGS = ("config.json", "open_clip_config.json", *PROCESSORS)
-"""Files that say how a model is built and how its images are prepared."""
+"""Files that describe how a model is built and how its images are prepared."""
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "open_clip*.bin")
@@ -82,13 +82,13 @@ def check_size(source: "Source", folder: Path, build: Callable[[], torch.nn.Modu
     """
     held = held_in(_weights(folder))
     if not held.tensors:
-        return  # the loader says which file is missing
+        return  # the loader names the missing file
     try:
         with torch.device("meta"), at_most(4 * held.tensors + 64):
             model = build()
     except TooManyError:
         raise UserError(f"{source.where}: its configuration describes more layers than the weights in {folder} have; {_AGAIN}") from None
-    except Exception:  # the library raises whatever its builders do; the loader that follows says it
+    except Exception:  # the library raises whatever its builders do; the loader that follows reports it
         return
     promised = sum(parameter.numel() for parameter in model.parameters())
     if promised > 2 * held.elements + SLACK:

@@ -17,9 +17,9 @@ from .settings import TeacherSettings
 from .text_encoder import TextEncoder
 
 Card = Mapping[str, str | int | float | None]
-"""What config.json says of a head's teacher: `type` and `source` (see `HeadConfig.teacher`)."""
+"""A head's teacher as config.json describes it: `type` and `source` (see `HeadConfig.teacher`)."""
 Given = Teacher | str | Path | None
-"""What the user says of it: a folder, a hub name, `embedded clip`, or the object; None for what config.json says."""
+"""A teacher as the user names it: a folder, a hub name, `embedded clip`, or the object; None for the one of config.json."""
 
 _KINDS: dict[str, type[TeacherSettings]] = {settings.model_fields["type"].default: settings for settings in TEACHERS}
 _EMBEDDED = "embedded "
@@ -28,14 +28,14 @@ _EMBEDDED = "embedded "
 def text_encoder(
     head: str, card: Card, dims: tuple[int | None, int | None], given: Given, encode: Callable[[Any, Any], Tensor] | None = None
 ) -> TextEncoder:
-    """The text encoder in whose space the summary of `head` lies; dims: channels of summary and map, None where it has none.
+    """The text encoder in whose space the summary of `head` is; dims: channels of summary and map, None where it has none.
 
     encode: see `TextEncoder`. Raises UserError where the head has no summary, or its teacher cannot be found, has no text encoder or
     another dimension.
     """
     dim, spatial_dim = dims
     if dim is None:
-        raise UserError(f"text: head '{head}' has no summary, so it says nothing in text space; train it with summary_weight 1")
+        raise UserError(f"text: head '{head}' has no summary, to compare with texts; train it with summary_weight 1")
     teacher = find(head, card, given)
     if not teacher.has_text:
         raise UserError(f"text: teacher '{teacher.source}' of head '{head}' has no text encoder; CLIP, OpenCLIP and SigLIP have one")
@@ -69,7 +69,10 @@ def mask_decoder(
 
 
 def find(head: str, card: Card, given: Given = None) -> Teacher:
-    """The teacher of a head, on the CPU. What config.json says is looked for on this machine only; what the user names may be fetched."""
+    """The teacher of a head, on the CPU.
+
+    The one of config.json is looked up on this machine only; one that the user names may be fetched. Raises UserError.
+    """
     if isinstance(given, Teacher):
         return given
     settings = settings_of(head, card, None if given is None else str(given))
@@ -83,21 +86,22 @@ def find(head: str, card: Card, given: Given = None) -> Teacher:
 
 
 def settings_of(head: str, card: Card, name: str | None = None) -> TeacherSettings:
-    """The settings that load the teacher of a head. name: where the user says it is; its kind is then read from its files if possible.
+    """The settings that load the teacher of a head.
 
-    Raises UserError where there is no way to know.
+    name: a folder or hub name from the user, whose kind is then read from its files if possible; None for the teacher of config.json.
+    Raises UserError where the kind is unknown.
     """
     stated, source = str(card.get("type")), str(card.get("source")) if name is None else name
     kind = "embedded" if source.startswith(_EMBEDDED) else _kind_in(source) or stated
     if kind not in _KINDS or kind == "custom" or (kind == "embedded" and not source.startswith(_EMBEDDED)):
-        found = f"its teacher was '{source}' of type '{kind}'" if name is None else f"teacher '{name}' is not on this machine"
-        way_out = "pass teacher=: the folder of a CLIP, SigLIP or SAM, a hub name that is in the cache, or an object"
-        raise UserError(f"head '{head}': {found}, and there is no way to know how to load it; {way_out}")
+        problem = f"its teacher was '{source}' of type '{kind}'" if name is None else f"teacher '{name}' is not on this machine"
+        fix = "pass teacher=: the folder of a CLIP, SigLIP or SAM, a hub name that is in the cache, or an object"
+        raise UserError(f"head '{head}': {problem}, and its kind is unknown, so it cannot be loaded; {fix}")
     return validate(_KINDS[kind], {"type": kind, **_KINDS[kind].keys_of_source(source)}, f"head '{head}': ")
 
 
 def _kind_in(name: str) -> str | None:
-    """The kind of teacher in a folder, or in the cache under a hub name, as its files say; None where they are not here or do not say."""
+    """The kind of teacher in a folder, or in the cache under a hub name, from its files; None where it is unknown."""
     folder = local_path(name)
     folder = folder if folder is not None and folder.is_dir() else cached_folder(name) if name.count("/") == 1 else None
     if folder is None:
@@ -110,6 +114,8 @@ def _kind_in(name: str) -> str | None:
         return None
 
 
-def _check_dim(head: str, teacher: Teacher, kind: str, found: int | None, dim: int) -> None:
-    if found != dim:
-        raise UserError(f"head '{head}': its {kind} has {dim} channels, that of teacher '{teacher.source}' {found}; it is another teacher")
+def _check_dim(head: str, teacher: Teacher, kind: str, teacher_dim: int | None, dim: int) -> None:
+    if teacher_dim != dim:
+        raise UserError(
+            f"head '{head}': its {kind} has {dim} channels, that of teacher '{teacher.source}' {teacher_dim}; it is another teacher"
+        )

@@ -82,7 +82,7 @@ def load_transformers(source: Source, classes: Mapping[str, str]) -> tuple[Any, 
             output_loading_info=True,
             dtype="float32",
             trust_remote_code=False,
-            attn_implementation="sdpa" if cls._supports_sdpa else "eager",  # what the library chooses where no file says otherwise
+            attn_implementation="sdpa" if cls._supports_sdpa else "eager",  # the library's default
         )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
@@ -108,7 +108,7 @@ def load_processor(folder: Path, name: str, **defaults: Any) -> Any:
     import transformers
 
     cls = getattr(transformers, name)
-    file = next((found for file in PROCESSORS if (found := folder / file).is_file()), None)
+    file = next((candidate for file in PROCESSORS if (candidate := folder / file).is_file()), None)
     if file is None:
         return cls(**defaults)
     with quiet():
@@ -119,7 +119,7 @@ def load_processor(folder: Path, name: str, **defaults: Any) -> Any:
 
 
 def fetch(source: Source, name: str | None = None) -> Path:
-    """The local folder of a model: itself, its snapshot in the cache, or freshly downloaded. The cache is asked first, the hub last.
+    """The local folder of a model: itself, its snapshot in the cache, or freshly downloaded. The cache comes first, the hub last.
 
     name: hub name or folder, where the user wrote it another way. Raises UserError where it is neither, cannot be fetched, or a file in
     it is damaged or asks for code (`check_folder`).
@@ -130,14 +130,14 @@ def fetch(source: Source, name: str | None = None) -> Path:
 
 
 def _locate(source: Source, text: str) -> Path:
-    found = recognise(text)
-    if found.kind == "folder":
+    recognised = recognise(text)
+    if recognised.kind == "folder":
         if source.revision is not None:
             raise UserError(f"{source.where}: a local folder has no revision, found revision '{source.revision}'; leave it out")
-        return found.path
-    if found.kind != "hub":
-        raise UserError(f"{source.where}: {not_a_folder(found, _WANTED.get(source.kind, _WANTED_DEFAULT))}")
-    name = found.text
+        return recognised.path
+    if recognised.kind != "hub":
+        raise UserError(f"{source.where}: {not_a_folder(recognised, _WANTED.get(source.kind, _WANTED_DEFAULT))}")
+    name = recognised.text
     cached = cached_folder(name, source.revision, source.kind)
     if cached is not None:
         return cached
@@ -216,7 +216,7 @@ _may_download: ContextVar[bool] = ContextVar("_may_download", default=True)
 
 @contextmanager
 def no_downloads() -> Iterator[None]:
-    """Within it, models are looked for on this machine alone; the hub is not asked."""
+    """Within it, models are looked for on this machine alone; the hub is not contacted."""
     before = _may_download.set(False)
     try:
         yield
@@ -235,7 +235,7 @@ def absent(source: Source, name: str, reason: str) -> str:
     near = did_you_mean(name)
     return (
         f"{source.where}: {f'{near} ' if near else ''}there is no folder '{name}', it is not in the cache {constants.HF_HUB_CACHE}, and "
-        f"{reason}; run `hf download {name}{revision}` where there is a network and copy the cache here (HF_HOME says where it lies), "
+        f"{reason}; run `hf download {name}{revision}` where there is a network and copy the cache here (HF_HOME is its folder), "
         "or give the path of a local folder with its files"
     )
 

@@ -17,7 +17,7 @@ Coordinates = Tensor | Sequence[Any]
 
 
 class EncodedImage(NamedTuple):
-    """What a decoder needs of an image."""
+    """The features of an image, and its size."""
 
     spatial: Tensor
     """[1, h, w, D], features before SAM's neck of the square that `MaskDecoder.prepare` makes of the image, on any grid."""
@@ -37,7 +37,7 @@ class Masks(NamedTuple):
 
 
 class MaskDecoder(nn.Module):
-    """Clicks and boxes -> masks. `look` once at an image, then ask as often as you like."""
+    """Clicks and boxes -> masks. Encode an image once (`look`), then prompt it any number of times."""
 
     def __init__(
         self,
@@ -95,22 +95,22 @@ class MaskDecoder(nn.Module):
     ) -> Masks:
         """Masks for P prompts on one image, all coordinates in px of the image.
 
-        image: what `look` gave, or a picture as `look` takes it. points: [P, 2], a click (x, y) each, or [P, N, 2], N clicks each.
+        image: what `look` returned, or a picture as `look` takes it. points: [P, 2], a click (x, y) each, or [P, N, 2], N clicks each.
         labels: [P, N], 1 on the object, 0 off it; 1 by default. boxes: [P, 4] (x0, y0, x1, y1). Points, boxes or both.
-        best: how many of SAM's three masks of a prompt, those of best predicted IoU first. Raises UserError for a wrong shape, a point
+        best: how many of the masks of a prompt, those of best predicted IoU first. Raises UserError for a wrong shape, a point
         that is not on the image and a box that does not overlap it.
         """
         num_masks = self.mask_model.num_masks
         if not isinstance(best, int) or not 1 <= best <= num_masks:
             raise UserError(f"best: there are {num_masks} masks of a prompt, found {brief(best)}; take 1 to {num_masks}")
-        asked = _prompts(points, labels, boxes)
+        prompts = _prompts(points, labels, boxes)
         seen = image if isinstance(image, EncodedImage) else self.look(image)
-        _check_places(asked, seen.height, seen.width)
-        count, device = len(next(iter(asked.values()))), seen.spatial.device
-        for name in asked.keys() & {"points", "boxes"}:
-            asked[name] = self.mask_model.scale_prompts(asked[name], seen.height, seen.width)
+        _check_places(prompts, seen.height, seen.width)
+        count, device = len(next(iter(prompts.values()))), seen.spatial.device
+        for name in prompts.keys() & {"points", "boxes"}:
+            prompts[name] = self.mask_model.scale_prompts(prompts[name], seen.height, seen.width)
         parts = [
-            self._masks(seen, {name: values[start : start + PROMPTS].to(device)[None] for name, values in asked.items()}, best)
+            self._masks(seen, {name: values[start : start + PROMPTS].to(device)[None] for name, values in prompts.items()}, best)
             for start in range(0, count, PROMPTS)
         ]
         if not parts:
@@ -134,20 +134,20 @@ def _present(spatial: Tensor | None) -> Tensor:
 
 def _prompts(points: Coordinates | None, labels: Coordinates | None, boxes: Coordinates | None) -> dict[str, Tensor]:
     """points [P, N, 2], labels [P, N] int64 and boxes [P, 4], those that were given; UserError where they do not fit."""
-    found: dict[str, Tensor] = {}
+    prompts: dict[str, Tensor] = {}
     if points is not None:
-        found["points"] = _numbers("points", points, torch.float32, "[P, 2] or [P, N, 2], px of the image")
-        if found["points"].ndim == 2:
-            found["points"] = found["points"][:, None]
+        prompts["points"] = _numbers("points", points, torch.float32, "[P, 2] or [P, N, 2], px of the image")
+        if prompts["points"].ndim == 2:
+            prompts["points"] = prompts["points"][:, None]
     if boxes is not None:
-        found["boxes"] = _numbers("boxes", boxes, torch.float32, "[P, 4], px of the image")
-    if not found:
+        prompts["boxes"] = _numbers("boxes", boxes, torch.float32, "[P, 4], px of the image")
+    if not prompts:
         raise UserError("masks: there is no prompt; give points [P, 2], points [P, N, 2], boxes [P, 4], or points and boxes")
     if labels is not None:
-        found["labels"] = _numbers("labels", labels, torch.int64, "[P, N], 1 or 0")
-        if found["labels"].ndim == 1:
-            found["labels"] = found["labels"][:, None]
-    shapes = {name: tuple(values.shape) for name, values in found.items()}
+        prompts["labels"] = _numbers("labels", labels, torch.int64, "[P, N], 1 or 0")
+        if prompts["labels"].ndim == 1:
+            prompts["labels"] = prompts["labels"][:, None]
+    shapes = {name: tuple(values.shape) for name, values in prompts.items()}
     num = shapes["points"][1] if "points" in shapes and len(shapes["points"]) == 3 else 0
     count = next(iter(shapes.values()))[0] if next(iter(shapes.values())) else 0
     expected = {"points": (count, num, 2), "labels": (count, num), "boxes": (count, 4)}
@@ -156,14 +156,14 @@ def _prompts(points: Coordinates | None, labels: Coordinates | None, boxes: Coor
         raise UserError(
             *(f"{problem} (P prompts alike, points [P, N, 2] in (x, y), boxes [P, 4]; one click is [[20, 10]])" for problem in wrong)
         )
-    if "labels" in found and not torch.isin(found["labels"], torch.tensor([-1, 0, 1])).all():
+    if "labels" in prompts and not torch.isin(prompts["labels"], torch.tensor([-1, 0, 1])).all():
         raise UserError("labels: expected 1 (the object), 0 (not the object) or -1 (no point); found another number")
-    for name in found.keys() & {"points", "boxes"}:
-        if not found[name].isfinite().all():
+    for name in prompts.keys() & {"points", "boxes"}:
+        if not prompts[name].isfinite().all():
             raise UserError(f"{name}: there are values that are not finite (NaN or infinity); expected px of the image")
-    if "boxes" in found and (found["boxes"][:, :2] > found["boxes"][:, 2:]).any():
+    if "boxes" in prompts and (prompts["boxes"][:, :2] > prompts["boxes"][:, 2:]).any():
         raise UserError("boxes: expected (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1; found one the other way round")
-    return found
+    return prompts
 
 
 def _numbers(name: str, values: Any, dtype: torch.dtype, wanted: str) -> Tensor:
@@ -192,8 +192,8 @@ def _check_places(prompts: dict[str, Tensor], height: int, width: int) -> None:
         raise UserError(*(f"{problem}; {size}" for problem in problems))
 
 
-def _beside(name: str, found: Tensor) -> list[str]:
-    if not len(found):
+def _beside(name: str, outside: Tensor) -> list[str]:
+    if not len(outside):
         return []
-    first = ", ".join(f"{value:g}" for value in found[0].tolist())
-    return [f"{name}: {len(found)} of them outside the image, the first ({first})"]
+    first = ", ".join(f"{value:g}" for value in outside[0].tolist())
+    return [f"{name}: {len(outside)} of them outside the image, the first ({first})"]

@@ -13,7 +13,7 @@ from .settings import ModelSettings
 
 
 def build(settings: ModelSettings) -> "Teacher":
-    """See `ModelSettings.build`."""
+    """Reads the model folder of `settings`; raises UserError where it is damaged or has no such head."""
     config, network, *_ = formats.read(settings.path)
     if settings.head is None:
         dims = (network.summary_dim, network.spatial_dim)
@@ -61,5 +61,8 @@ class ModelTeacher(Teacher):
         return resize(shown, self.size_for(side, side))
 
     def encode(self, images: Tensor) -> Features:
-        """See the base; images are in [0, 1]."""
+        """Features of images [B, 3, H, W] in [0, 1] of a legal size: those of the head, or of the backbone.
+
+        The student normalizes them itself.
+        """
         return self.network(images, None, [self.head] if self.head else ())[self.head or "backbone"]

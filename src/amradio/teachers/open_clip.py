@@ -29,7 +29,7 @@ CONFIG_FILE = "open_clip_config.json"
 
 
 def build(settings: OpenClipSettings) -> "OpenClipTeacher":
-    """See `OpenClipSettings.build`."""
+    """Loads the model of `settings` with OpenCLIP; raises UserError where it is not there, unknown or damaged."""
     import open_clip
 
     source = Source(settings.type, settings.model, settings.revision)
@@ -75,15 +75,18 @@ class OpenClipTeacher(Adapter):
         self.gives_tokens = self_normed
 
     def encode(self, images: Tensor) -> Features:
-        """See `Teacher.encode`."""
+        """Features of normalized images [B, 3, H, W] of a legal size, in `compute_dtype`.
+
+        The image embedding and the tokens that the library returns.
+        """
         if self.gives_tokens:
             summary, tokens = self.model.visual(images)
             return Features(summary, to_grid(tokens, images, self.patch_size))
-        found = self.model.visual.forward_intermediates(images, indices=1, normalize_intermediates=True)
-        return Features(found["image_features"], found["image_intermediates"][-1].permute(0, 2, 3, 1))
+        outputs = self.model.visual.forward_intermediates(images, indices=1, normalize_intermediates=True)
+        return Features(outputs["image_features"], outputs["image_intermediates"][-1].permute(0, 2, 3, 1))
 
     def drop_encoder(self) -> None:
-        """See the base. Norms, pooling and projection stay, for maps in text space."""
+        """Frees the layers of the image tower; norms, pooling and projection stay, for maps in text space."""
         visual: Any = self.model.visual
         tower = visual if self.gives_tokens else visual.trunk
         for name in ("transformer", "conv1", "blocks", "patch_embed", "stages", "stem"):
@@ -107,7 +110,7 @@ class OpenClipTeacher(Adapter):
         return visual.head(trunk.forward_head(alone))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """See the base."""
+        """Embeddings of texts, float32 [N, summary_dim], not normalized; longer texts are cut, with a warning."""
         warn_of_cut_texts(_token_counts(self.tokenizer, texts), self.model.context_length, self.source)
         return in_batches(texts, lambda batch: self.model.encode_text(self.tokenizer(batch).to(self.mean.device)))
 
@@ -177,7 +180,7 @@ def preprocess_of(model: Any) -> Preprocess:
 
     config = asdict(PreprocessCfg(**model.visual.preprocess_cfg))
     size = _square(config["size"])
-    rules: dict[str, Rule] = {"shortest": "shortest", "squash": "exact"}  # no tag of the library says "longest"
+    rules: dict[str, Rule] = {"shortest": "shortest", "squash": "exact"}  # no tag of the library has "longest"
     rule = rules[config["resize_mode"]]
     mode = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
     crop = None if rule == "exact" else (size, size)
@@ -188,10 +191,10 @@ def _resolve(source: Source, pretrained: str | None) -> tuple[str, dict[str, Any
     """(name, options) for `create_model`, such that nothing is left to download."""
     import open_clip
 
-    found = recognise(source.model)
-    name = found.text
-    if found.kind != "word":
-        if pretrained is not None and found.kind in ("folder", "hub"):
+    recognised = recognise(source.model)
+    name = recognised.text
+    if recognised.kind != "word":
+        if pretrained is not None and recognised.kind in ("folder", "hub"):
             raise UserError(f"{source.where}: a folder or hub name has its own weights, found pretrained '{pretrained}'; leave it out")
         folder = fetch(source)
         _check_folder(source, folder)
@@ -236,9 +239,9 @@ def _weights(source: Source, config: dict[str, Any]) -> str:
         names = [filename] if filename else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
         names = [name.replace(".bin", ".safetensors") for name in names] + names
         cached = [huggingface_hub.try_to_load_from_cache(repository, name) for name in names]
-        found = next((path for path in cached if isinstance(path, str)), None)
-        if found:
-            return found
+        path_of_weights = next((path for path in cached if isinstance(path, str)), None)
+        if path_of_weights:
+            return path_of_weights
     if not hub_answers():
         raise UserError(absent(source, repository or source.model, "the hub cannot be reached"))
     with quiet():
@@ -253,8 +256,8 @@ def _check_folder(source: Source, folder: Path) -> None:
     if not file.is_file():
         other = folder / "config.json"
         kind = read_json(other).get("model_type") if other.exists() else None
-        found = f"its config.json says '{kind}'; use that type" if kind else "it is not a folder of OpenCLIP"
-        raise UserError(f"{source.where}: {folder} has no open_clip_config.json; {found}")
+        problem = f"it is a '{kind}' by its config.json; use that type" if kind else "it is not a folder of OpenCLIP"
+        raise UserError(f"{source.where}: {folder} has no open_clip_config.json; {problem}")
     config = read_json(file)
     parts = {"model_cfg": config.get("model_cfg"), "preprocess_cfg": config.get("preprocess_cfg", {})}
     if isinstance(config.get("model_cfg"), dict):

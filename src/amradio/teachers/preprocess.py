@@ -20,7 +20,7 @@ class Preprocess:
     std: tuple[float, float, float]
     """Of RGB in [0, 1]."""
     rule: Rule
-    """What `size` says: both edges, the shortest or the longest one (with the aspect kept), or that nothing is resized."""
+    """The meaning of `size`: both edges, the shortest or the longest one (with the aspect kept), or that nothing is resized."""
     size: tuple[int, int]
     """(height, width) px; twice the same number for `shortest` and `longest`."""
     mode: str = "bicubic"

@@ -18,7 +18,7 @@ from .settings import Precision, RadioSettings
 
 
 def build(settings: RadioSettings) -> "RadioTeacher":
-    """See `RadioSettings.build`."""
+    """Loads the RadioModel of `settings` with its LayerScale; raises UserError where it is not there or damaged."""
     source = Source(settings.type, settings.model, settings.revision)
     model, folder = load_transformers(source, {"radio": "RadioModel"})
     load_layer_scales(model, folder)
@@ -48,7 +48,10 @@ class RadioTeacher(Adapter):
         self.std.copy_(conditioner.norm_std)
 
     def encode(self, images: Tensor) -> Features:
-        """See `Teacher.encode`."""
+        """Features of normalized images [B, 3, H, W] of a legal size, in `compute_dtype`.
+
+        The summary tokens, one after another, and the patch tokens.
+        """
         seen = self.model(images)
         return Features(seen.summary, to_grid(seen.features, images, self.patch_size))
 
@@ -62,8 +65,8 @@ def load_layer_scales(model: Any, folder: Path) -> None:
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as weights:
             for key in weights.keys():  # noqa: SIM118 - no dict
-                found = re.search(r"blocks\.(\d+)\.ls([12])\.(?:gamma|grandma)$", key)
-                if found:
-                    scale = model.get_parameter(f"encoder.layer.{found[1]}.layer_scale{found[2]}.lambda1")
+                match = re.search(r"blocks\.(\d+)\.ls([12])\.(?:gamma|grandma)$", key)
+                if match:
+                    scale = model.get_parameter(f"encoder.layer.{match[1]}.layer_scale{match[2]}.lambda1")
                     with torch.no_grad():
                         scale.copy_(weights.get_tensor(key))

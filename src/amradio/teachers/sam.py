@@ -20,7 +20,7 @@ NUM_MASKS = 3
 
 
 def build(settings: SamSettings) -> "SamTeacher":
-    """See `SamSettings.build`."""
+    """Loads the SamModel of `settings`; raises UserError where it is not there or damaged."""
     model, folder = load_transformers(Source(settings.type, settings.model, settings.revision), {"sam": "SamModel"})
     size = model.config.vision_config.image_size
     published = {"size": {"longest_edge": size}, "pad_size": {"height": size, "width": size}}
@@ -53,7 +53,10 @@ class SamTeacher(Adapter):
         self.freeze()
 
     def encode(self, images: Tensor) -> Features:
-        """See `Teacher.encode`."""
+        """Features of normalized images [B, 3, H, W] of a legal size, in `compute_dtype`.
+
+        No summary, and the map [B, H, W, hidden_size] before the neck.
+        """
         return Features(None, self.model.vision_encoder(images).last_hidden_state)
 
     @property
@@ -104,10 +107,10 @@ class SamTeacher(Adapter):
         assert points is not None or boxes is not None, "masks need points or boxes"
         side = self.model.config.vision_config.image_size // self.patch_size
         embeddings = self.neck(resize_grid(spatial.float(), (side, side)))
-        found = self.model(
+        outputs = self.model(
             image_embeddings=embeddings, input_points=points, input_labels=labels, input_boxes=boxes, multimask_output=multimask
         )
-        return found.pred_masks, found.iou_scores
+        return outputs.pred_masks, outputs.iou_scores
 
     def scale_prompts(self, coordinates: Tensor, height: int, width: int) -> Tensor:
         """Points [..., 2] or boxes [..., 4] in px of an image of height x width -> px of the input that `prepare` makes of it."""

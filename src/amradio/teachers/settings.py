@@ -1,4 +1,4 @@
-"""What can stand under `teachers.NAME` in a recipe. Reading it needs no torch: models are imported when they are built."""
+"""The settings under `teachers.NAME` of a recipe. Reading them needs no torch: models are imported when they are built."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Self

@@ -20,7 +20,7 @@ from .text_encoder import canonical, in_batches, load_tokenizer, warn_of_cut_tex
 
 
 def build(settings: SiglipSettings) -> "Teacher":
-    """See `SiglipSettings.build`."""
+    """Loads the Siglip(2)Model of `settings`; raises UserError where it is not there or damaged."""
     source = Source(settings.type, settings.model, settings.revision)
     model, folder = load_transformers(source, {"siglip": "SiglipModel", "siglip2": "Siglip2Model"})
     vision = model.config.vision_config
@@ -44,10 +44,10 @@ class _WithText(Adapter):
 
     has_text = True
     folder = Path()
-    """Where the tokenizer lies."""
+    """The folder of the tokenizer."""
 
     def drop_encoder(self) -> None:
-        """See the base. The pooling head stays, for maps in text space."""
+        """Frees the layers of the image tower; the pooling head stays, for maps in text space."""
         self.model.vision_model.embeddings = self.model.vision_model.encoder = nn.Identity()
 
     def _pool(self, tokens: Tensor) -> Tensor:
@@ -59,7 +59,10 @@ class _WithText(Adapter):
         return self._pool(cells[:, None].to(next(self.model.vision_model.head.parameters()).dtype))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """See the base. Texts are lower-cased, lose their punctuation and are padded to the tower's length, without a mask."""
+        """Embeddings of texts, float32 [N, summary_dim], not normalized.
+
+        Texts are lower-cased, lose their punctuation and are padded to the tower's length, without a mask; longer ones are cut.
+        """
         words = [canonical(text) for text in texts]
         limit = self.model.config.text_config.max_position_embeddings
         warn_of_cut_texts((len(ids) for ids in self.tokenizer(words, verbose=False)["input_ids"]), limit, self.source)
@@ -95,7 +98,10 @@ class SiglipTeacher(_WithText):
         self.interpolates = input_size != vision.image_size
 
     def encode(self, images: Tensor) -> Features:
-        """See `Teacher.encode`."""
+        """Features of normalized images [B, 3, H, W] of a legal size, in `compute_dtype`.
+
+        The attention-pooled embedding and the tokens after the final norm.
+        """
         seen = self.model.vision_model(pixel_values=images, interpolate_pos_encoding=self.interpolates)
         return Features(seen.pooler_output, to_grid(seen.last_hidden_state, images, self.patch_size))
 
@@ -135,7 +141,10 @@ class NaflexTeacher(_WithText):
         return resize(images, size, "bilinear")
 
     def encode(self, images: Tensor) -> Features:
-        """See `Teacher.encode`."""
+        """Features of normalized images [B, 3, H, W] of a legal size, in `compute_dtype`.
+
+        The attention-pooled embedding and the tokens after the final norm.
+        """
         step, (height, width) = self.patch_size, images.shape[-2:]
         patches = images.unflatten(3, (-1, step)).unflatten(2, (-1, step)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         seen = self.model.vision_model(

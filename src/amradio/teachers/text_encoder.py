@@ -24,7 +24,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def load_tokenizer(folder: Path, source: str) -> Any:
-    """The tokenizer of transformers that lies beside a model's weights; raises UserError where there is none."""
+    """The tokenizer of transformers beside a model's weights; raises UserError where there is none."""
     import transformers
 
     check_tokenizer(f"teacher '{source}'", folder)
@@ -49,14 +49,14 @@ def checked_texts(texts: Any) -> list[str]:
         texts = [texts]
     if not isinstance(texts, Iterable):
         raise UserError(f"texts: expected a text or a list of texts, found {brief(texts)}")
-    found = list(texts)
-    if not found:
+    listed = list(texts)
+    if not listed:
         raise UserError("texts: there is none; give at least one string")
-    problems = [f"texts.{number}: {problem}" for number, text in enumerate(found) if (problem := _text_problem(text))]
+    problems = [f"texts.{number}: {problem}" for number, text in enumerate(listed) if (problem := _text_problem(text))]
     if problems:
         more = [f"texts: {len(problems) - NAMED_TEXTS} others like these"] if len(problems) > NAMED_TEXTS else []
         raise UserError(*problems[:NAMED_TEXTS], *more)
-    return found
+    return listed
 
 
 def _text_problem(text: Any) -> str | None:
@@ -110,8 +110,8 @@ class TextEncoder(nn.Module):
         Spelling and length are the teacher's own (SigLIP: lower case, no punctuation); a text of more tokens than the teacher reads is
         cut, and a line on stderr counts those. Raises UserError where there is no text, or one is blank, no string or no Unicode.
         """
-        found = self.teacher.encode_text(checked_texts(texts)).clone()  # an ordinary tensor, not one of inference mode
-        return F.normalize(found, dim=1) if normalize else found
+        embeddings = self.teacher.encode_text(checked_texts(texts)).clone()  # an ordinary tensor, not one of inference mode
+        return F.normalize(embeddings, dim=1) if normalize else embeddings
 
     def map(self, images: Any, texts: str | Sequence[str], size: Any = None) -> Tensor:
         """How well each cell of each image fits each text: cosine similarities, float32 [B, T, H, W] on the encoder's device.

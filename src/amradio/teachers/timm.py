@@ -18,7 +18,7 @@ from .settings import Precision, TimmSettings
 
 
 def build(settings: TimmSettings) -> "TimmTeacher":
-    """See `TimmSettings.build`."""
+    """Loads the model of `settings` with timm; raises UserError where it is not there, unknown or damaged."""
     import timm
 
     source = Source(settings.type, settings.model, settings.revision)
@@ -57,7 +57,10 @@ class TimmTeacher(Adapter):
         )
 
     def encode(self, images: Tensor) -> Features:
-        """See `Teacher.encode`."""
+        """Features of normalized images [B, 3, H, W] of a legal size, in `compute_dtype`.
+
+        The pooled features before the classifier, and the map of the last stage.
+        """
         final, maps = self.model.forward_intermediates(images, indices=1, norm=True)
         return Features(self.model.forward_head(final, pre_logits=True), maps[-1].permute(0, 2, 3, 1))
 
@@ -79,10 +82,10 @@ def _on_hub(source: Source) -> str:
     """The hub name of a model's weights; a folder or a hub name as it is."""
     import timm
 
-    found = recognise(source.model)
-    if found.kind != "word":
+    recognised = recognise(source.model)
+    if recognised.kind != "word":
         return source.model
-    name = found.text
+    name = recognised.text
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         raise UserError(f"{source.where}: timm has no such architecture; {nearest(architecture, timm.list_models())}")

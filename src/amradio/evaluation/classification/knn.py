@@ -1,4 +1,4 @@
-"""k nearest neighbours with the weighted vote of DINO: what a feature knows of classes without training anything."""
+"""k nearest neighbours with the weighted vote of DINO: how well features separate classes, without training anything."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -23,7 +23,7 @@ class KnnSettings(EvaluationSettings):
     database: AnyLabelled
     """Images whose classes are known."""
     queries: AnyLabelled
-    """Images whose classes are asked for."""
+    """Images to classify."""
     k: list[Positive] = pydantic.Field([20], min_length=1)
     """Numbers of neighbours, all measured at once."""
     temperature: Annotated[float, pydantic.Field(gt=0, le=1000)] = 0.07
@@ -34,30 +34,30 @@ class KnnSettings(EvaluationSettings):
         return Knn(self.database.build(), self.queries.build(), self.k, self.temperature)
 
 
-def vote(found: Neighbours, labels: Tensor, num_classes: int, k: int, temperature: float) -> Tensor:
+def vote(neighbours: Neighbours, labels: Tensor, num_classes: int, k: int, temperature: float) -> Tensor:
     """Shares of the classes [Q, num_classes] in the vote of the nearest k, in the type of the similarities; rows sum to 1.
 
     labels: int64 [N] of the database. A neighbour's weight is exp(similarity / temperature).
     """
-    similarities = found.similarities[:, :k]
+    similarities = neighbours.similarities[:, :k]
     weights = ((similarities - similarities[:, :1]) / temperature).exp()  # relative to the nearest: shares stay the same
-    shares = weights.new_zeros(len(weights), num_classes).scatter_add_(1, labels[found.indices[:, :k]], weights)
+    shares = weights.new_zeros(len(weights), num_classes).scatter_add_(1, labels[neighbours.indices[:, :k]], weights)
     return shares / weights.sum(1, keepdim=True)
 
 
-def accuracies(found: Neighbours, labels: Tensor, wanted: Tensor, k: Sequence[int], temperature: float) -> dict[int, float]:
+def accuracies(neighbours: Neighbours, labels: Tensor, wanted: Tensor, k: Sequence[int], temperature: float) -> dict[int, float]:
     """{k: per cent of the queries that are given their class}; wanted: int64 [Q]."""
     num_classes = int(max(labels.max(), wanted.max())) + 1
     right = dict.fromkeys(k, 0)
     for part in blocks(len(wanted), QUERY_CHUNK):
-        some = Neighbours(found.similarities[part], found.indices[part])
-        for each in k:
-            right[each] += int((vote(some, labels, num_classes, each, temperature).argmax(1) == wanted[part]).sum())
-    return {each: 100 * count / len(wanted) for each, count in right.items()}
+        some = Neighbours(neighbours.similarities[part], neighbours.indices[part])
+        for count in k:
+            right[count] += int((vote(some, labels, num_classes, count, temperature).argmax(1) == wanted[part]).sum())
+    return {count: 100 * num_right / len(wanted) for count, num_right in right.items()}
 
 
 class Knn(Evaluation):
-    """See `KnnSettings`."""
+    """Accuracy of the weighted vote of the nearest summaries of a database: the evaluation `knn`."""
 
     def __init__(self, database: LabelledSet, queries: LabelledSet, k: Sequence[int], temperature: float):
         self.database, self.queries, self.k, self.temperature = database, queries, list(k), temperature
@@ -67,13 +67,13 @@ class Knn(Evaluation):
         """Accuracy for each k of every model; the floor is k-NN on thumbnails."""
         broken = Broken()
         every = {**predict, "pixels": pixels()}
-        known, asked = (summaries(images, every, bench, broken) for images in (self.database, self.queries))
+        database, queries = (summaries(images, every, bench, broken) for images in (self.database, self.queries))
         labels = torch.tensor(self.database.labels)
         rows: dict[str, dict[str, float]] = {}
         for name in every:
-            found = nearest_rows(asked[name].features, known[name].features, max(self.k), bench.device)
-            own, wanted = labels[known[name].indices], self.wanted[asked[name].indices]
-            reached = accuracies(found, own, wanted, self.k, self.temperature)
+            neighbours = nearest_rows(queries[name].features, database[name].features, max(self.k), bench.device)
+            database_labels, wanted = labels[database[name].indices], self.wanted[queries[name].indices]
+            reached = accuracies(neighbours, database_labels, wanted, self.k, self.temperature)
             rows[name] = {f"k{k}": value for k, value in reached.items()}
         floors = rows.pop("pixels")
         counts = {"database": len(self.database), "queries": len(self.queries), "classes": len(self.database.classes)}

@@ -27,7 +27,7 @@ class LinearClassificationSettings(EvaluationSettings):
     test: AnyLabelled
     """Images to measure on."""
     learning_rates: list[LearningRate] = pydantic.Field([1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3], min_length=1)
-    """All are trained together, each with a classifier of its own."""
+    """All are trained together, one classifier for each."""
     epochs: Positive = 30
     """Passes over the training images."""
     batch_size: Positive = 256
@@ -75,7 +75,7 @@ def train_probes(features: Tensor, labels: Tensor, num_classes: int, schedule: C
 
 
 class LinearClassification(Evaluation):
-    """See `LinearClassificationSettings`."""
+    """Accuracy of softmax regression on frozen summaries: the evaluation `linear_classification`."""
 
     def __init__(self, train: LabelledSet, test: LabelledSet, schedule: ClassifierSchedule):
         self.train, self.test, self.schedule = train, test, schedule
@@ -84,13 +84,13 @@ class LinearClassification(Evaluation):
     def run(self, predict: Predict, bench: Bench) -> Result:
         """Accuracy of the classifier whose learning rate did best on held-out training images."""
         broken = Broken()
-        known, asked = (summaries(images, predict, bench, broken) for images in (self.train, self.test))
+        train, test = (summaries(images, predict, bench, broken) for images in (self.train, self.test))
         labels = torch.tensor(self.train.labels)
         rows, chosen = {}, {}
         for name in predict:
-            own, wanted = labels[known[name].indices], self.wanted[asked[name].indices]
-            found = self._measure(known[name].features, own, asked[name].features, wanted, bench.device)
-            rows[name], chosen[name] = {"top1": found[0]}, found[1]
+            train_labels, wanted = labels[train[name].indices], self.wanted[test[name].indices]
+            top1, learning_rate = self._measure(train[name].features, train_labels, test[name].features, wanted, bench.device)
+            rows[name], chosen[name] = {"top1": top1}, learning_rate
         counts = {"train": len(self.train), "test": len(self.test), "classes": len(self.train.classes), "broken": len(broken.reasons)}
         return Result(
             metrics=[Metric("top1", "top-1")],

@@ -40,22 +40,22 @@ class RetrievalSettings(EvaluationSettings):
 
 
 class Retrieval(Evaluation):
-    """See `RetrievalSettings`."""
+    """Recall of captions by images and of images by captions: the evaluation `retrieval`."""
 
     def __init__(self, images: CaptionedSet, recall: Sequence[int], captions: int | None, heads: Sequence[str] | None):
         self.images, self.recall, self.heads = images, recall, heads
-        self.captions = [list(found[:captions]) for found in images.captions]
+        self.captions = [list(texts[:captions]) for texts in images.captions]
 
     def check(self, predict: Predict, bench: Bench) -> None:
-        """See the base."""
+        """Raises UserError where no teacher has a text encoder, or none of the rows is in its space."""
         texted(predict, bench, self.heads)
 
     def run(self, predict: Predict, bench: Bench) -> Result:
         """Recall both ways of every row in text space."""
         broken = Broken()
         groups = texted(predict, bench, self.heads)
-        found = summaries(self.images, with_summary(summary_rows(groups.values()), bench), bench, broken)
-        kept = next(iter(found.values())).indices.tolist()
+        features_of = summaries(self.images, with_summary(summary_rows(groups.values()), bench), bench, broken)
+        kept = next(iter(features_of.values())).indices.tolist()
         texts = [caption for index in kept for caption in self.captions[index]]
         owner = torch.tensor([row for row, index in enumerate(kept) for _ in self.captions[index]])
         owns, which = ownership(texts, owner, len(kept))
@@ -63,8 +63,8 @@ class Retrieval(Evaluation):
         for teacher, calls in groups.values():
             words = F.normalize(teacher.encode_text(texts), dim=1).cpu()
             for name in calls:
-                if name in found:
-                    rows[name] = self._recall(F.normalize(found[name].features, dim=1), words, owns, which)
+                if name in features_of:
+                    rows[name] = self._recall(F.normalize(features_of[name].features, dim=1), words, owns, which)
         return Result(
             metrics=[Metric(f"{way}_recall{k}", f"{title} R@{k}") for way, title in WAYS.items() for k in self.recall],
             rows=rows,
@@ -109,15 +109,15 @@ def ownership(texts: Sequence[str], owner: Tensor, num_images: int) -> tuple[Ten
     return owns, which
 
 
-def ranks(asking: Tensor, asked: Tensor, correct: Callable[[slice], Tensor]) -> Tensor:
-    """How many wrong rows of `asked` [M, D] are at least as similar as the best right one, for each row of `asking` [N, D]: int64 [N].
+def ranks(queries: Tensor, gallery: Tensor, correct: Callable[[slice], Tensor]) -> Tensor:
+    """How many wrong rows of `gallery` [M, D] are at least as similar as the best right one, for each row of `queries` [N, D]: int64 [N].
 
     A tie counts against the model, so that a constant answer finds nothing. correct: some rows of [N, M] -> which are right, bool.
     """
-    found = []
-    for start in range(0, len(asking), CHUNK):
+    counts = []
+    for start in range(0, len(queries), CHUNK):
         part = slice(start, start + CHUNK)
-        similar, right = asking[part] @ asked.T, correct(part)
+        similar, right = queries[part] @ gallery.T, correct(part)
         best = similar.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        found.append(((similar >= best) & ~right).sum(1))
-    return torch.cat(found)
+        counts.append(((similar >= best) & ~right).sum(1))
+    return torch.cat(counts)

@@ -32,29 +32,29 @@ class ZeroShotSettings(EvaluationSettings):
 
 
 class ZeroShot(Evaluation):
-    """See `ZeroShotSettings`."""
+    """Accuracy of the class whose prompts are nearest to an image's summary: the evaluation `zero_shot`."""
 
     def __init__(self, images: LabelledSet, templates: Sequence[str], heads: Sequence[str] | None):
         self.images, self.templates, self.heads = images, templates, heads
 
     def check(self, predict: Predict, bench: Bench) -> None:
-        """See the base."""
+        """Raises UserError where no teacher has a text encoder, or none of the rows is in its space."""
         texted(predict, bench, self.heads)
 
     def run(self, predict: Predict, bench: Bench) -> Result:
         """Top-1 (and top-5 where there are more than ten classes) of every row in text space."""
         broken = Broken()
         groups = texted(predict, bench, self.heads)
-        found = summaries(self.images, with_summary(summary_rows(groups.values()), bench), bench, broken)
+        features_of = summaries(self.images, with_summary(summary_rows(groups.values()), bench), bench, broken)
         labels = torch.tensor(self.images.labels)
         tops = (1, 5) if len(self.images.classes) > 10 else (1,)
         rows: dict[str, dict[str, float]] = {}
         for teacher, calls in groups.values():
             classes = class_embeddings(teacher, self.images.classes, self.templates).cpu()
             for name in calls:
-                if name in found:
-                    order = (F.normalize(found[name].features, dim=1) @ classes.T).topk(max(tops), dim=1).indices
-                    right = order == labels[found[name].indices][:, None]
+                if name in features_of:
+                    order = (F.normalize(features_of[name].features, dim=1) @ classes.T).topk(max(tops), dim=1).indices
+                    right = order == labels[features_of[name].indices][:, None]
                     rows[name] = {f"top{top}": 100 * float(right[:, :top].any(1).double().mean()) for top in tops}
         return Result(
             metrics=[Metric(f"top{top}", f"top-{top}") for top in tops],

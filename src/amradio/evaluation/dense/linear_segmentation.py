@@ -88,7 +88,7 @@ class LinearSegmentationSettings(EvaluationSettings):
 
 
 class LinearSegmentation(Evaluation):
-    """See `LinearSegmentationSettings`."""
+    """Mean IoU of a linear probe on frozen maps: the evaluation `linear_segmentation`."""
 
     def __init__(
         self,
@@ -116,15 +116,15 @@ class LinearSegmentation(Evaluation):
 
 
 def with_maps(predict: Predict, device: torch.device) -> Predict:
-    """The models that have a map, found by a look at a grey image. Raises UserError where none has."""
+    """The models that have a map, found with a grey image. Raises UserError where none has."""
     probe = torch.full((1, 3, 64, 64), 0.5, device=device)
-    found = {name: call for name, call in predict.items() if call(probe).spatial is not None}
+    able = {name: call for name, call in predict.items() if call(probe).spatial is not None}
     for call in predict.values():
         if isinstance(call, Predictor):
-            call.joint.recorded.sizes.clear()  # of what is measured, this is no part
-    if not found:
+            call.joint.recorded.sizes.clear()  # the grey image is not part of the measurement
+    if not able:
         raise UserError(f"segmentation: none of {', '.join(predict) or 'the models'} has a map; name a model that has one")
-    return found
+    return able
 
 
 @torch.no_grad()
@@ -139,12 +139,12 @@ def segment(predict: Predict, probes: Mapping[str, Probe], images: Tensor, infer
 
 
 def _logits(predict: Predict, probes: Mapping[str, Probe], images: Tensor) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    logits: dict[str, Tensor] = {}
     for name, call in predict.items():
         spatial = call(images).spatial
         assert spatial is not None
-        found[name] = torch.stack(probes[name](list(spatial.float())))
-    return found
+        logits[name] = torch.stack(probes[name](list(spatial.float())))
+    return logits
 
 
 def slide(logits_of: Callable[[Tensor], Mapping[str, Tensor]], images: Tensor, window: int, stride: int) -> dict[str, Tensor]:

@@ -36,13 +36,13 @@ def squared_distances(mask: np.ndarray) -> np.ndarray:
     for y in range(height - 2, -1, -1):
         along[y] = np.minimum(along[y], along[y + 1] + 1)
     squares = along**2
-    found = squares.copy()
+    distances = squares.copy()
     offset = 1
-    while offset < width and offset**2 < found.max(initial=0):  # columns further away cannot be nearer
-        np.minimum(found[:, offset:], squares[:, :-offset] + offset**2, out=found[:, offset:])
-        np.minimum(found[:, :-offset], squares[:, offset:] + offset**2, out=found[:, :-offset])
+    while offset < width and offset**2 < distances.max(initial=0):  # columns further away cannot be nearer
+        np.minimum(distances[:, offset:], squares[:, :-offset] + offset**2, out=distances[:, offset:])
+        np.minimum(distances[:, :-offset], squares[:, offset:] + offset**2, out=distances[:, :-offset])
         offset += 1
-    return found
+    return distances
 
 
 def ious(predicted: Tensor, truth: Tensor) -> Tensor:

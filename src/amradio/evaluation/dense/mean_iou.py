@@ -56,7 +56,7 @@ def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Priors:
-    """What is known of the labels without a look at the image: the most frequent class, overall and at each place."""
+    """Predictions that ignore the image: the most frequent class, overall and at each position."""
 
     def __init__(self, maps: LabelledMaps):
         """Reads the labels of at most PRIOR_IMAGES images."""

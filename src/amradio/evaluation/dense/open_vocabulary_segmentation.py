@@ -37,13 +37,13 @@ class OpenVocabularySegmentationSettings(EvaluationSettings):
 
 
 class OpenVocabularySegmentation(Evaluation):
-    """See `OpenVocabularySegmentationSettings`."""
+    """Mean IoU of the class whose prompt is nearest to each cell: the evaluation `open_vocabulary_segmentation`."""
 
     def __init__(self, maps: LabelledMaps, templates: Sequence[str], heads: Sequence[str] | None = None):
         self.maps, self.templates, self.heads = maps, templates, heads
 
     def check(self, predict: Predict, bench: Bench) -> None:
-        """See the base."""
+        """Raises UserError where no teacher has a text encoder, or no head of one has a map."""
         groups = texted(predict, bench, self.heads)
         _taught({row: predict[row] for _, calls in groups.values() for row in calls}, bench)
 
@@ -82,5 +82,5 @@ def similarities(teacher: Teacher, spatial: Tensor | None, classes: Tensor) -> T
     """Cosines [B, K, h, w] of a map [B, h, w, D] in the teacher's feature space with the embeddings of K classes [K, E]."""
     assert spatial is not None, "rows without a map were sorted out before"
     with torch.inference_mode():
-        found = F.normalize(teacher.project_spatial(spatial), dim=-1)
-        return (found @ classes.T).permute(0, 3, 1, 2)
+        cells = F.normalize(teacher.project_spatial(spatial), dim=-1)
+        return (cells @ classes.T).permute(0, 3, 1, 2)

@@ -32,9 +32,9 @@ class Probe(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps may differ in size."""
-        logits = self.linear(self.norm(torch.cat([found.flatten(0, 1) for found in maps])))
-        parts = logits.split([found.shape[0] * found.shape[1] for found in maps])
-        return [part.unflatten(0, found.shape[:2]).permute(2, 0, 1) for part, found in zip(parts, maps, strict=True)]
+        logits = self.linear(self.norm(torch.cat([cells.flatten(0, 1) for cells in maps])))
+        parts = logits.split([cells.shape[0] * cells.shape[1] for cells in maps])
+        return [part.unflatten(0, cells.shape[:2]).permute(2, 0, 1) for part, cells in zip(parts, maps, strict=True)]
 
 
 class ProbeBatch(NamedTuple):
@@ -75,14 +75,14 @@ def learning_rate(schedule: ProbeSchedule, step: int) -> float:
 def pixel_loss(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
     """Cross entropy of logits [K, h, w], upsampled to their labels uint8 [H, W]: the mean over all pixels that count, 0 where none does."""
     groups: dict[tuple[torch.Size, torch.Size], list[int]] = {}
-    for number, (found, label) in enumerate(zip(logits, labels, strict=True)):
-        groups.setdefault((found.shape, label.shape), []).append(number)
+    for number, (scores, label) in enumerate(zip(logits, labels, strict=True)):
+        groups.setdefault((scores.shape, label.shape), []).append(number)
     total = logits[0].new_zeros(())
     counted = 0
     for numbers in groups.values():
         truth = torch.stack([labels[number] for number in numbers])
-        found = upsample(torch.stack([logits[number] for number in numbers]), (truth.shape[1], truth.shape[2]))
-        total = total + F.cross_entropy(found, truth.long(), ignore_index=IGNORE, reduction="sum")
+        scores = upsample(torch.stack([logits[number] for number in numbers]), (truth.shape[1], truth.shape[2]))
+        total = total + F.cross_entropy(scores, truth.long(), ignore_index=IGNORE, reduction="sum")
         counted = counted + (truth != IGNORE).sum()
     return total / counted.clamp(min=1) if isinstance(counted, Tensor) else total
 
@@ -111,8 +111,8 @@ class _Crops:
         return Sample(torch.stack([crop.image for crop in crops]), torch.stack([crop.label for crop in crops]))
 
     def _crop(self, number: int) -> Sample:
-        place = self.order.place_in_epoch(number, len(self.maps), 0)
-        return to_tensors(*augment(LabelledImage(*self.maps.read(place)), self.schedule.augmentation, self.seed, number))
+        index = self.order.place_in_epoch(number, len(self.maps), 0)
+        return to_tensors(*augment(LabelledImage(*self.maps.read(index)), self.schedule.augmentation, self.seed, number))
 
 
 def unaugmented(maps: LabelledMaps, predict: Predict, schedule: ShortSchedule, seed: int, bench: Bench) -> Iterator[ProbeBatch]:
@@ -138,14 +138,14 @@ class _Kept:
 
     def batch(self, numbers: Sequence[int]) -> ProbeBatch:
         missing = sorted(set(numbers) - self.known.keys())
-        found = self.known | self._compute(missing)
+        known = self.known | self._compute(missing)
         for number in missing:
-            size = sum(tensor.numel() * tensor.element_size() for tensor in (*found[number].maps.values(), found[number].label))
+            size = sum(tensor.numel() * tensor.element_size() for tensor in (*known[number].maps.values(), known[number].label))
             if size <= self.room:
                 self.room -= size
-                self.known[number] = found[number]
-        maps = {name: [found[number].maps[name].to(self.device) for number in numbers] for name in self.predict}
-        return ProbeBatch(maps, [found[number].label.to(self.device) for number in numbers])
+                self.known[number] = known[number]
+        maps = {name: [known[number].maps[name].to(self.device) for number in numbers] for name in self.predict}
+        return ProbeBatch(maps, [known[number].label.to(self.device) for number in numbers])
 
     def _compute(self, numbers: Sequence[int]) -> dict[int, _Known]:
         """On the CPU; images of one size go through the models together."""
@@ -153,13 +153,13 @@ class _Kept:
         for number in numbers:
             sample = read_sample(self.maps, number)
             groups.setdefault(sample.image.shape, []).append((number, sample))
-        found: dict[int, _Known] = {}
+        known: dict[int, _Known] = {}
         for group in groups.values():
             images = to_float(torch.stack([sample.image for _, sample in group]).to(self.device))
             outputs = {name: _ordinary(call(images).spatial).cpu() for name, call in self.predict.items()}
-            for place, (number, sample) in enumerate(group):
-                found[number] = _Known({name: output[place].clone() for name, output in outputs.items()}, sample.label)
-        return found
+            for row, (number, sample) in enumerate(group):
+                known[number] = _Known({name: output[row].clone() for name, output in outputs.items()}, sample.label)
+        return known
 
 
 def _ordinary(spatial: Tensor | None) -> Tensor:

@@ -60,7 +60,7 @@ class PromptableSegmentationSettings(EvaluationSettings):
 
 
 class PromptableSegmentation(Evaluation):
-    """See `PromptableSegmentationSettings`."""
+    """Mean IoU of a teacher's mask decoder on its own map and on that of its head: the evaluation `promptable_segmentation`."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class PromptableSegmentation(Evaluation):
         self.instances, self.prompts, self.bins, self.heads = instances, prompts, bins, heads
 
     def check(self, predict: Predict, bench: Bench) -> None:
-        """See the base."""
+        """Raises UserError where no teacher has a mask decoder, or none of the rows has its features."""
         _groups(predict, bench, self.heads)
 
     def run(self, predict: Predict, bench: Bench) -> Result:
@@ -82,7 +82,7 @@ class PromptableSegmentation(Evaluation):
         mask decoder.
         """
         groups = _groups(predict, bench, self.heads)
-        seen = _Seen(self.prompts)
+        seen = _Overlaps(self.prompts)
         items = read_each(self.instances.read, range(len(self.instances)), bench.num_workers)
         for batch in _in_batches(bench.progress(items, f"masks of {len(self.instances):,} images", len(self.instances))):
             for image in batch:
@@ -91,7 +91,7 @@ class PromptableSegmentation(Evaluation):
                 self._masks_of(batch, teacher, calls, seen)
         return seen.result(self.bins, len(self.instances))
 
-    def _masks_of(self, batch: Sequence[Instances], teacher: Teacher, calls: Predict, seen: "_Seen") -> None:
+    def _masks_of(self, batch: Sequence[Instances], teacher: Teacher, calls: Predict, seen: "_Overlaps") -> None:
         device = teacher.mean.device
         squares = torch.cat([to_square(teacher, image.image) for image in batch])
         for name, call in calls.items():
@@ -123,8 +123,8 @@ def prompted(teacher: Teacher, spatial: Tensor, prompt: Prompt, places: Tensor, 
     """
     seen = EncodedImage(spatial, *image.shape[:2])
     decoder = MaskDecoder(teacher)
-    found = decoder(seen, boxes=places) if prompt == "box" else decoder(seen, points=places)
-    return found.masks[:, 0]
+    predicted = decoder(seen, boxes=places) if prompt == "box" else decoder(seen, points=places)
+    return predicted.masks[:, 0]
 
 
 def _groups(predict: Predict, bench: Bench, names: Sequence[str] | None) -> list[tuple[Teacher, Predict]]:
@@ -166,13 +166,13 @@ def _in_batches(images: Iterator[Instances]) -> Iterator[list[Instances]]:
         yield batch
 
 
-class _Seen:
+class _Overlaps:
     """IoUs as they come in, and the trivial ones."""
 
     def __init__(self, prompts: Sequence[Prompt]):
         self.prompts = prompts
         self.areas: list[float] = []
-        self.found: dict[str, dict[Prompt, list[Tensor]]] = {}
+        self.overlaps: dict[str, dict[Prompt, list[Tensor]]] = {}
         self.boxes: list[Tensor] = []
         self.discs: list[Tensor] = []
         self.digest = hashlib.sha256()
@@ -190,8 +190,8 @@ class _Seen:
             radii = [part * max(height, width) for part in DISC_PARTS]
             self.discs.append(torch.stack([ious(discs(points, radius, height, width), truth) for radius in radii]))
 
-    def add(self, name: str, prompt: Prompt, found: Tensor) -> None:
-        self.found.setdefault(name, {}).setdefault(prompt, []).append(found.cpu())
+    def add(self, name: str, prompt: Prompt, overlaps: Tensor) -> None:
+        self.overlaps.setdefault(name, {}).setdefault(prompt, []).append(overlaps.cpu())
 
     def result(self, bins: tuple[float, float], num_images: int) -> Result:
         """The table; raises UserError where there was not one mask."""
@@ -202,7 +202,7 @@ class _Seen:
             name: {
                 metric: score for prompt, parts in by_prompt.items() for metric, score in _means(prompt, torch.cat(parts), members).items()
             }
-            for name, by_prompt in self.found.items()
+            for name, by_prompt in self.overlaps.items()
         }
         floors: dict[str, float] = {}
         notes: list[str] = []
@@ -234,15 +234,15 @@ def _members(areas: Tensor, bins: tuple[float, float]) -> dict[str, Tensor]:
 
 
 def _metrics(prompt: Prompt) -> list[Metric]:
-    """`box` over all masks, which stands in the table, and `box_large`, ..."""
+    """`box` over all masks, which the table has, and `box_large`, ..."""
     by_size = [Metric(f"{prompt}_{size}", f"{prompt} {size}", headline=False) for size in ("large", "medium", "small")]
     return [Metric(prompt, prompt), *by_size]
 
 
-def _means(prompt: Prompt, found: Tensor, members: dict[str, Tensor]) -> dict[str, float]:
+def _means(prompt: Prompt, overlaps: Tensor, members: dict[str, Tensor]) -> dict[str, float]:
     """In %, by the names of `_metrics`; no entry for a size that does not occur."""
     return {
-        prompt if size == "all" else f"{prompt}_{size}": 100 * found[chosen].mean().item()
+        prompt if size == "all" else f"{prompt}_{size}": 100 * overlaps[chosen].mean().item()
         for size, chosen in members.items()
         if chosen.any()
     }

@@ -63,10 +63,10 @@ def score(maps: LabelledMaps, logits_of: Logits, bench: Bench, priors: Priors | 
     )
     for batch in _batches(samples, digest.update):
         images = to_float(torch.stack([sample.image for sample in batch]).to(bench.device))
-        found = logits_of(images)
+        logits_by_model = logits_of(images)
         for number, sample in enumerate(batch):
             truth = sample.label.to(bench.device)
-            for name, logits in found.items():
+            for name, logits in logits_by_model.items():
                 predicted = classes_of(logits[number : number + 1], (truth.shape[0], truth.shape[1]))[0]
                 confusions.setdefault(name, Confusion(num_classes, bench.device)).update(predicted, truth)
             if priors is not None:
@@ -75,7 +75,7 @@ def score(maps: LabelledMaps, logits_of: Logits, bench: Bench, priors: Priors | 
     details = {"iou_by_class": {name: _by_class(confusion, maps.names) for name, confusion in confusions.items()}}
     counts = {"images": len(maps), "classes": num_classes, "pixels": _pixels(confusions)}
     floors, notes = _floors({name: confusion.scores() for name, confusion in trivial.items()})
-    floor = "answers without a look at the image" if floors else ""
+    floor = "predictions that ignore the image" if floors else ""
     return Result(METRICS, rows, counts, digest.hexdigest()[:16], floors, floor=floor, notes=(*maps.notes(), *notes), details=details)
 
 
@@ -112,5 +112,5 @@ def _pixels(confusions: Mapping[str, Confusion]) -> int:
 def _floors(scores: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], tuple[str, ...]]:
     """The best trivial answer by metric, and a sentence with all of them."""
     floors = {metric.name: max(row[metric.name] for row in scores.values()) for metric in METRICS} if scores else {}
-    told = [f"{name}: mIoU {row['mean_iou']:.1f} %, accuracy {row['accuracy']:.1f} %" for name, row in scores.items()]
-    return floors, (f"without a look at the images: {'; '.join(told)}",) if told else ()
+    parts = [f"{name}: mIoU {row['mean_iou']:.1f} %, accuracy {row['accuracy']:.1f} %" for name, row in scores.items()]
+    return floors, (f"predictions that ignore the image: {'; '.join(parts)}",) if parts else ()

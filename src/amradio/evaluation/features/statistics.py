@@ -64,7 +64,7 @@ def describe_features(features: Tensor) -> tuple[dict[str, float], dict[str, Any
 
 
 class FeatureStatistics(Evaluation):
-    """See `StatisticsSettings`."""
+    """Mean, deviation, norms and effective rank of the features of each model: the evaluation `statistics`."""
 
     def __init__(self, images: ImageSet, cells: int):
         self.images, self.cells = images, cells
@@ -72,10 +72,10 @@ class FeatureStatistics(Evaluation):
     def run(self, predict: Predict, bench: Bench) -> Result:
         """The numbers of every model and kind; every channel's mean and std are in the details."""
         broken = Broken()
-        found = self._collect(predict, bench, broken)
+        collected = self._collect(predict, bench, broken)
         rows: dict[str, dict[str, float]] = {}
         details: dict[str, Any] = {}
-        for name, kinds in found.items():
+        for name, kinds in collected.items():
             for kind, features in kinds.items():
                 numbers, details[f"{name}/{kind}"] = describe_features(features)
                 rows.setdefault(name, {}).update({f"{kind}_{key}": value for key, value in numbers.items()})
@@ -99,10 +99,10 @@ class FeatureStatistics(Evaluation):
 
     def _take(self, features: Features) -> dict[str, Tensor]:
         """summary [B, 1, D], spatial [B, cells, D]."""
-        found = {} if features.summary is None else {"summary": features.summary[:, None]}
+        cells = {} if features.summary is None else {"summary": features.summary[:, None]}
         if features.spatial is not None:
-            found["spatial"] = spread_cells(features.spatial, self.cells)
-        return found
+            cells["spatial"] = spread_cells(features.spatial, self.cells)
+        return cells
 
 
 def spread_cells(spatial: Tensor, count: int) -> Tensor:
