@@ -317,7 +317,7 @@ def load(
 
     dtype: of weights and features, `float32`, `bfloat16` or `float16`; None for that of the file. align_corners: how the position table
     of a ViT is stretched, None for what the file says. window_size: patches of a window's side, see `Model.set_windows`. student: for one
-    of type `own`, an object built as that which was trained; it takes the weights.
+    of type `custom`, an object built as that which was trained; it takes the weights.
     Raises UserError where there is no model, a file is damaged, weights and config do not fit, or the student has no such option.
     """
     wanted = _dtype(dtype)

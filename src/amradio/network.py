@@ -151,7 +151,7 @@ class NetworkConfig(Settings):
     def build(self, own: Student | None = None) -> "Network":
         """A network with fresh weights (or started from those that the student's settings name).
 
-        own: the student of type `own`, an object of the user's; UserError where there is none, or it does not suit.
+        own: the student of type `custom`, an object of the user's; UserError where there is none, or it does not suit.
         """
         self.check_memory()
         student = self.student.build(self.num_summaries) if own is None else self._check(own)

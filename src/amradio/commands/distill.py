@@ -31,7 +31,7 @@ def distill(
     """Distils the teachers of a recipe into its student and returns the run folder.
 
     The same call resumes a run that was stopped, exactly. teachers: objects of one's own, by the names that the recipe gives the type
-    `own`. student: an object of one's own, trained in place, where the recipe's student is of type `own`. Under `torchrun` the processes
+    `custom`. student: an object that is trained in place, where the recipe's student is of type `custom`. Under `torchrun` the processes
     share out each step's images. within: seconds that the training should take at most; where the first steps show that it takes longer,
     a warning says so. Raises UserError with all problems at once, before anything is written, where the recipe cannot be run
     here; and during the run where numbers stop being finite or the disk refuses. Where a signal stops the run, raises RunStoppedError

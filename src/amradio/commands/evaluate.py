@@ -40,7 +40,7 @@ def evaluate(
 
     path: a run folder (whose teachers are loaded as its config.yaml says) or a model folder. words: evaluation files and `key=value`,
     merged left to right; without a word the built-in evaluations on generated scenes. json_file: where machine-readable results go.
-    teachers: objects of one's own, by the name of their head. student: of type `own`, an object that takes the weights. Raises UserError
+    teachers: objects of one's own, by the name of their head. student: of type `custom`, an object that takes the weights. Raises UserError
     with what is missing, before anything is measured.
     """
     suite = _suite(words)

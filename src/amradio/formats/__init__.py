@@ -23,7 +23,7 @@ FORMATS: tuple[Format, ...] = (ModelFolder(), RemoteCode(), Transformers(), Timm
 def read(path: str | Path, align_corners: bool | None = None, own: Student | None = None) -> LoadedModel:
     """Reads a model in whichever format it is; see `Format.read`. Raises UserError, also where no format recognises it.
 
-    own: the object that takes the weights of a student of type `own`; only our own model folder can have one.
+    own: the object that takes the weights of a student of type `custom`; only our own model folder can have one.
     """
     text = str(path)
     problem = path_problem(text)

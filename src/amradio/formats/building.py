@@ -22,7 +22,7 @@ def check_fits(
 ) -> None:
     """Raises UserError where `config` does not describe the network of these weights; nothing is allocated.
 
-    shapes: of the tensors of the file, under our names. where, name: as of `load_exactly`. own: the student of type `own`.
+    shapes: of the tensors of the file, under our names. where, name: as of `load_exactly`. own: the student of type `custom`.
     """
     try:
         with torch.device("meta"), at_most(SURVEYS * len(shapes) + ROOM):

@@ -30,7 +30,7 @@ Teachers = Mapping[str, Teacher]
 def load_teachers(recipe: Recipe, own: Teachers, say: Callable[[str], None] = lambda _: None) -> dict[str, Teacher]:
     """The frozen teachers on the CPU.
 
-    Those whose precision is `auto` get that of the run. own: objects of the user's, by name, in the places of teachers of type `own`.
+    Those whose precision is `auto` get that of the run. own: objects of the user's, by name, in the places of teachers of type `custom`.
     say: is told of each teacher before it is loaded.
     Raises UserError with what all of them lack.
     """
