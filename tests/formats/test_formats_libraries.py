@@ -516,7 +516,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Loaded
     write_folder(folder / "model", model.config, model.network, {"step": 1, "num_steps": 1, "data": "nothing"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("amradio.formats.onnx.INLINE_BYTES", 1000)
-        said = amradio.export(folder / "model", "onnx", folder / "graph.onnx", heads=["sam"], image_size=50)
+        said = amradio.export(folder / "model", "onnx", folder / "graph.onnx", heads=["sam"], image_size=48)
     assert "graph.onnx.data: move both together" in said.snippet
     config = model.config.model_copy(update={"heads": {"sam": model.config.heads["sam"]}})
     return {**found, "fixed": (LoadedModel(config, model.network), said.path)}
