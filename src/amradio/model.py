@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # transformers and its kin take seconds to import, and only `
 
 
 class Model(nn.Module):
-    """A student with its heads, ready to use: in eval mode, heads speak raw teacher space.
+    """A student with its heads, ready to use: in eval mode; heads predict raw teacher features.
 
     Attributes: `config` as in config.json; `ignored_keys`: keys of the file that are known to do nothing, and were left out.
     """

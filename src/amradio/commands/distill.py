@@ -30,7 +30,7 @@ def distill(
 ) -> Path:
     """Distils the teachers of a recipe into its student and returns the run folder.
 
-    The same call resumes a run that was stopped, exactly. teachers: objects of one's own, by the names that the recipe gives the type
+    The same call resumes a run that was stopped, exactly. teachers: objects, by the names that the recipe gives the type
     `custom`. student: an object that is trained in place, where the recipe's student is of type `custom`. Under `torchrun` the processes
     share out each step's images. within: seconds that the training should take at most; where the first steps show that it takes longer,
     a warning says so. Raises UserError with all problems at once, before anything is written, where the recipe cannot be run

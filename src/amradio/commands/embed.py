@@ -26,7 +26,7 @@ def embed(path: str | Path, images: str | Path | SourceSettings, out: str | Path
 
     path: whatever `amradio.load` reads. images: a folder, a text file with a path on each line, tar shards, or a source of recipes.
     out: a file that does not exist yet, .safetensors or .parquet. options: those of `EmbedSettings`, e.g. heads=["clip"]. Whole images are
-    resized to a legal size never cropped. Stopped at any time, the same call goes on. Raises UserError with what is wrong.
+    resized to a legal size never cropped. After a stop at any time the same call resumes. Raises UserError with what is wrong.
     """
     settings, file, device, model, source = together(
         lambda: validate(EmbedSettings, options),

@@ -40,7 +40,7 @@ def evaluate(
 
     path: a run folder (whose teachers are loaded as its config.yaml says) or a model folder. words: evaluation files and `key=value`,
     merged left to right; without a word the built-in evaluations on generated scenes. json_file: where machine-readable results go.
-    teachers: objects of one's own, by the name of their head. student: of type `custom`, an object that takes the weights. Raises UserError
+    teachers: objects, by the name of their head. student: of type `custom`, an object that takes the weights. Raises UserError
     with what is missing, before anything is measured.
     """
     suite = _suite(words)
@@ -90,7 +90,7 @@ def teachers_of(path: Path, own: Mapping[str, Teacher], suite: Suite) -> dict[st
     missing = [name for name, settings in recipe.teachers.items() if settings.type == "custom" and name not in own]
     if missing:
         raise UserError(
-            *(f"teachers: '{name}' is an object of one's own; pass it: amradio.evaluate(..., teachers=...)" for name in missing)
+            *(f"teachers: '{name}' is of type custom, an object; pass it: amradio.evaluate(..., teachers=...)" for name in missing)
         )
     return {**load_teachers(for_suite(recipe, suite), {name: own[name] for name in own if name in recipe.teachers}), **own}
 

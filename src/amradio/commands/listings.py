@@ -15,7 +15,7 @@ GAP = "  "
 WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|\S)+""")
 """A word of a command, with its quotes."""
 CONTINUED = " \\"
-"""At the end of a line of a command that goes on in the next."""
+"""At the end of a line of a command that continues on the next."""
 
 
 def list_teachers(as_json: bool = False) -> None:

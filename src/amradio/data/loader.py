@@ -25,7 +25,7 @@ _DRAWS, _CROPS = 0, 1  # streams of random numbers
 
 @dataclass(frozen=True)
 class Feed:
-    """What is asked of a loader, and which share of it this process takes.
+    """What a loader delivers, and which share of it this process takes.
 
     `batch_size` is that of the whole step; process `rank` of `world_size` gets the contiguous share number `rank`, so the
     shares put together are the batch of a run on one process. Raises UserError where the batch cannot be shared out.

@@ -51,7 +51,7 @@ class Monitor:
         self._rate = 0.0
 
     def begin(self, num_steps: int) -> None:
-        """Starts the clock; called when a stage begins or goes on. num_steps: of the whole run."""
+        """Starts the clock; called when a stage begins or is resumed. num_steps: of the whole run."""
         self.num_steps = num_steps
         self.clock.take()
         self._taken = 0

@@ -47,7 +47,7 @@ def _introduction(config: NetworkConfig, network: Network) -> str:
         f"of {network.spatial_dim} channels for every {network.student.patch_size} x {network.student.patch_size} px.",
     ]
     if config.heads:
-        lines += [f"A head per teacher ({heads:.2f} M parameters together) speaks that teacher's own feature space."]
+        lines += [f"A head per teacher ({heads:.2f} M parameters together) predicts features in that teacher's space."]
     if config.origin:
         lines += ["", f"Made from {config.origin}; the terms of that model hold for this one."]
     return "\n".join([*lines, ""])

@@ -1,4 +1,4 @@
-"""What every student is: a backbone with its own preprocessing that speaks `Features`."""
+"""What every student is: a backbone with its own preprocessing that returns `Features`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Self

@@ -16,13 +16,13 @@ class Plan(NamedTuple):
     """What becomes of a model's heads and summaries."""
 
     config: NetworkConfig
-    """Of the network that goes on."""
+    """Of the network that is continued."""
     summaries: tuple[int | None, ...]
     """For each of its summaries that of the model which it was; None for a new one."""
     new_summaries: tuple[int, ...]
     """Those that new heads read and no kept one."""
     kept: tuple[tuple[str, Kind], ...]
-    """Parts of heads that go on; they speak raw teacher space."""
+    """Parts of heads that are kept; they predict raw teacher features."""
     notes: tuple[str, ...]
     """What was kept, is new and was dropped, a line each."""
 
@@ -58,7 +58,7 @@ def plan(model: NetworkConfig, wanted: Mapping[str, HeadConfig], image_size: int
 
 
 def _terms(model: NetworkConfig) -> str | None:
-    """The teachers of a model, with the licences that hold for whatever goes on from it, also where their heads are dropped."""
+    """The teachers of a model, with the licences that hold for whatever continues from it, also where their heads are dropped."""
     teachers = ", ".join(f"{name} ({head.teacher.get('licence')})" for name, head in model.heads.items())
     return f"a model of {teachers}" if teachers else None
 

@@ -1,4 +1,4 @@
-"""The suite of `evaluate.suite`: student, heads and teachers measured again and again while a run goes on."""
+"""The suite of `evaluate.suite`: student, heads and teachers measured at intervals during a run."""
 
 import copy
 import json
