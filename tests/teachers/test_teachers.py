@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import amradio
 import tiny
 from amradio.config import one_of, validate
 from amradio.errors import UserError
 from amradio.features import Features
 from amradio.teachers import TEACHERS, Teacher, TeacherSettings
 from amradio.teachers.precision import cast
-from amradio.teachers.settings import ClipSettings, CustomSettings, EmbeddedSettings, SamSettings
+from amradio.teachers.settings import ClipSettings, CustomSettings, EmbeddedSettings, ModelSettings, SamSettings
+from model_folders import layer_scale_vit
 
 NOT_FROM_FILES = ("embedded", "custom", "model")
 """Tested elsewhere: by the files that the package ships, and by what raises."""
@@ -162,6 +164,21 @@ def test_an_input_size_of_the_users_own(case: tuple[type[TeacherSettings], str],
     assert spatial.shape[1:3] == (wanted // teacher.patch_size, wanted // teacher.patch_size)
     with pytest.raises(UserError, match=f"input_size {wanted + 1} .*{wanted}"):
         validate(settings, {"model": folder, "input_size": wanted + 1}).build()
+
+
+def test_a_model_folder_is_a_teacher(tmp_path: Path) -> None:
+    folder, images = layer_scale_vit(tmp_path / "model"), tiny.photo(64, 64) / 255
+    model = amradio.load(folder)
+    wanted = model(images, heads=["dino"])
+    for head, name in ((None, "backbone"), ("dino", "dino")):
+        teacher = ModelSettings(path=str(folder), head=head).build()
+        found = teacher(images)
+        assert (teacher.summary_dim, teacher.spatial_dim) == (found.summary.shape[-1], found.spatial.shape[-1])
+        torch.testing.assert_close(found, wanted[name], rtol=0, atol=0)
+    assert ModelSettings(path=str(folder), head="sam").build().summary_dim is None
+    assert ModelSettings(path=str(folder), input_size=48).build().size_for(64, 64) == (48, 48)
+    with pytest.raises(UserError, match="there is no head 'dinoo'; did you mean 'dino'"):
+        ModelSettings(path=str(folder), head="dinoo").build()
 
 
 # --- precision

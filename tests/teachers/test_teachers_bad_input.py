@@ -155,6 +155,19 @@ def test_a_model_in_the_cache_needs_no_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("kind", tiny.BUILDERS)
+def test_a_revision_on_the_hub(tmp_path: Path, kind: str) -> None:
+    """The cache holds the revision `v2` and no other."""
+    tiny.BUILDERS[kind][0](tmp_path / "models--me--mine" / "snapshots" / ("a" * 40))
+    (tmp_path / "models--me--mine" / "refs").mkdir(parents=True)
+    (tmp_path / "models--me--mine" / "refs" / "v2").write_text("a" * 40)
+    model = "hf-hub:me/mine" if kind in ("timm", "open_clip") else "me/mine"
+    (settings,) = [cls for cls in TEACHERS if cls.model_fields["type"].default == kind]
+    assert validate(settings, {"model": model, "revision": "v2"}).build().source.endswith("me/mine")
+    assert "me/mine" in build_error(kind, model=model)
+
+
+@pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("missing", [False, True])
 def test_weights_in_shards_are_here_only_when_all_are(tmp_path: Path, missing: bool) -> None:
     folder = tmp_path / "models--me--mine" / "snapshots" / ("a" * 40)

@@ -420,6 +420,12 @@ def test_a_student_without_blocks_is_one_message(recipe, tmp_path):
     assert problem.startswith("student.gradient_checkpointing: ")
 
 
+def test_how_positions_are_stretched_can_be_chosen(recipe, finished):
+    for chosen in (None, True, False):
+        words = f"student={{type: model, path: {finished}, align_corners: {'null' if chosen is None else str(chosen).lower()}}}"
+        assert training(recipe(*SHORT, words)).context.task.network.student.patch_generator.rule.align_corners is bool(chosen)
+
+
 class Spoken(Teacher):
     """Any number of channels, each a fixed mixture of mean colours and their squares."""
 
