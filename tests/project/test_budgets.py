@@ -1,6 +1,7 @@
 """The code keeps its budgets and its promises: sizes, layers, and what is never called."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -15,8 +16,13 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LINES, FUNCTION_LINES, ARGUMENTS, LOOP_LINES, CLASS_LINES, ROOM_SHARE = 400, 60, 7, 80, 200, 0.15
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield f"{path.relative_to(SOURCE)}:{node.lineno} {node.name}", node
 
@@ -48,7 +54,7 @@ def test_no_room_is_more_than_a_share_of_the_house():
 def test_classes_are_short():
     found = {}
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.ClassDef) and length(node) > CLASS_LINES:
                 found[f"{path.relative_to(SOURCE)}:{node.lineno} {node.name}"] = length(node)
     assert not found
@@ -80,7 +86,7 @@ def test_the_training_loop_fits_on_a_page():
 
 
 def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node
 
@@ -110,7 +116,7 @@ def test_images_are_loaded_by_one_reader():
     loaders, conversions, items = [], [], []
     for path in FILES:
         file = str(path.relative_to(SOURCE))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             name = ast.unparse(node.func).split(".")[-1] if isinstance(node, ast.Call) else ""
             loaders += [file] if name in ("DataLoader", "Pool", "ProcessPoolExecutor") else []
             items += [file] if name == "load_items" else []
@@ -147,7 +153,7 @@ def test_no_mutable_defaults_and_no_swallowing_keywords():
 def test_no_bare_except_and_no_silent_one():
     found = []
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.ExceptHandler):
                 silent = all(isinstance(part, ast.Pass) for part in node.body)
                 if node.type is None or (silent and ast.unparse(node.type) in ("Exception", "BaseException")):
@@ -161,7 +167,7 @@ def test_words_that_are_not_ours(word):
     named = [str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*") if word in re.split(r"[_.]", path.name)]
     used = []
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             name = getattr(node, "id", None) or getattr(node, "arg", None) or getattr(node, "name", None)
             ours = isinstance(node, (ast.arg, ast.FunctionDef, ast.ClassDef)) or isinstance(getattr(node, "ctx", None), ast.Store)
             if ours and word in str(name).lower().split("_"):
@@ -177,7 +183,7 @@ def test_variables_are_nouns():
     """A name such as `found` is features, a path or a message alike; the rooms that have been through it keep it so."""
     found = []
     for path in (path for path in FILES if path.relative_to(SOURCE).parts[0] in ROOMS_WITH_NOUNS):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             name = node.arg if isinstance(node, ast.arg) else node.id if isinstance(node, ast.Name) else getattr(node, "attr", "")
             if name in NOUNS_INSTEAD:
                 found.append(f"{path.relative_to(SOURCE)}: {name}")
@@ -185,12 +191,16 @@ def test_variables_are_nouns():
 
 
 def test_docstrings_say_what_this_one_does():
-    found = []
-    for path in (path for path in FILES if path.relative_to(SOURCE).parts[0] in ROOMS_WITH_NOUNS):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (ast.get_docstring(node) or "").startswith("See "):
-                found.append(f"{path.relative_to(SOURCE)}:{node.lineno} {node.name}")
-    assert not found
+    """In the code, and in the examples of extending.md, which people copy."""
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), re.S)
+    assert len(examples) > 3
+    sources = [(str(path.relative_to(SOURCE)), path.read_text(encoding="utf-8")) for path in FILES]
+    vague = []
+    for file, text in [*sources, *(("extending.md", example) for example in examples)]:
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and re.search(r"^See |see the base", ast.get_docstring(node) or ""):
+                vague.append(f"{file}:{node.lineno} {node.name}")
+    assert not vague
 
 
 @pytest.mark.slow

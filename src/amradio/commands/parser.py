@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
     """Ends with 2 after one line that says what is wrong and how to write it, below the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """See the class."""
+        """Prints the usage and `error: message` to stderr, with an example where a word is missing, and raises SystemExit(2)."""
         message = message.replace("the following arguments are required", "missing")
         example = f"\nexample: {self.epilog.split('example: ')[-1]}" if self.epilog and "missing" in message else ""
         self.print_usage(sys.stderr)

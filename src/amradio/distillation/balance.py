@@ -30,7 +30,7 @@ class FixedSettings(BalanceSettings):
     type: Literal["fixed"] = "fixed"
 
     def build(self, weights: Weights) -> Balance:
-        """See `weighting.Fixed`."""
+        """A sum with constant factors: `weights`."""
         from .weighting import Fixed
 
         return Fixed(weights)
@@ -44,7 +44,7 @@ class AdaLossSettings(BalanceSettings):
     """Of the running mean, a step (AM-RADIO: 0.99)."""
 
     def build(self, weights: Weights) -> Balance:
-        """See `weighting.AdaLoss`."""
+        """A sum in which every loss is divided by its running mean; the means are buffers, 0 until a loss was seen."""
         from .weighting import AdaLoss
 
         return AdaLoss(weights, self.decay)
@@ -56,7 +56,7 @@ class UncertaintySettings(BalanceSettings):
     type: Literal["uncertainty"] = "uncertainty"
 
     def build(self, weights: Weights) -> Balance:
-        """See `weighting.Uncertainty`."""
+        """A sum with one learnt parameter a loss of weight above 0, which begins at 0."""
         from .weighting import Uncertainty
 
         return Uncertainty(weights)
@@ -70,7 +70,7 @@ class TeacherDroppingSettings(BalanceSettings):
     """Of leaving one out (UNIC: 0.5); 0 is `fixed`."""
 
     def build(self, weights: Weights) -> Balance:
-        """See `weighting.TeacherDropping`."""
+        """A sum over the teachers that are kept, drawn for each image; outside training all are kept."""
         from .weighting import TeacherDropping
 
         return TeacherDropping(weights, self.probability)

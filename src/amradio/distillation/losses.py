@@ -52,7 +52,7 @@ class CosineSettings(LossTerm):
     type: Literal["cosine"] = "cosine"
 
     def build(self) -> Loss:
-        """See `cosine`."""
+        """1 - cosine over channels, mean over valid cells: float32 [B] in [0, 2]."""
         return lambda prediction, target, context=ALONE: cosine(prediction, target, context.valid)
 
 
@@ -62,7 +62,7 @@ class MseSettings(LossTerm):
     type: Literal["mse"] = "mse"
 
     def build(self) -> Loss:
-        """See `mse`."""
+        """Squared error, mean over channels and valid cells: float32 [B], 0 or more."""
         return lambda prediction, target, context=ALONE: mse(prediction, target, context.valid)
 
 
@@ -74,7 +74,7 @@ class SmoothL1Settings(LossTerm):
     """Where the loss turns from quadratic to linear; torch's default is 1, TAO's port uses 2."""
 
     def build(self) -> Loss:
-        """See `smooth_l1`."""
+        """d^2 / (2 beta) where the difference d is below `beta`, d - beta / 2 above; mean over channels and valid cells: float32 [B]."""
         return lambda prediction, target, context=ALONE: smooth_l1(prediction, target, self.beta, context.valid)
 
 
@@ -127,7 +127,7 @@ class DampenedMseSettings(LossTerm):
     type: Literal["dampened_mse"] = "dampened_mse"
 
     def build(self) -> Loss:
-        """See `dampened_mse`."""
+        """d^2 / 2 where the difference d is below 1, 2 sqrt(d) - 1.5 above; mean over channels and valid cells: float32 [B]."""
         return lambda prediction, target, context=ALONE: dampened_mse(prediction, target, context.valid)
 
 
@@ -143,7 +143,7 @@ class AngleSettings(SummaryTerm):
         return True
 
     def build(self) -> Loss:
-        """See `sphere.angle`."""
+        """The squared angle (radians) over the teacher's dispersion: float32 [B]; the context needs a `sphere`."""
         from .sphere import angle
 
         return angle
@@ -161,7 +161,7 @@ class TangentSphereSettings(SummaryTerm):
         return True
 
     def build(self) -> Loss:
-        """See `sphere.tangent_sphere`."""
+        """The squared distance of tangents at the mean direction over their variance: float32 [B]; the context needs a `sphere`."""
         from .sphere import tangent_sphere
 
         return tangent_sphere
@@ -181,7 +181,7 @@ class TokenSimilaritySettings(LossTerm):
         return ("spatial",)
 
     def build(self) -> Loss:
-        """See `relations.token_similarity`."""
+        """KL(teacher || student) of softmaxes over cosines between the valid cells of an image, mean over cells: float32 [B]."""
         from .relations import token_similarity
 
         return lambda prediction, target, context=ALONE: token_similarity(prediction, target, self.temperature, context.valid)
@@ -199,7 +199,7 @@ class RkdSettings(SummaryTerm):
         return True
 
     def build(self) -> Loss:
-        """See `relations.relational`."""
+        """Smooth L1 between distances to all images of the batch, over their means; every pair counts: float32 [B]."""
         from .relations import relational
 
         return lambda prediction, target, context=ALONE: relational(prediction, target, context.gather, is_asymmetric=False)
@@ -217,7 +217,7 @@ class AsymmetricRkdSettings(SummaryTerm):
         return True
 
     def build(self) -> Loss:
-        """See `relations.relational`."""
+        """`rkd` of the pairs that are wrong in direction alone: near pairs that are too far apart, far ones too near: float32 [B]."""
         from .relations import relational
 
         return lambda prediction, target, context=ALONE: relational(prediction, target, context.gather, is_asymmetric=True)

@@ -86,7 +86,7 @@ class PhiSSettings(MixingSettings):
         return True
 
     def scale_matrix(self, covariance: Tensor) -> Tensor:
-        """See `rotations.phi_s`."""
+        """phi times a rotation (or reflection), [D, D] float64: every channel of the targets gets variance 1 (PHI-S, section 2.1)."""
         from .rotations import phi_s
 
         return phi_s(covariance)
@@ -98,7 +98,7 @@ class PcaSettings(MixingSettings):
     type: Literal["pca"] = "pca"
 
     def scale_matrix(self, covariance: Tensor) -> Tensor:
-        """See `rotations.pca`."""
+        """U L^1/2 of the eigenvectors U and eigenvalues L of the covariance, [D, D] float64: the targets are white (PHI-S, Table 1)."""
         from .rotations import pca
 
         return pca(covariance)
@@ -110,7 +110,7 @@ class ZcaSettings(MixingSettings):
     type: Literal["zca"] = "zca"
 
     def scale_matrix(self, covariance: Tensor) -> Tensor:
-        """See `rotations.zca`."""
+        """U L^1/2 U^T of the eigenvectors U and eigenvalues L of the covariance, [D, D] float64, symmetric: the targets are white."""
         from .rotations import zca
 
         return zca(covariance)
@@ -127,7 +127,7 @@ class HadamardSettings(MixingSettings):
         return True
 
     def scale_matrix(self, covariance: Tensor) -> Tensor:
-        """See `rotations.hadamard_whitening`."""
+        """U L^1/2 H^T with H orthogonal, [D, D] float64: the scale of PCA and then a rotation; the targets are white (PHI-S, Table 1)."""
         from .rotations import hadamard_whitening
 
         return hadamard_whitening(covariance)

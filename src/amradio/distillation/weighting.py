@@ -61,7 +61,7 @@ class Fixed(Balance):
     """The sum of the losses times their weights."""
 
     def forward(self, losses: StepLosses) -> Tensor:
-        """See the base."""
+        """sum of weight * L, float32 []; losses without a weight are left out."""
         means = losses.means
         weighted = (self.weights[name] * loss for name, loss in means.items() if name in self.weights)
         return sum(weighted, start=next(iter(means.values())) * 0)
@@ -83,7 +83,7 @@ class AdaLoss(Balance):
         self.register_buffer("expected", torch.zeros(len(self.weights)))
 
     def forward(self, losses: StepLosses) -> Tensor:
-        """See the base."""
+        """sum of weight * L / E[L], float32 []; E[L] is the running mean before this step, and 1 for a loss that was never seen."""
         factors = self.factors(set(losses.means))
         weighted = (self.weights[name] * factor * losses.means[name] for name, factor in factors.items())
         return sum(weighted, start=next(iter(losses.means.values())) * 0)
@@ -110,7 +110,7 @@ class Uncertainty(Balance):
         self.b = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in self.weights})
 
     def forward(self, losses: StepLosses) -> Tensor:
-        """See the base."""
+        """sum of weight * (exp(-b) L + softplus(b)), float32 [], with gradients for b."""
         names = [name for name in losses.means if name in self.weights]
         weighted = (self.weights[name] * ((-self.b[name]).exp() * losses.means[name] + F.softplus(self.b[name])) for name in names)
         return sum(weighted, start=next(iter(losses.means.values())) * 0)
@@ -137,7 +137,7 @@ class TeacherDropping(Fixed):
         self.probability = probability
 
     def forward(self, losses: StepLosses) -> Tensor:
-        """See the base."""
+        """Weighted losses of the teachers kept for an image, summed; mean over images, divided by the expected share kept: float32 []."""
         names = [name for name in losses.samples if name in self.weights]
         teachers = list(dict.fromkeys(name.partition("/")[0] for name in names))
         if not self.training or len(teachers) < 2:

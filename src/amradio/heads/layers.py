@@ -69,7 +69,7 @@ class LinearHead(nn.Module):
         nn.init.zeros_(self.final.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """See the class."""
+        """Features [..., in_dim] -> [..., out_dim], cell by cell."""
         return self.final(inputs)
 
 
@@ -121,7 +121,7 @@ class LadderHead(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, blocks: Sequence[Tensor]) -> Tensor:
-        """See the class."""
+        """blocks: one tensor [..., in_dim] a block, in their order, all of one shape -> [..., out_dim]."""
         assert len(blocks) == len(self.steps), f"a ladder of {len(self.steps)} steps, and {len(blocks)} blocks"
         return self.final(torch.cat([nn.functional.gelu(step(block)) for step, block in zip(self.steps, blocks, strict=True)], -1))
 

@@ -58,7 +58,7 @@ class MlpHeadSettings(HeadSettings):
         return KINDS if self.upsample_factor == 1 else ("spatial",)
 
     def build(self, in_dim: int, out_dim: int, student: StudentShape = UNKNOWN) -> MlpHead:
-        """See `MlpHead`."""
+        """An MLP [..., in_dim] -> [..., out_dim]; with `upsample_factor` u a map [B, H, W, in_dim] -> [B, uH, uW, out_dim]."""
         del student
         from .layers import MlpHead
 
@@ -84,7 +84,7 @@ class AttentionHeadSettings(HeadSettings):
         return ("spatial",)
 
     def build(self, in_dim: int, out_dim: int, student: StudentShape = UNKNOWN) -> AttentionHead:
-        """See `AttentionHead`; UserError where the number of attention heads does not divide the student's channels."""
+        """Blocks and an MLP, [B, H, W, in_dim] -> [B, uH, uW, out_dim]; UserError where `num_heads` does not divide `in_dim`."""
         del student
         from .layers import AttentionHead, MlpHead
 
@@ -100,7 +100,7 @@ class LinearHeadSettings(HeadSettings):
     type: Literal["linear"] = "linear"
 
     def build(self, in_dim: int, out_dim: int, student: StudentShape = UNKNOWN) -> LinearHead:
-        """See `LinearHead`."""
+        """One linear layer, [..., in_dim] -> [..., out_dim]."""
         del student
         from .layers import LinearHead
 
@@ -118,7 +118,10 @@ class TransformerHeadSettings(HeadSettings):
     """Attention heads; divides the student's channels. null: one for 64 channels, or the next fewer that divide."""
 
     def build(self, in_dim: int, out_dim: int, student: StudentShape = UNKNOWN) -> TransformerHead:
-        """See `TransformerHead`; UserError where the number of attention heads does not divide the student's channels."""
+        """Blocks over the tokens of both kinds and a linear layer on those of one: [B, in_dim] or [B, H, W, in_dim] -> [..., out_dim].
+
+        Raises UserError where the number of attention heads does not divide `in_dim`.
+        """
         from .layers import TransformerHead
 
         num_heads = self.num_heads or max(count for count in range(1, max(1, in_dim // 64) + 1) if in_dim % count == 0)
@@ -138,7 +141,10 @@ class LadderHeadSettings(HeadSettings):
     """Hidden channels of the last block; null takes four times the student's channels (UNIC: 3072 of 768)."""
 
     def build(self, in_dim: int, out_dim: int, student: StudentShape = UNKNOWN) -> LadderHead:
-        """See `LadderHead`; UserError where the student has no blocks."""
+        """A hidden layer a block and a linear layer on all: `num_blocks` tensors [..., in_dim] -> [..., out_dim].
+
+        Raises UserError where the student has no blocks.
+        """
         from .layers import LadderHead
 
         if student.num_blocks == 0:

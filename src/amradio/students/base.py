@@ -170,7 +170,7 @@ class Conditioner(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """See the class."""
+        """[..., 3, H, W] in [0, 1] -> (images - mean) / std, same shape and dtype."""
         return ((images - self.mean) / self.std).to(images.dtype)
 
     def inverse(self, normalised: Tensor) -> Tensor:

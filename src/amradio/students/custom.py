@@ -47,7 +47,10 @@ class CustomStudent(Student):
         return max(round(height / self.step), 1) * self.step, max(round(width / self.step), 1) * self.step
 
     def forward(self, images: Tensor, draws: Tensor | None = None) -> Features:
-        """See `Student.forward`; nothing is drawn here."""
+        """Images [B, 3, H, W] in [0, 1] -> summary [B, num_summaries * S], spatial [B, H/p, W/p, D]; `draws` are not used.
+
+        Raises UserError, which names the nearest legal size, for images of another size.
+        """
         del draws
         summary, cells = self._answer(self.condition(images))
         return Features(summary, cells.permute(0, 2, 3, 1))

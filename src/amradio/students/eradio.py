@@ -27,7 +27,7 @@ DEAD_NORM = "norm."
 
 
 def build(settings: EradioSettings, num_summaries: int) -> "Eradio":
-    """See `EradioSettings.build`."""
+    """An E-RADIO with random weights, on the default device; one summary where the settings share it, else `num_summaries`."""
     shape = settings.shape()
     stages: list[nn.Module] = []
     for number, depth in enumerate(shape.depths):
@@ -102,7 +102,7 @@ class Eradio(Student):
         return (self.patch_embed, *self.levels, last)
 
     def fuse_attention(self, fused: bool) -> None:
-        """See the base."""
+        """Computes window attention in PyTorch's fused kernel (True) or as matrix products and a softmax (False)."""
         for module in self.modules():
             if isinstance(module, WindowAttention):
                 module.fused = fused
@@ -145,7 +145,7 @@ class Eradio(Student):
         return cells if self.norm is None else self.norm(cells)
 
     def deploy(self) -> Self:
-        """Folds every BatchNorm that follows a convolution into it; see the base.
+        """Folds every BatchNorm that follows a convolution into it, in place and irreversibly; outputs change by rounding only.
 
         The position bias is computed from its weights as ever: stored ones of official files are stale.
         """

@@ -107,7 +107,7 @@ class WindowAttention(nn.Module):
         self.pos_emb_funct = PositionBias(shape.cpb_hidden_dim, shape.num_heads)
 
     def forward(self, tokens: Tensor, window: Window) -> Tensor:
-        """See the class."""
+        """Tokens [B * windows, N, C] of windows of `window` -> the same shape, after attention within each and the output layer."""
         B, N, C = tokens.shape
         q, k, v = self.qkv(tokens).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
         bias = self.pos_emb_funct(window).to(q.dtype)
@@ -203,7 +203,7 @@ class AttentionStage(nn.ModuleList):
         self.has_global = has_global
 
     def forward(self, x: Tensor, window: Window) -> Tensor:
-        """See the class."""
+        """[B, C, H, W] -> the same shape, through all blocks; sides that do not fit are stretched before and brought back after."""
         unit = window.size * (2 if self.has_global else 1)
         height, width = x.shape[2:]
         grid = (-(-height // unit) * unit, -(-width // unit) * unit)

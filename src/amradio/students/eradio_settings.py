@@ -110,7 +110,7 @@ class EradioSettings(StudentSettings):
 
     @property
     def shares_summary(self) -> bool:
-        """See the base."""
+        """Whether `summaries` is `shared`: all heads read the mean of the map."""
         return self.summaries == "shared"
 
     def shape(self) -> EradioShape:

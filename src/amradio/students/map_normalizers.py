@@ -19,7 +19,7 @@ class Rotation(nn.Module):
         self.register_buffer("tx", torch.eye(dim))
 
     def forward(self, spatial: Tensor) -> Tensor:
-        """See the class."""
+        """A map [..., D] in the student's space -> the same shape, centred and rotated."""
         return (spatial - self.mean) @ self.tx.T
 
 

@@ -126,7 +126,7 @@ class CustomSettings(StudentSettings):
 
     @property
     def shares_summary(self) -> bool:
-        """See the base."""
+        """Whether `summaries` is `shared`: the object's one summary serves all heads."""
         return self.summaries == "shared"
 
     def build(self, num_summaries: int) -> Student:

@@ -20,7 +20,10 @@ from .timm_settings import SummaryFrom, TimmSettings
 
 
 def build(settings: TimmSettings, num_summaries: int) -> "TimmStudent":
-    """See `TimmSettings.build`."""
+    """A student around timm's backbone, on the default device; random weights or those of `start_from`.
+
+    Raises UserError where the backbone gives no usable map, has no such level or token, or cannot be of this size.
+    """
     found = survey(settings.model, settings.image_size)
     levels = _levels(settings, found)
     if settings.summary == "token" and found.token_dim is None:
@@ -255,7 +258,7 @@ class TimmStudent(Student):
         return tuple(blocks) if isinstance(blocks, (nn.Sequential, nn.ModuleList)) else ()
 
     def fuse_attention(self, fused: bool) -> None:
-        """See the base."""
+        """Computes attention in PyTorch's fused kernel (True) or step by step (False), in those of timm's layers that have both."""
         for module in self.trunk.modules():
             if "fused_attn" in vars(module):
                 module.fused_attn = fused  # type: ignore[assignment]

@@ -93,7 +93,7 @@ class TimmSettings(StudentSettings):
 
     @property
     def shares_summary(self) -> bool:
-        """See the base."""
+        """Whether `summaries` is `shared`: all heads read the one summary of the backbone."""
         return self.summaries == "shared"
 
     def build(self, num_summaries: int) -> TimmStudent:

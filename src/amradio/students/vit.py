@@ -19,7 +19,7 @@ from .windows import Parted, Windows, global_blocks
 
 
 def build(settings: VitSettings, num_summaries: int) -> "Vit":
-    """See `VitSettings.build`."""
+    """A ViT with `num_summaries` summary tokens, on the default device, with random weights or those of `start_from`."""
     shape = settings.shape()
     rule = PositionRule(settings.align_corners, settings.position_dropout, settings.viewport_scale if settings.viewport else None)
     num_prefix = num_summaries + settings.num_registers
@@ -76,18 +76,21 @@ class Vit(Student):
 
     @property
     def window_size(self) -> int | None:
-        """See the base."""
+        """Patches along the side of a window; None where attention is global in all blocks."""
         return self.windows.size if self.windows else None
 
     def set_windows(self, size: int | None, num_global: int = 4, num_windowed: int | None = None) -> None:
-        """See the base."""
+        """Switches to windows of `size` x `size` patches, or with None back to global attention; weights are the same in both.
+
+        num_global, num_windowed: which blocks stay global (`windows.global_blocks`). Raises UserError for a size below 1.
+        """
         if size is not None and size < 1:
             raise UserError(f"window_size {size}: give the patches of a window's side, 1 or more")
         whole = global_blocks(len(self.blocks), num_global, num_windowed) if size is not None else frozenset()
         self.windows = Windows(size, whole, self.num_prefix) if size is not None else None
 
     def check_size(self, height: int, width: int) -> None:
-        """See the base. Compares remainders alone, so that one compiled or exported graph serves all legal sizes."""
+        """Raises UserError where a side is no multiple of `step`. Compares remainders alone, so that one graph serves all legal sizes."""
         if height < self.step or width < self.step or height % self.step or width % self.step:
             super().check_size(height, width)
 
@@ -97,11 +100,11 @@ class Vit(Student):
         return {"patch_generator.pos_embed", "patch_generator.cls_token.token"} | scales
 
     def blocks_in_order(self) -> Sequence[nn.Module]:
-        """See the base."""
+        """The transformer blocks, the first reads the patches; patch embedding and positions are in none."""
         return tuple(self.blocks)
 
     def fuse_attention(self, fused: bool) -> None:
-        """See the base."""
+        """Computes attention in PyTorch's fused kernel (True) or as matrix products and a softmax (False), in all blocks."""
         for block in self.blocks:
             block.attn.fused_attn = fused  # type: ignore[union-attr]
 
@@ -120,11 +123,11 @@ class Vit(Student):
 
     @property
     def num_blocks(self) -> int:
-        """See the base."""
+        """Transformer blocks, whose features `forward_blocks` returns."""
         return len(self.blocks)
 
     def forward_blocks(self, images: Tensor, draws: Tensor | None = None) -> tuple[Features, list[Features]]:
-        """See the base; in windowed blocks the summaries stay as they are."""
+        """What `forward` returns, and features of the same shapes after every block; windowed blocks do not change summaries."""
         tokens, grid = self._tokens(images, draws)
         state = self._enter(tokens, grid)
         found = []
@@ -136,7 +139,11 @@ class Vit(Student):
     def intermediates(
         self, images: Tensor, indices: int | Sequence[int] | None = None, aggregation: Aggregation = "sparse", prefix: bool = False
     ) -> list[Features] | list[tuple[Features, Tensor]]:
-        """See the base; blocks after the last one asked for are not run. In windowed blocks the prefix tokens stay as they are."""
+        """Features after each of `indices`, in that order: summary [B, n * dim], spatial [B, H/p, W/p, dim]; later blocks are not run.
+
+        indices: from 0, negative ones from the end; a number n for the last n, None for all. aggregation: dense takes means over the blocks
+        since the index before. prefix: adds the tokens [B, num_prefix, dim] before the patches, which windowed blocks leave unchanged.
+        """
         wanted = block_numbers(indices, len(self.blocks))
         tokens, grid = self._tokens(images, None)
         state = self._enter(tokens, grid)
@@ -154,7 +161,10 @@ class Vit(Student):
         return [self._features(found[number], grid) for number in wanted]
 
     def pack(self, images: Sequence[Tensor]) -> list[Features]:
-        """See the base; not in training, and not with windows."""
+        """Features (B = 1) of images [3, H, W] of several legal sizes in one pass over a sequence without padding.
+
+        Raises UserError in training and in windowed mode.
+        """
         if self.windows is not None or self.training:
             mode = "with windows" if self.windows is not None else "in training"
             raise UserError(f"pack: a student {mode} takes images of one size at a time; end that mode, or run one by one")
