@@ -91,8 +91,8 @@ class Model(nn.Module):
         (with B = 1). Raises UserError as `forward`, and where the student cannot (ViT students without windows can).
         """
         _check_each(self._check, images)
-        found = self.network.pack(images, self._known(heads or ()))
-        return [features["backbone"] for features in found] if heads is None else found
+        answers = self.network.pack(images, self._known(heads or ()))
+        return [features["backbone"] for features in answers] if heads is None else answers
 
     @overload
     def intermediates(
@@ -267,8 +267,8 @@ def _batch(model: Model, images: Picture | Sequence[Picture], size: Size | Liter
     views = [view(model, picture, size) for picture in pictures]
     sizes = {tuple(pixels.shape[-2:]) for pixels in views}
     if len(sizes) > 1:
-        found = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:4])
-        raise UserError(f"images: resized to legal sizes they differ ({found} px); give size=(height, width), or one picture at a time")
+        listed = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:4])
+        raise UserError(f"images: resized to legal sizes they differ ({listed} px); give size=(height, width), or one picture at a time")
     return torch.cat(views)
 
 
@@ -321,11 +321,11 @@ def load(
     Raises UserError where there is no model, a file is damaged, weights and config do not fit, or the student has no such option.
     """
     wanted = _dtype(dtype)
-    found = formats.read(path, align_corners, student)
-    model = Model(found.config, found.network, found.ignored_keys)
+    loaded = formats.read(path, align_corners, student)
+    model = Model(loaded.config, loaded.network, loaded.ignored_keys)
     problems: list[str] = []
-    if align_corners is not None and "align_corners" not in type(found.config.student).model_fields:
-        problems.append(f"align_corners: a '{found.config.student.type}' student has no position table to stretch; leave it out")
+    if align_corners is not None and "align_corners" not in type(loaded.config.student).model_fields:
+        problems.append(f"align_corners: a '{loaded.config.student.type}' student has no position table to stretch; leave it out")
     try:
         model.set_windows(window_size)
     except UserError as error:

@@ -148,13 +148,13 @@ class NetworkConfig(Settings):
                 by_size.setdefault(head.image_size, []).append(name)
         return ", ".join(f"{' and '.join(names)} at {size} px" for size, names in sorted(by_size.items())) if len(by_size) > 1 else None
 
-    def build(self, own: Student | None = None) -> "Network":
+    def build(self, custom_student: Student | None = None) -> "Network":
         """A network with fresh weights (or started from those that the student's settings name).
 
-        own: the student of type `custom`, an object of the user's; UserError where there is none, or it does not suit.
+        custom_student: the student of type `custom`, an object of the user's; UserError where there is none, or it does not suit.
         """
         self.check_memory()
-        student = self.student.build(self.num_summaries) if own is None else self._check(own)
+        student = self.student.build(self.num_summaries) if custom_student is None else self._check(custom_student)
         heads = {name: _build_head(head, student) for name, head in self.heads.items()}
         rotation = Rotation(student.spatial_dim) if self.rotates else None
         depth, shares = len(student.blocks_in_order()), self.normalizes_blocks == "shared"
@@ -164,7 +164,7 @@ class NetworkConfig(Settings):
     def check_memory(self, bytes_each: int = WEIGHT_BYTES) -> None:
         """Raises UserError where the parameters need more memory than this machine has; builds them without memory to count them.
 
-        bytes_each: `WEIGHT_BYTES` or `TRAINED_BYTES`. Of students of type `timm` and `own`, whose sizes are no settings, only heads count.
+        bytes_each: `WEIGHT_BYTES` or `TRAINED_BYTES`. Of types `timm` and `custom`, whose settings do not tell it, only heads count.
         """
         fresh = self.without_start().student
         with torch.device("meta"):
@@ -179,18 +179,20 @@ class NetworkConfig(Settings):
                 f"{gib(machine_memory())}; take a smaller student (student.size, dim, depth, max_image_size) or smaller heads (hidden_dim)"
             )
 
-    def _check(self, own: Student) -> Student:
+    def _check(self, custom_student: Student) -> Student:
         problems: list[str] = []
         if self.student.type != "custom":
             problems.append(f"student: an object was passed, but the student is of type '{self.student.type}'; drop one of both")
-        elif not isinstance(own, Student):
-            problems.append(f"student: found {type(own).__name__}; wrap a module as amradio.students.CustomStudent(module, patch_size=...)")
-        elif own.num_summaries != (1 if self.student.shares_summary else self.num_summaries):
+        elif not isinstance(custom_student, Student):
+            problems.append(
+                f"student: found {type(custom_student).__name__}; wrap a module as amradio.students.CustomStudent(module, patch_size=...)"
+            )
+        elif custom_student.num_summaries != (1 if self.student.shares_summary else self.num_summaries):
             wanted = "1 (student.summaries: shared)" if self.student.shares_summary else f"{self.num_summaries}, one per teacher"
-            problems.append(f"student: the object has {own.num_summaries} summaries, the recipe wants {wanted}")
+            problems.append(f"student: the object has {custom_student.num_summaries} summaries, the recipe wants {wanted}")
         if problems:
             raise UserError(*problems)
-        return own
+        return custom_student
 
     def without_start(self) -> "NetworkConfig":
         """The same network, to be filled from its own weights and from nothing else."""
@@ -269,13 +271,13 @@ class Network(nn.Module):
         self, images: Tensor, indices: int | Sequence[int] | None, aggregation: Aggregation, prefix: bool
     ) -> list[Features] | list[tuple[Features, Tensor]]:
         """As of `Student.intermediates`, normalised where the model does that; summaries are those of `summary_slots`."""
-        found = self.student.intermediates(images, indices, aggregation, prefix)
+        outputs = self.student.intermediates(images, indices, aggregation, prefix)
         wanted = block_numbers(indices, len(self.student.blocks_in_order()))
         if prefix:
-            pairs = cast(list[tuple[Features, Tensor]], found)
+            pairs = cast(list[tuple[Features, Tensor]], outputs)
             numbered = zip(wanted, pairs, strict=True)
             return [(self._between(features, number, wanted, aggregation), tokens) for number, (features, tokens) in numbered]
-        numbered = zip(wanted, cast(list[Features], found), strict=True)
+        numbered = zip(wanted, cast(list[Features], outputs), strict=True)
         return [self._between(features, number, wanted, aggregation) for number, features in numbered]
 
     def _between(self, features: Features, number: int, wanted: Sequence[int], aggregation: Aggregation) -> Features:
@@ -294,19 +296,19 @@ class Network(nn.Module):
         heads = tuple(heads)
         if self.reads_blocks(heads):
             return [self(image[None], None, heads) for image in images]
-        found = self.student.pack(images)
+        outputs = self.student.pack(images)
         answers: dict[int, dict[str, Features]] = {}
         for size in dict.fromkeys(image.shape for image in images):
             members = [number for number, image in enumerate(images) if image.shape == size]
-            answer = self._answer(_joined([found[number] for number in members]), (), heads)
-            for place, number in enumerate(members):
-                answers[number] = {name: _one(features, place) for name, features in answer.items()}
+            answer = self._answer(_joined([outputs[number] for number in members]), (), heads)
+            for row, number in enumerate(members):
+                answers[number] = {name: _one(features, row) for name, features in answer.items()}
         return [answers[number] for number in range(len(images))]
 
-    def _answer(self, found: Features, blocks: Sequence[Features], heads: Iterable[str]) -> dict[str, Features]:
+    def _answer(self, features: Features, blocks: Sequence[Features], heads: Iterable[str]) -> dict[str, Features]:
         if self.rotation is not None:
-            found = found._replace(spatial=self.rotation(found.spatial))
-        return {"backbone": self.choose(found)} | {name: self.heads[name](found, blocks) for name in heads}
+            features = features._replace(spatial=self.rotation(features.spatial))
+        return {"backbone": self.choose(features)} | {name: self.heads[name](features, blocks) for name in heads}
 
     def choose(self, features: Features) -> Features:
         """The student's features with the summaries of `summary_slots` alone."""
@@ -332,9 +334,9 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], where: str, name
     name: spells a key of the module as the file does, for messages. Raises UserError that names every missing, left-over and misshapen
     key (at most 10 each).
     """
-    found = misfits(module.state_dict(), {key: tensor.shape for key, tensor in weights.items()}, where, name)
-    if found:
-        raise UserError(*found)
+    problems = misfits(module.state_dict(), {key: tensor.shape for key, tensor in weights.items()}, where, name)
+    if problems:
+        raise UserError(*problems)
     dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
     if dtypes in ({torch.float16}, {torch.bfloat16}):
         cast_weights(module, dtypes.pop())
@@ -342,12 +344,12 @@ def load_exactly(module: nn.Module, weights: dict[str, Tensor], where: str, name
         module.load_state_dict(weights)
 
 
-def misfits(own: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], where: str, name: Callable[[str], str] = str) -> list[str]:
-    """What keeps tensors of these shapes from filling `own`: missing, left-over and misshapen keys, a sentence each (at most 10 keys)."""
-    missing = [name(key) for key in own if key not in shapes]
-    extra = [name(key) for key in shapes if key not in own]
-    both = [key for key in own if key in shapes and tuple(shapes[key]) != tuple(own[key].shape)]
-    wrong = [f"{name(key)} is {list(shapes[key])}, not {list(own[key].shape)}" for key in both]
+def misfits(expected: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], where: str, name: Callable[[str], str] = str) -> list[str]:
+    """Why tensors of these shapes do not fill `expected`: missing, left-over and misshapen keys, a sentence each (at most 10 keys)."""
+    missing = [name(key) for key in expected if key not in shapes]
+    extra = [name(key) for key in shapes if key not in expected]
+    both = [key for key in expected if key in shapes and tuple(shapes[key]) != tuple(expected[key].shape)]
+    wrong = [f"{name(key)} is {list(shapes[key])}, not {list(expected[key].shape)}" for key in both]
     return [
         f"{where}: {what}: {', '.join(keys[:10])}{f' and {len(keys) - 10} more' if len(keys) > 10 else ''}"
         for what, keys in (("missing", missing), ("not known", extra), ("wrong shape", wrong))

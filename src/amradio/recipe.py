@@ -69,8 +69,8 @@ class HeadPair(Settings):
         for kind in KINDS:
             head = self.of(kind)
             if kind not in head.kinds:
-                kinds, found = " and ".join(head.kinds), head.model_dump()["type"]
-                raise ValueError(f"{kind}: a head of type '{found}' with these settings reads {kinds} features only")
+                kinds, type_name = " and ".join(head.kinds), head.model_dump()["type"]
+                raise ValueError(f"{kind}: a head of type '{type_name}' with these settings reads {kinds} features only")
         return self
 
     def of(self, kind: Kind) -> HeadSettings:
@@ -199,7 +199,9 @@ class Recipe(Settings):
 
     def partitions(self) -> list[tuple[str, PartitionSettings]]:
         """Every partition of every stage, by key."""
-        return [(f"stages.{s}.partitions.{p}", found) for s, stage in enumerate(self.stages) for p, found in enumerate(stage.partitions)]
+        return [
+            (f"stages.{s}.partitions.{p}", partition) for s, stage in enumerate(self.stages) for p, partition in enumerate(stage.partitions)
+        ]
 
     def memory_problems(self, world_size: int) -> list[str]:
         """Batches that this machine's memory cannot hold, one sentence each: two of uint8 in loading, one of float32 in the step."""
@@ -228,8 +230,8 @@ class Recipe(Settings):
 
     def sources(self) -> dict[str, Any]:
         """The settings of every data source that the run reads, by key."""
-        found = {"data.train": self.data.train} | ({"data.val": self.data.val} if self.data.val else {})
-        return found | {f"{key}.source": partition.source for key, partition in self.partitions() if partition.source}
+        sources = {"data.train": self.data.train} | ({"data.val": self.data.val} if self.data.val else {})
+        return sources | {f"{key}.source": partition.source for key, partition in self.partitions() if partition.source}
 
     def weights(self) -> dict[str, float]:
         """The weight of each loss, by its name (`clip/summary`)."""
@@ -249,7 +251,7 @@ def _leaves(tree: Any, key: str = "") -> dict[str, Any]:
         pairs = [(str(k), v) for k, v in enumerate(tree)]
     else:
         return {key: tree}
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for k, v in pairs:
-        found |= _leaves(v, f"{key}.{k}" if key else k)
-    return found
+        leaves |= _leaves(v, f"{key}.{k}" if key else k)
+    return leaves

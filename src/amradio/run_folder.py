@@ -120,10 +120,10 @@ class RunFolder:
 
 def _stored(config: Path) -> Any:
     """The recipe that a run folder keeps, as a mapping; keys that were not there when it was written have their defaults."""
-    found = parse_yaml(read_text(config), str(config))
-    if not isinstance(found, dict):
-        raise UserError(f"{config}: a recipe is a mapping; found {'nothing' if found is None else type(found).__name__}")
+    recipe = parse_yaml(read_text(config), str(config))
+    if not isinstance(recipe, dict):
+        raise UserError(f"{config}: a recipe is a mapping; found {'nothing' if recipe is None else type(recipe).__name__}")
     try:
-        return validate(Recipe, found).model_dump(mode="json")
+        return validate(Recipe, recipe).model_dump(mode="json")
     except UserError:
-        return found  # a key that is gone since: it is named among the changed ones
+        return recipe  # a key that is gone since: it is named among the changed ones

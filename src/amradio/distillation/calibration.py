@@ -58,9 +58,9 @@ def calibrate(
         if change is not None:
             for network in (task.network, *followers):
                 change.fold(_last_layer(network, name, kind))
-    for name, found in summaries.items():
+    for name, collected in summaries.items():
         to_target = normalizers[name, "summary"].affine.inverse()
-        targets = [Affine(*(each.cpu() for each in to_target))(raw.double()) for raw in found]
+        targets = [Affine(*(part.cpu() for part in to_target))(raw.double()) for raw in collected]
         cast(Sphere, task.spheres[name]).calibrate(targets, processes.add_up)
     return {key: int(moment.sums[-1]) for key, moment in moments.items()}
 

@@ -62,10 +62,10 @@ def _plan(size: int) -> Callable[[], Tensor] | None:
 
 
 def _sylvester(size: int) -> Tensor:
-    found = torch.ones(1, 1, dtype=torch.int8)
-    while len(found) < size:
-        found = torch.cat([torch.cat([found, found], 1), torch.cat([found, -found], 1)])
-    return found
+    matrix = torch.ones(1, 1, dtype=torch.int8)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix
 
 
 def _paley(size: int) -> Callable[[], Tensor] | None:
@@ -82,10 +82,10 @@ def _paley(size: int) -> Callable[[], Tensor] | None:
 
 def _paley_one(prime: int, degree: int) -> Tensor:
     size = prime**degree + 1
-    found = torch.ones(size, size, dtype=torch.int8)
-    found[1:, 0] = -1
-    found[1:, 1:] = _characters(prime, degree) + torch.eye(size - 1, dtype=torch.int8)
-    return found
+    matrix = torch.ones(size, size, dtype=torch.int8)
+    matrix[1:, 0] = -1
+    matrix[1:, 1:] = _characters(prime, degree) + torch.eye(size - 1, dtype=torch.int8)
+    return matrix
 
 
 def _paley_two(prime: int, degree: int) -> Tensor:
@@ -113,7 +113,7 @@ def _powers_of_a_generator(prime: int, degree: int) -> list[int]:
     An element is a polynomial in x below `degree`; it is numbered by its coefficients as digits to the base `prime`, lowest first.
     """
     for number in range(1, prime**degree):
-        tail = [number // prime**place % prime for place in range(degree)]  # x^degree = tail[0] + tail[1] x + ...
+        tail = [number // prime**power % prime for power in range(degree)]  # x^degree = tail[0] + tail[1] x + ...
         powers = list(_orbit(prime, tail)) if tail[0] else []
         if len(powers) == prime**degree - 1:
             return powers
@@ -126,7 +126,7 @@ def _orbit(prime: int, tail: list[int]) -> Iterator[int]:
     one = [1] + [0] * (degree - 1)
     element = one
     for _ in range(prime**degree - 1):
-        yield sum(digit * prime**place for place, digit in enumerate(element))
+        yield sum(digit * prime**power for power, digit in enumerate(element))
         carried = element[-1]
         element = [(low + carried * part) % prime for low, part in zip([0, *element[:-1]], tail, strict=True)]
         if element == one:

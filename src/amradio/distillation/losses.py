@@ -311,10 +311,10 @@ class LossSettings(Settings):
     @pydantic.model_validator(mode="after")
     def _compares_its_kind(self) -> Self:
         for kind in KINDS:
-            found = self.of(kind)
-            if kind not in found.kinds:
-                kinds = " and ".join(found.kinds) or "no"
-                raise ValueError(f"{kind}: a loss of type '{found.model_dump()['type']}' compares {kinds} features only")
+            loss = self.of(kind)
+            if kind not in loss.kinds:
+                kinds = " and ".join(loss.kinds) or "no"
+                raise ValueError(f"{kind}: a loss of type '{loss.model_dump()['type']}' compares {kinds} features only")
         return self
 
     @property

@@ -48,14 +48,14 @@ def compare(prediction: Tensor, target: Tensor, mean: Tensor, std: Tensor) -> di
     """
     prediction, target, mean, std = prediction.float(), target.float(), mean.float(), std.float()
     standard_prediction, standard_target = (prediction - mean) / std, (target - mean) / std
-    found = {
+    measures = {
         HEADLINE: F.cosine_similarity(standard_prediction, standard_target, dim=-1),
         "cosine": F.cosine_similarity(prediction, target, dim=-1),
         "constant_cosine": F.cosine_similarity(mean.expand_as(target), target, dim=-1),
         "prediction_norm": standard_prediction.norm(dim=-1),
         "target_norm": standard_target.norm(dim=-1),
     }
-    return {name: value.flatten(1).mean(1) if value.ndim > 1 else value for name, value in found.items()}
+    return {name: value.flatten(1).mean(1) if value.ndim > 1 else value for name, value in measures.items()}
 
 
 def with_norm_ratio(means: Mapping[str, Number]) -> dict[str, Number]:
@@ -64,9 +64,9 @@ def with_norm_ratio(means: Mapping[str, Number]) -> dict[str, Number]:
     1 is right. Below 1 predictions vary too little around the mean (0: a constant), above 1 too much. No cosine of standardized features
     depends on it, but what an exported head predicts does.
     """
-    found = {name: value for name, value in means.items() if name not in ("prediction_norm", "target_norm")}
-    found["norm_ratio"] = means["prediction_norm"] / (means["target_norm"] + SMALLEST_NORM)
-    return found
+    measures = {name: value for name, value in means.items() if name not in ("prediction_norm", "target_norm")}
+    measures["norm_ratio"] = means["prediction_norm"] / (means["target_norm"] + SMALLEST_NORM)
+    return measures
 
 
 def measure(pair: Pair, normalizer: Normalizer) -> dict[str, Tensor]:

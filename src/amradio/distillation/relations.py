@@ -23,7 +23,7 @@ def token_similarity(prediction: Tensor, target: Tensor, temperature: float, val
     compared = ~torch.eye(cells, dtype=torch.bool, device=prediction.device)[None]
     if valid is not None:
         compared = compared & valid.flatten(1)[:, None, :]
-    student, teacher = (_log_shares(wide(each).flatten(1, 2), temperature, compared) for each in (prediction, target))
+    student, teacher = (_log_shares(wide(feature).flatten(1, 2), temperature, compared) for feature in (prediction, target))
     divergence = (teacher.exp() * (teacher - student)).sum(-1)
     return mean_of_cells(divergence.unflatten(1, prediction.shape[1:3]), valid)
 
@@ -41,17 +41,17 @@ def relational(prediction: Tensor, target: Tensor, gather: Gather = ungathered, 
     where it is nearer than the median in the teacher's space and farther apart in the student's, or not nearer and too near. 0 for a single
     image.
     """
-    rows, own = gather(wide(prediction))
+    rows, local_rows = gather(wide(prediction))
     student, teacher = _distances(rows), _distances(gather(wide(target))[0])
     errors = F.smooth_l1_loss(student, teacher, reduction="none")
     if is_asymmetric:
         pairs = torch.triu_indices(len(teacher), len(teacher), 1, device=teacher.device)
         near = teacher < teacher[pairs[0], pairs[1]].median() if pairs.shape[1] else teacher < 0
         errors = errors.where(torch.where(near, student > teacher, student < teacher), 0)
-    return errors.sum(1)[own] / max(len(rows) - 1, 1)
+    return errors.sum(1)[local_rows] / max(len(rows) - 1, 1)
 
 
 def _distances(rows: Tensor) -> Tensor:
     """[N, D] -> [N, N], over their mean without the diagonal."""
-    found = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
-    return found / (found.sum() / max(len(rows) * (len(rows) - 1), 1)).clamp_min(SMALLEST_MEAN)
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances / (distances.sum() / max(len(rows) * (len(rows) - 1), 1)).clamp_min(SMALLEST_MEAN)

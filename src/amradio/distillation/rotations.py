@@ -68,19 +68,19 @@ def balancing(values: Tensor) -> Tensor:
     For sizes without a Hadamard matrix. From the discrete Hartley transform on, rotations of two rows, D - 1 at most, each make one element
     the mean (Bendel and Mickey, 1978).
     """
-    found = orthogonal(len(values))
+    rotation = orthogonal(len(values))
     mean = values.mean()
-    diagonal = found.square() @ values
+    diagonal = rotation.square() @ values
     for _ in range(len(values) - 1):
         low, high = int(diagonal.argmin()), int(diagonal.argmax())
         if diagonal[high] - diagonal[low] <= 1e-14 * mean:
             break
         below, above = diagonal[low] - mean, diagonal[high] - mean
-        across = (found[low] * found[high]) @ values
+        across = (rotation[low] * rotation[high]) @ values
         root = (across.square() - below * above).sqrt()
         tangent = below / (-across - root) if across > 0 else below / (-across + root)  # the smaller root, without cancellation
         cosine = (1 + tangent.square()).rsqrt()
-        first, second = found[low].clone(), found[high].clone()
-        found[low], found[high] = cosine * (first + tangent * second), cosine * (second - tangent * first)
+        first, second = rotation[low].clone(), rotation[high].clone()
+        rotation[low], rotation[high] = cosine * (first + tangent * second), cosine * (second - tangent * first)
         diagonal[low], diagonal[high] = mean, diagonal[high] + below
-    return found
+    return rotation

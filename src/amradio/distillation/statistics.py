@@ -118,10 +118,10 @@ def set_statistics(
     std = torch.where(std < SMALLEST_STD, torch.ones_like(std), std)
     if settings.mixes_channels:
         assert covariance is not None, f"{settings} needs a covariance"
-        found = {"shift": mean, "scale": settings.scale_matrix(covariance)}
-        found["inverse"] = Affine(found["scale"].float(), found["shift"].cpu()).inverse().scale  # of what is kept, in float32
+        values = {"shift": mean, "scale": settings.scale_matrix(covariance)}
+        values["inverse"] = Affine(values["scale"].float(), values["shift"].cpu()).inverse().scale  # of what is kept, in float32
     else:
-        found = dict(zip(("shift", "scale"), settings.affine(mean, std), strict=True))
-    for name, value in (found | {"mean": mean, "std": std}).items():
+        values = dict(zip(("shift", "scale"), settings.affine(mean, std), strict=True))
+    for name, value in (values | {"mean": mean, "std": std}).items():
         getattr(normalizer, name).copy_(value)
     normalizer.calibrated.fill_(True)

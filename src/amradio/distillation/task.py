@@ -130,12 +130,12 @@ class Distillation(nn.Module):
         """float32 [B]."""
         sphere = self.spheres[pair.teacher] if pair.kind == "summary" and pair.teacher in self.spheres else None
         context = LossContext(pair.valid, cast(Sphere | None, sphere), self.objective.gather)
-        found = self.objective.losses[pair.kind](pair.prediction, pair.target, context)
+        losses = self.objective.losses[pair.kind](pair.prediction, pair.target, context)
         if pair.kind == "spatial" and self.objective.token_exponent:
-            found = found * partition.map_weight
+            losses = losses * partition.map_weight
             if pair.valid is not None:
-                found = found * pair.valid.flatten(1).float().mean(1) ** self.objective.token_exponent
-        return found
+                losses = losses * pair.valid.flatten(1).float().mean(1) ** self.objective.token_exponent
+        return losses
 
     def pairs(self, predictions: Mapping[str, Features], prepared: Prepared) -> Iterator[Pair]:
         """Each prediction with its target, in target space, maps on one grid over the region that both views show."""

@@ -99,8 +99,8 @@ class TransformerHead(nn.Module):
             tokens = torch.cat([tokens, _tokens(other if self.other is None else self.other(other))], 1)
         for block in self.blocks:
             tokens = block(tokens)
-        found = self.final(tokens[:, :count])
-        return found[:, 0] if inputs.ndim == 2 else found.unflatten(1, inputs.shape[1:3])
+        output = self.final(tokens[:, :count])
+        return output[:, 0] if inputs.ndim == 2 else output.unflatten(1, inputs.shape[1:3])
 
 
 class LadderHead(nn.Module):
@@ -164,13 +164,13 @@ class Head(nn.Module):
 
     def _read(self, features: Features, kind: Kind) -> Tensor:
         """The map, or the summary of this head's slot."""
-        found = features.of(kind)
-        assert found is not None, f"the student has no {kind}"
+        feature = features.of(kind)
+        assert feature is not None, f"the student has no {kind}"
         if kind == "spatial":
-            return found
+            return feature
         start = self.slot * self.summary_dim
-        assert found.shape[1] >= start + self.summary_dim, "the student has no summary for this slot"
-        return found[:, start : start + self.summary_dim]
+        assert feature.shape[1] >= start + self.summary_dim, "the student has no summary for this slot"
+        return feature[:, start : start + self.summary_dim]
 
 
 def final_linear(module: nn.Module) -> nn.Linear:

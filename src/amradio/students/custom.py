@@ -57,10 +57,10 @@ class CustomStudent(Student):
 
     def _answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(summary [B, n * S], map [B, D, H, W]) of normalised images."""
-        found: Any = self.module(images)
-        if isinstance(found, Tensor):
-            return found.mean((2, 3)), found
-        summary, cells = found
+        output: Any = self.module(images)
+        if isinstance(output, Tensor):
+            return output.mean((2, 3)), output
+        summary, cells = output
         return summary, cells
 
     def _try(self) -> tuple[Tensor, Tensor]:

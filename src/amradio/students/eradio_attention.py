@@ -112,10 +112,10 @@ class WindowAttention(nn.Module):
         q, k, v = self.qkv(tokens).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
         bias = self.pos_emb_funct(window).to(q.dtype)
         if self.fused:
-            found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            output = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         else:
-            found = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias).softmax(-1) @ v
-        return self.proj(found.transpose(1, 2).reshape(B, N, C))
+            output = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias).softmax(-1) @ v
+        return self.proj(output.transpose(1, 2).reshape(B, N, C))
 
 
 class AttentionBlock(nn.Module):
@@ -145,11 +145,11 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, window: Window) -> Tensor:
         """Sides of the map are multiples of the window, of twice the window where the block is not local."""
-        found = self._enter(x)
-        tokens = cut(found, window.size)
+        cells = self._enter(x)
+        tokens = cut(cells, window.size)
         tokens = tokens + self.attn(self.norm1(tokens), window)
         tokens = tokens + self.mlp(self.norm2(tokens))
-        return 0.5 * (x + self._leave(join(tokens, window.size, found.shape)))
+        return 0.5 * (x + self._leave(join(tokens, window.size, cells.shape)))
 
     def _enter(self, x: Tensor) -> Tensor:
         if self.local:

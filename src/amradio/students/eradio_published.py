@@ -63,7 +63,7 @@ def settings_from(weights: Mapping[str, Tensor], window: WindowRule = "fixed") -
 
 
 def _count(weights: Iterable[str], pattern: str) -> int:
-    return len({found[1] for key in weights if (found := re.match(pattern, key))})
+    return len({match[1] for key in weights if (match := re.match(pattern, key))})
 
 
 def _named(shape: dict[str, Any], neck: bool, window: WindowRule) -> EradioSettings:
@@ -92,14 +92,14 @@ def published_weights(student: Eradio) -> dict[str, Tensor]:
     The student has one shared summary, and is not deployed.
     """
     assert student.summary_queries is None
-    found = student.state_dict()
+    weights = student.state_dict()
     size = student.windows.size
     with torch.no_grad():
         for name, module in student.named_modules():
             if isinstance(module, WindowAttention):
                 window = make_window(size, size, module.qkv.weight.device)
                 side = 2 * size - 1
-                found[f"{name}.pos_emb_funct.relative_coords_table"] = window.offsets.reshape(1, side, side, 2)
-                found[f"{name}.pos_emb_funct.relative_position_index"] = window.between
-                found[f"{name}.pos_emb_funct.relative_bias"] = module.pos_emb_funct.compute(window) + 8
-    return found
+                weights[f"{name}.pos_emb_funct.relative_coords_table"] = window.offsets.reshape(1, side, side, 2)
+                weights[f"{name}.pos_emb_funct.relative_position_index"] = window.between
+                weights[f"{name}.pos_emb_funct.relative_bias"] = module.pos_emb_funct.compute(window) + 8
+    return weights

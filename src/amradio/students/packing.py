@@ -29,8 +29,8 @@ class Packing:
     def unpack(self, packed: Tensor) -> list[Tensor]:
         """[T, D] -> [1, length, D] of each image."""
         parts = packed.split([self.lengths[image] for image in self.order])
-        found = dict(zip(self.order, parts, strict=True))
-        return [found[image][None] for image in range(len(found))]
+        sequences = dict(zip(self.order, parts, strict=True))
+        return [sequences[image][None] for image in range(len(sequences))]
 
     def run(self, block: Block, packed: Tensor) -> Tensor:
         """What a pre-norm block makes of a pack [T, D], each image seeing itself alone."""
@@ -39,8 +39,8 @@ class Packing:
 
     def _attend(self, attention, packed: Tensor) -> Tensor:
         qkv = attention.qkv(packed).unflatten(-1, (3, attention.num_heads, -1))
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
         for (length, count), part in zip(self.groups, qkv.split([length * count for length, count in self.groups]), strict=True):
             q, k, v = part.unflatten(0, (count, length)).permute(2, 0, 3, 1, 4)
-            found.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1).flatten(1))
-        return attention.proj(torch.cat(found))
+            outputs.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1).flatten(1))
+        return attention.proj(torch.cat(outputs))

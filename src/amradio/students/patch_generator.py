@@ -107,9 +107,9 @@ class PatchGenerator(nn.Module):
         """Where `count` positions fall on one axis of the table: the lower neighbour and the share of the next, each [B, count]."""
         offset = draw * (1 - scale)
         steps = torch.linspace(0, 1, count, dtype=scale.dtype, device=scale.device)
-        place = ((steps * scale[:, None] + offset[:, None]) * (self.table_side - 1)).clamp(0, self.table_side - 1)
-        low = place.floor()
-        return low.long(), place - low
+        position = ((steps * scale[:, None] + offset[:, None]) * (self.table_side - 1)).clamp(0, self.table_side - 1)
+        low = position.floor()
+        return low.long(), position - low
 
     def _table(self) -> Tensor:
         """The table [R*R, dim] in at least float32."""

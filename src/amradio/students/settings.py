@@ -69,11 +69,11 @@ class LoraSettings(Settings):
         """Freezes the student and adds to each linear layer of `blocks`; UserError where there is none."""
         from .finetuning import LowRankLinear, linears, replace_module
 
-        found = [(block, *pair) for block in blocks for pair in linears(block)]
-        if not found:
+        layers = [(block, *pair) for block in blocks for pair in linears(block)]
+        if not layers:
             raise UserError("type: 'lora' adds to the linear layers of blocks, and the student has none; take train: all")
         student.requires_grad_(False)
-        for block, name, linear in found:
+        for block, name, linear in layers:
             replace_module(block, name, LowRankLinear(linear, self.rank, self.alpha / self.rank))
 
 

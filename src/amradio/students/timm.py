@@ -24,32 +24,32 @@ def build(settings: TimmSettings, num_summaries: int) -> "TimmStudent":
 
     Raises UserError where the backbone gives no usable map, has no such level or token, or cannot be of this size.
     """
-    found = survey(settings.model, settings.image_size)
-    levels = _levels(settings, found)
-    if settings.summary == "token" and found.token_dim is None:
+    backbone = survey(settings.model, settings.image_size)
+    levels = _levels(settings, backbone)
+    if settings.summary == "token" and backbone.token_dim is None:
         raise UserError(f"student.summary: timm's {settings.model} has no class token; use 'pooled' or 'map'")
-    trunk = timm.create_model(settings.model, num_classes=0, **found.options)
-    started_from = start_trunk(trunk, settings.model, settings.start_from, found.options) if settings.start_from is not None else None
+    trunk = timm.create_model(settings.model, num_classes=0, **backbone.options)
+    started_from = start_trunk(trunk, settings.model, settings.start_from, backbone.options) if settings.start_from is not None else None
     if settings.summary == "map":
-        trunk.prune_intermediate_layers(levels, prune_norm=found.is_pyramid, prune_head=True)  # pyright: ignore[reportCallIssue]
-    neck = Neck([found.dims[level] for level in levels], settings.neck_dim or found.dims[-1]) if settings.neck else None
-    student = TimmStudent(trunk, found, levels, neck, settings.summary, None if settings.shares_summary else num_summaries)
+        trunk.prune_intermediate_layers(levels, prune_norm=backbone.is_pyramid, prune_head=True)  # pyright: ignore[reportCallIssue]
+    neck = Neck([backbone.dims[level] for level in levels], settings.neck_dim or backbone.dims[-1]) if settings.neck else None
+    student = TimmStudent(trunk, backbone, levels, neck, settings.summary, None if settings.shares_summary else num_summaries)
     student.started_from = started_from
     return student
 
 
-def _levels(settings: TimmSettings, found: "Survey") -> list[int]:
+def _levels(settings: TimmSettings, backbone: "Survey") -> list[int]:
     """The student's level, and with a neck the last level of every coarser stride."""
-    count = len(found.strides)
-    level = found.default_level if settings.level is None else settings.level
+    count = len(backbone.strides)
+    level = backbone.default_level if settings.level is None else settings.level
     if not -count <= level < count:
-        raise UserError(f"student.level: {level} of {count}; timm's {settings.model} has levels of {_listed(found.strides)} px a cell")
+        raise UserError(f"student.level: {level} of {count}; timm's {settings.model} has levels of {_listed(backbone.strides)} px a cell")
     level %= count
     if not settings.neck:
         return [level]
-    coarser = sorted({stride: n for n, stride in enumerate(found.strides) if stride > found.strides[level]}.values())
+    coarser = sorted({stride: n for n, stride in enumerate(backbone.strides) if stride > backbone.strides[level]}.values())
     if not coarser:
-        way_out = "leave neck out" if len(set(found.strides)) == 1 else "give a finer level"
+        way_out = "leave neck out" if len(set(backbone.strides)) == 1 else "give a finer level"
         raise UserError(f"student.neck: timm's {settings.model} has nothing coarser than level {level} to add to it; {way_out}")
     return [level, *coarser]
 
@@ -114,7 +114,7 @@ def survey(model: str, image_size: int | None = None) -> Survey:
     return Survey(
         options=options,
         strides=strides,
-        dims=tuple(found.shape[1] for found in maps),
+        dims=tuple(cells_of_level.shape[1] for cells_of_level in maps),
         pooled_dim=pooled.shape[-1],
         token_dim=final.shape[-1] if final.ndim == 3 and _num_tokens(trunk) else None,
         input_size=side,
@@ -167,11 +167,11 @@ def _runs(trunk: Any, model: str, side: int) -> bool:
 
 def _check_maps(model: str, maps: Sequence[Tensor], strides: Sequence[int], size: tuple[int, int]) -> None:
     """Raises UserError where a level's map is not [1, D, H / stride, W / stride]."""
-    for number, (found, stride) in enumerate(zip(maps, strides, strict=True)):
-        if tuple(found.shape[2:]) != (size[0] // stride, size[1] // stride):
+    for number, (cells, stride) in enumerate(zip(maps, strides, strict=True)):
+        if tuple(cells.shape[2:]) != (size[0] // stride, size[1] // stride):
             raise UserError(
                 f"student.model: timm's {model} has no usable map: level {number} says {stride} px a cell, but gives "
-                f"{'x'.join(map(str, found.shape[2:]))} cells of {size[0]}x{size[1]} px; choose another backbone"
+                f"{'x'.join(map(str, cells.shape[2:]))} cells of {size[0]}x{size[1]} px; choose another backbone"
             )
 
 
@@ -218,7 +218,7 @@ class TimmStudent(Student):
     def __init__(
         self,
         trunk: nn.Module,
-        found: Survey,
+        backbone: Survey,
         levels: Sequence[int],
         neck: Neck | None,
         summary: SummaryFrom,
@@ -226,19 +226,19 @@ class TimmStudent(Student):
     ):
         """trunk: of timm, without a classifier. num_summaries: linear layers on the summary, one each; None for one shared summary."""
         super().__init__()
-        self.mean, self.std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (found.mean, found.std))
+        self.mean, self.std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (backbone.mean, backbone.std))
         self.trunk, self.neck = trunk, neck
         self.levels = tuple(levels)
-        self.patch_size = found.strides[levels[0]]
-        self.spatial_dim = neck.smooth.out_channels if neck is not None else found.dims[levels[0]]
-        self.summary_dim = {"pooled": found.pooled_dim, "token": found.token_dim or 0, "map": self.spatial_dim}[summary]
+        self.patch_size = backbone.strides[levels[0]]
+        self.spatial_dim = neck.smooth.out_channels if neck is not None else backbone.dims[levels[0]]
+        self.summary_dim = {"pooled": backbone.pooled_dim, "token": backbone.token_dim or 0, "map": self.spatial_dim}[summary]
         self.num_summaries = num_summaries or 1
         self.summarise = None if num_summaries is None else nn.Linear(self.summary_dim, num_summaries * self.summary_dim)
         self.summary_rows = {f"summarise.{name}": self.summary_dim for name in ("weight", "bias")} if num_summaries else {}
-        self._summary, self._norm = summary, not found.is_pyramid
+        self._summary, self._norm = summary, not backbone.is_pyramid
         self._has_batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trunk.modules())
-        self.input_size, self._step, self._least = found.input_size, found.step, found.least
-        self._last = len(found.strides) - 1
+        self.input_size, self._step, self._least = backbone.input_size, backbone.step, backbone.least
+        self._last = len(backbone.strides) - 1
 
     def nearest_size(self, height: int, width: int) -> tuple[int, int]:
         """The nearest multiples of the coarsest stride, or the one size of a backbone of fixed size."""

@@ -26,14 +26,14 @@ def start_trunk(trunk: nn.Module, model: str, source: str, options: Mapping[str,
     """
     if source == HUB:
         return _fill(trunk, _from_hub(model, options), f"timm's {model}")
-    found = recognise(source)
+    origin = recognise(source)
     wanted = f"'{HUB}', a .safetensors file or a folder with model.safetensors (timm's name of the weights stands in student.model)"
-    if found.kind == "file" and found.path.suffix != ".safetensors":
+    if origin.kind == "file" and origin.path.suffix != ".safetensors":
         raise UserError(f"student.start_from: {source}: this file is no .safetensors file, and pickled weights are not read; give {wanted}")
-    if found.kind not in ("file", "folder"):
-        raise UserError(f"student.start_from: {source}: {not_found(found, wanted)}")
+    if origin.kind not in ("file", "folder"):
+        raise UserError(f"student.start_from: {source}: {not_found(origin, wanted)}")
     try:
-        tensors = read_tensors(found.path / "model.safetensors" if found.kind == "folder" else found.path)
+        tensors = read_tensors(origin.path / "model.safetensors" if origin.kind == "folder" else origin.path)
     except UserError as error:
         raise UserError(*(f"student.start_from: {problem}" for problem in error.problems)) from None
     if any(name.startswith(OURS) for name in tensors):
@@ -64,21 +64,21 @@ def _fitted(model: str, tensors: Mapping[str, Tensor], options: Mapping[str, Any
     return {name: tensor for name, tensor in loaded.items() if name in tensors or not torch.equal(tensor, random[name])}
 
 
-def _fill(trunk: nn.Module, found: Mapping[str, Tensor], source: str, file: Mapping[str, Tensor] | None = None) -> StartReport:
-    """Copies what fits. file: the tensors as they were read, where `found` may be translated or resampled."""
-    own = trunk.state_dict()
-    taken = [name for name in own if name in found and found[name].shape == own[name].shape]
+def _fill(trunk: nn.Module, weights: Mapping[str, Tensor], source: str, file: Mapping[str, Tensor] | None = None) -> StartReport:
+    """Copies what fits. file: the tensors as they were read, where `weights` may be translated or resampled."""
+    parameters = trunk.state_dict()
+    taken = [name for name in parameters if name in weights and weights[name].shape == parameters[name].shape]
     if not taken:
         raise UserError(f"student.start_from: nothing in {source} has a name and shape of this backbone; give the weights of student.model")
     with torch.no_grad():
         for name in taken:
-            own[name].copy_(found[name])
-    file = found if file is None else file
-    same = {name for name in taken if name in file and file[name].shape == own[name].shape}
+            parameters[name].copy_(weights[name])
+    file = weights if file is None else file
+    same = {name for name in taken if name in file and file[name].shape == parameters[name].shape}
     return StartReport(
         source,
         matched=tuple(name for name in taken if name in same),
         changed=tuple(name for name in taken if name not in same),
-        left=tuple(name for name in own if name not in taken),
-        unused=tuple(name for name in file if name not in own),
+        left=tuple(name for name in parameters if name not in taken),
+        unused=tuple(name for name in file if name not in parameters),
     )

@@ -130,11 +130,11 @@ class Vit(Student):
         """What `forward` returns, and features of the same shapes after every block; windowed blocks do not change summaries."""
         tokens, grid = self._tokens(images, draws)
         state = self._enter(tokens, grid)
-        found = []
+        features = []
         for number in range(len(self.blocks)):
             state = self._step(number, state)
-            found.append(self._features(self._leave(state, grid), grid))
-        return found[-1], found
+            features.append(self._features(self._leave(state, grid), grid))
+        return features[-1], features
 
     def intermediates(
         self, images: Tensor, indices: int | Sequence[int] | None = None, aggregation: Aggregation = "sparse", prefix: bool = False
@@ -147,18 +147,18 @@ class Vit(Student):
         wanted = block_numbers(indices, len(self.blocks))
         tokens, grid = self._tokens(images, None)
         state = self._enter(tokens, grid)
-        found: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
         group: list[Tensor] = []
         for number in range(max(wanted, default=-1) + 1):
             state = self._step(number, state)
             if aggregation == "dense" or number in wanted:
                 group.append(self._leave(state, grid))
             if number in wanted:
-                found[number] = torch.stack(group).mean(0) if len(group) > 1 else group[0]
+                outputs[number] = torch.stack(group).mean(0) if len(group) > 1 else group[0]
                 group = []
         if prefix:
-            return [(self._features(found[number], grid), found[number][:, : self.num_prefix]) for number in wanted]
-        return [self._features(found[number], grid) for number in wanted]
+            return [(self._features(outputs[number], grid), outputs[number][:, : self.num_prefix]) for number in wanted]
+        return [self._features(outputs[number], grid) for number in wanted]
 
     def pack(self, images: Sequence[Tensor]) -> list[Features]:
         """Features (B = 1) of images [3, H, W] of several legal sizes in one pass over a sequence without padding.

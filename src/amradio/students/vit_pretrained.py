@@ -52,47 +52,47 @@ def start_from(student: nn.Module, source: str) -> StartReport:
     dropped.
     Raises UserError where nothing is there, nothing fits, or the weights cannot be fetched.
     """
-    found = _read(source)
-    weights = _from_timm(found) if "patch_embed.proj.weight" in found.tensors else _from_radio(found)
-    own = dict(student.named_parameters())
+    origin = _read(source)
+    weights = _from_timm(origin) if "patch_embed.proj.weight" in origin.tensors else _from_radio(origin)
+    parameters = dict(student.named_parameters())
     num_summaries = int(student.num_summaries)  # pyright: ignore[reportArgumentType]
-    fitted = _fit(weights, own, num_summaries)
-    taken = {name for name, tensor in fitted.items() if name in own and tensor.shape == own[name].shape}
+    fitted = _fit(weights, parameters, num_summaries)
+    taken = {name for name, tensor in fitted.items() if name in parameters and tensor.shape == parameters[name].shape}
     if not any(name.startswith("blocks.") for name in taken):
         width = weights.tensors[TABLE].shape[-1] if TABLE in weights.tensors else "unknown"
         raise UserError(
-            f"start_from {source}: its width is {width}, the student's {own[TABLE].shape[-1]}; no block fits, set size to match"
+            f"start_from {source}: its width is {width}, the student's {parameters[TABLE].shape[-1]}; no block fits, set size to match"
         )
     with torch.no_grad():
         for name in taken:
-            own[name].copy_(fitted[name])
+            parameters[name].copy_(fitted[name])
     untouched = {name for name in taken - weights.adapted if fitted[name] is weights.tensors.get(name)}
     return StartReport(
-        found.name,
-        matched=tuple(name for name in own if name in untouched),
-        changed=tuple(name for name in own if name in taken - untouched),
-        left=tuple(name for name in own if name not in taken),
-        unused=(*weights.unused, *(name for name in weights.tensors if name not in own and not name.endswith(".gamma"))),
+        origin.name,
+        matched=tuple(name for name in parameters if name in untouched),
+        changed=tuple(name for name in parameters if name in taken - untouched),
+        left=tuple(name for name in parameters if name not in taken),
+        unused=(*weights.unused, *(name for name in weights.tensors if name not in parameters and not name.endswith(".gamma"))),
     )
 
 
 def _read(source: str) -> Source:
-    found = recognise(source)
-    path = found.path
+    origin = recognise(source)
+    path = origin.path
     try:
-        if found.kind == "folder":
+        if origin.kind == "folder":
             return Source(source, read_tensors(path / "model.safetensors"), _config(path / "config.json"))
-        if found.kind == "file" and path.suffix == ".safetensors":
+        if origin.kind == "file" and path.suffix == ".safetensors":
             beside = path.with_name("config.json")
             return Source(source, read_tensors(path), _config(beside) if beside.exists() else {})
     except UserError as error:
         raise UserError(*(f"start_from {problem}" for problem in error.problems)) from None
-    if found.kind == "file":
+    if origin.kind == "file":
         way = "a RADIO checkpoint: student: {type: model, path: ...}; else give a .safetensors file, a model folder or a timm model name"
         raise UserError(f"start_from {source}: this file is no .safetensors file, and pickled weights are not read here; for {way}")
-    if found.kind not in ("word", "hub") or found.text.endswith(".safetensors"):
-        raise UserError(f"start_from {source}: {not_found(found, 'a .safetensors file, a model folder or a timm model name')}")
-    name = found.text.removeprefix("timm/") if timm.is_model(found.text.removeprefix("timm/").split(".")[0]) else found.text
+    if origin.kind not in ("word", "hub") or origin.text.endswith(".safetensors"):
+        raise UserError(f"start_from {source}: {not_found(origin, 'a .safetensors file, a model folder or a timm model name')}")
+    name = origin.text.removeprefix("timm/") if timm.is_model(origin.text.removeprefix("timm/").split(".")[0]) else origin.text
     return _from_hub(f"hf-hub:{name}" if "/" in name else name)
 
 
@@ -103,7 +103,7 @@ def _config(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path}: pretrained_cfg: found {type(stated).__name__}, it is an object; copy or download the file again")
     for key in ("mean", "std"):
         value = stated.get(key, CLIP_MEAN)
-        if not (isinstance(value, (list, tuple)) and len(value) == 3 and all(isinstance(each, (int, float)) for each in value)):
+        if not (isinstance(value, (list, tuple)) and len(value) == 3 and all(isinstance(number, (int, float)) for number in value)):
             raise UserError(f"{path}: {key}: found {brief(value)}, three numbers are expected; copy or download the file again")
     return stated
 
@@ -119,26 +119,28 @@ def _from_hub(name: str) -> Source:
     return Source(name, dict(model.state_dict()), dict(model.pretrained_cfg))  # pyright: ignore[reportArgumentType,reportCallIssue]
 
 
-def _from_radio(found: Source) -> Weights:
+def _from_radio(origin: Source) -> Weights:
     """The layout of our folders (`student.*`) and of the published RADIO files, whatever stands before `patch_generator`."""
-    prefix = next((name.removesuffix(TABLE) for name in found.tensors if name.endswith(TABLE)), None)
+    prefix = next((name.removesuffix(TABLE) for name in origin.tensors if name.endswith(TABLE)), None)
     if prefix is None:
-        raise UserError(f"start_from {found.name}: neither a timm ViT nor a RADIO ViT (no '{TABLE}' inside); give the weights of a ViT")
-    renamed = {n.removeprefix(prefix).replace(".grandma", ".gamma"): t for n, t in found.tensors.items() if n.startswith(prefix)}
+        raise UserError(f"start_from {origin.name}: neither a timm ViT nor a RADIO ViT (no '{TABLE}' inside); give the weights of a ViT")
+    renamed = {n.removeprefix(prefix).replace(".grandma", ".gamma"): t for n, t in origin.tensors.items() if n.startswith(prefix)}
     num_prefix = len(renamed[TOKENS]) if TOKENS in renamed else 0
-    stated = found.config.get("num_summaries")
-    others = tuple(name for name in found.tensors if not name.startswith(prefix))
+    stated = origin.config.get("num_summaries")
+    others = tuple(name for name in origin.tensors if not name.startswith(prefix))
     return Weights(renamed, stated if isinstance(stated, int) else num_prefix, others)
 
 
-def _from_timm(found: Source) -> Weights:
+def _from_timm(origin: Source) -> Weights:
     """timm's `VisionTransformer`: a convolution with bias, positions that may cover the prefix, a final norm (unused)."""
-    tensors = found.tensors
+    tensors = origin.tensors
     ours = {name: t for name, t in tensors.items() if name.startswith("blocks.")}
     weight = tensors["patch_embed.proj.weight"].double()
     # (x - m') / s' of timm in terms of (x - m) / s of the student
     mean, std = (torch.tensor(values, dtype=torch.double) for values in (CLIP_MEAN, CLIP_STD))
-    its_mean, its_std = (torch.tensor(found.config.get(k, own), dtype=torch.double) for k, own in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
+    its_mean, its_std = (
+        torch.tensor(origin.config.get(k, default), dtype=torch.double) for k, default in (("mean", CLIP_MEAN), ("std", CLIP_STD))
+    )
     bias = torch.einsum("dcyx,c->d", weight, (mean - its_mean) / its_std)
     bias += tensors.get("patch_embed.proj.bias", torch.zeros(len(weight))).double()
     ours[EMBEDDER] = (weight * (std / its_std)[:, None, None]).flatten(1).float()
@@ -149,7 +151,9 @@ def _from_timm(found: Source) -> Weights:
         counts = (0, len(tensors["cls_token"][0]) if "cls_token" in tensors else 0, len(tokens))
         covered = next((n for n in counts if math.isqrt(len(positions) - n) ** 2 == len(positions) - n), None)
         if covered is None:
-            raise UserError(f"start_from {found.name}: its position table of {len(positions)} is not square; take a model of square images")
+            raise UserError(
+                f"start_from {origin.name}: its position table of {len(positions)} is not square; give a model of square images"
+            )
         tokens = torch.cat([tokens[:covered] + positions[:covered], tokens[covered:]])
         ours[TABLE] = (positions[covered:].double() + bias).float()[None]
     if len(tokens):
@@ -159,24 +163,24 @@ def _from_timm(found: Source) -> Weights:
     return Weights(ours, int("cls_token" in tensors), unused, frozenset({EMBEDDER, TABLE, TOKENS}))
 
 
-def _fit(weights: Weights, own: Mapping[str, Tensor], num_summaries: int) -> dict[str, Tensor]:
+def _fit(weights: Weights, parameters: Mapping[str, Tensor], num_summaries: int) -> dict[str, Tensor]:
     """The weights brought to the student's patch size, table, tokens and use of LayerScale; what needs no change is the same tensor."""
     fitted = dict(weights.tensors)
-    if EMBEDDER in fitted and len(fitted[EMBEDDER]) == len(own[EMBEDDER]):
-        fitted[EMBEDDER] = _fit_patches(fitted[EMBEDDER], own[EMBEDDER])
+    if EMBEDDER in fitted and len(fitted[EMBEDDER]) == len(parameters[EMBEDDER]):
+        fitted[EMBEDDER] = _fit_patches(fitted[EMBEDDER], parameters[EMBEDDER])
     if TABLE in fitted:
-        fitted[TABLE] = _fit_table(fitted[TABLE], own[TABLE])
-    if TOKENS in fitted and fitted[TOKENS].shape[1] == own[TOKENS].shape[1]:
-        fitted[TOKENS] = _fit_tokens(fitted[TOKENS], weights.num_summaries, own[TOKENS], num_summaries)
-    for name in own:
+        fitted[TABLE] = _fit_table(fitted[TABLE], parameters[TABLE])
+    if TOKENS in fitted and fitted[TOKENS].shape[1] == parameters[TOKENS].shape[1]:
+        fitted[TOKENS] = _fit_tokens(fitted[TOKENS], weights.num_summaries, parameters[TOKENS], num_summaries)
+    for name in parameters:
         if (
             name.endswith(".gamma")
             and name not in fitted
             and name.replace("ls1.gamma", "norm1.weight").replace("ls2.gamma", "norm2.weight") in fitted
         ):
-            fitted[name] = torch.ones_like(own[name])
+            fitted[name] = torch.ones_like(parameters[name])
     for name, gamma in weights.tensors.items():
-        if name.endswith(".gamma") and name not in own:
+        if name.endswith(".gamma") and name not in parameters:
             _fold_layer_scale(fitted, name, gamma)
     return fitted
 
@@ -188,32 +192,32 @@ def _fold_layer_scale(fitted: dict[str, Tensor], name: str, gamma: Tensor) -> No
         fitted[f"{layer}.bias"] = fitted[f"{layer}.bias"] * gamma
 
 
-def _fit_patches(patches: Tensor, own: Tensor) -> Tensor:
+def _fit_patches(patches: Tensor, target: Tensor) -> Tensor:
     """[D, 3*p*p] -> the student's patch size, so that a resized image gives nearly the same tokens (FlexiViT)."""
-    if patches.shape == own.shape:
+    if patches.shape == target.shape:
         return patches
-    side, own_side = (math.isqrt(t.shape[1] // 3) for t in (patches, own))
+    side, own_side = (math.isqrt(t.shape[1] // 3) for t in (patches, target))
     return resample_patch_embed(patches.reshape(-1, 3, side, side), [own_side, own_side]).flatten(1)
 
 
-def _fit_table(table: Tensor, own: Tensor) -> Tensor:
+def _fit_table(table: Tensor, target: Tensor) -> Tensor:
     """[1, r*r, D] -> the student's side, bicubic: it passes through the old positions, which bilinear would flatten."""
-    side, own_side = math.isqrt(table.shape[1]), math.isqrt(own.shape[1])
+    side, own_side = math.isqrt(table.shape[1]), math.isqrt(target.shape[1])
     if side == own_side:
         return table
     grid = table.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
     return F.interpolate(grid, (own_side, own_side), mode="bicubic").flatten(2).transpose(1, 2)
 
 
-def _fit_tokens(tokens: Tensor, its_summaries: int, own: Tensor, num_summaries: int) -> Tensor:
+def _fit_tokens(tokens: Tensor, its_summaries: int, target: Tensor, num_summaries: int) -> Tensor:
     """Summaries to summaries, registers to registers; a lone summary starts all of the student's; the rest stays random."""
-    if tokens.shape == own.shape and its_summaries in (num_summaries, len(tokens)):
+    if tokens.shape == target.shape and its_summaries in (num_summaries, len(tokens)):
         return tokens
-    fitted = own.detach().clone()
+    fitted = target.detach().clone()
     summaries, registers = tokens[:its_summaries], tokens[its_summaries:]
     if its_summaries == 1:
         summaries = summaries.expand(num_summaries, -1)
-    n, r = min(len(summaries), num_summaries), min(len(registers), len(own) - num_summaries)
+    n, r = min(len(summaries), num_summaries), min(len(registers), len(target) - num_summaries)
     fitted[:n] = summaries[:n]
     fitted[num_summaries : num_summaries + r] = registers[:r]
     return fitted

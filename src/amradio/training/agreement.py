@@ -32,11 +32,11 @@ def agreement(
             sums[name] = sums.get(name, torch.zeros_like(count)) + value.double().sum()
         count += batch.images.shape[0]
     task.train(was_training)
-    own = {name: value.item() for name, value in sums.items()}
-    everyone = gather((count.item(), own))  # by name, as a process whose share has no image knows none
+    local_sums = {name: value.item() for name, value in sums.items()}
+    everyone = gather((count.item(), local_sums))  # by name, as a process whose share has no image knows none
     total = sum(number for number, _ in everyone)
-    names = list(dict.fromkeys(name for _, found in everyone for name in found))
-    means = [sum(found.get(name, 0.0) for _, found in everyone) / total for name in names]
+    names = list(dict.fromkeys(name for _, process_sums in everyone for name in process_sums))
+    means = [sum(process_sums.get(name, 0.0) for _, process_sums in everyone) / total for name in names]
     rows: Agreement = {}
     for name, value in zip(names, means, strict=True):
         feature, measure = name.rsplit("/", 1)

@@ -100,11 +100,11 @@ class Calibration:
 
         Statistics that a later stage has measured anew cannot be restored; a warning names them.
         """
-        begun = [stage for stage in self.context.stages if stage.start < max(step, 1)]
-        for stage in begun:
+        started = [stage for stage in self.context.stages if stage.start < max(step, 1)]
+        for stage in started:
             if not step or self._is_whole(stage):
                 continue
-            later = {name for other in begun[begun.index(stage) + 1 :] for name in other.teachers}
+            later = {name for other in started[started.index(stage) + 1 :] for name in other.teachers}
             lost = [name for name in stage.teachers if name in later]
             if lost:
                 self.context.log.warn(f"{self._folder(stage)}: incomplete, and a later stage has measured {', '.join(lost)} anew since")
@@ -160,8 +160,8 @@ class Calibration:
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             for file in files:
-                with safe_open(file, "pt") as found:
-                    list(found.keys())
+                with safe_open(file, "pt") as tensors:
+                    list(tensors.keys())
         except (OSError, ValueError, RecursionError, SafetensorError):
             return False
         return isinstance(manifest, dict) and isinstance(manifest.get("teachers"), dict)

@@ -87,9 +87,9 @@ def _share_out(
     if model.student.shares_summary:
         return (0,), dict.fromkeys(wanted, 0)
     stay: list[int | None] = [slot for slot, names in readers.items() if not names or names & wanted.keys()]
-    free = [place for place, slot in enumerate(stay) if slot is not None and not readers[slot]]
+    free = [summary for summary, slot in enumerate(stay) if slot is not None and not readers[slot]]
     summaries = (*stay, *[None] * (len(fresh) - len(free))) or (0,)
-    places = [*free, *(place for place, slot in enumerate(summaries) if slot is None)]
+    places = [*free, *(summary for summary, slot in enumerate(summaries) if slot is None)]
     slots = {name: summaries.index(head.slot) for name, head in model.heads.items() if head.summary and name in wanted}
     return summaries, slots | dict(zip(fresh, places, strict=False))
 
@@ -116,21 +116,21 @@ def _notes(
 
 
 @torch.no_grad()
-def fill(network: Network, model: Network, found: Plan) -> None:
-    """Gives `network` (of `found.config`, in place) the model's weights; new heads stay as they are.
+def fill(network: Network, model: Network, plan: Plan) -> None:
+    """Gives `network` (of `plan.config`, in place) the model's weights; new heads stay as they are.
 
     A new summary begins as a copy of the first that stayed: as a summary of the whole image, which a random token would have to become.
     Raises UserError where the student makes its summaries otherwise than by rows of parameters, and their number changes.
     """
     student = network.student
     weights = model.student.state_dict()
-    if found.summaries != tuple(range(model.student.num_summaries)):
+    if plan.summaries != tuple(range(model.student.num_summaries)):
         if not student.summary_rows:
             raise UserError("student: its summaries cannot be taken apart; name teachers with a summary as the model does, and no others")
         for name, count in student.summary_rows.items():
-            weights[name] = _rows(weights[name], found.summaries, model.student.num_summaries, count)
+            weights[name] = _rows(weights[name], plan.summaries, model.student.num_summaries, count)
     load_exactly(student, weights, "student")
-    for name, kind in found.kept:
+    for name, kind in plan.kept:
         new, old = network.head(name).part(kind), model.head(name).part(kind)
         assert new is not None
         assert old is not None

@@ -73,11 +73,11 @@ class HeldOut:
         if ema is None:
             yield
             return
-        own, task.network = task.network, ema.average
+        trained, task.network = task.network, ema.average
         try:
             yield
         finally:
-            task.network = own
+            task.network = trained
             ema.average.eval()
 
 

@@ -162,11 +162,11 @@ def _last_sizes(stages: Sequence[StageSettings], name: str) -> list[int]:
     return [stages[-1].partitions[0].image_size]
 
 
-def _new(config: NetworkConfig, train: Any, own: Student | None) -> InitialNetwork:
+def _new(config: NetworkConfig, train: Any, custom_student: Student | None) -> InitialNetwork:
     """New heads, and a student that is random or started from the weights that its settings name. train: one of `TRAINED`."""
-    network = config.build(own)
+    network = config.build(custom_student)
     started = network.student.started_from
-    if started is None and own is None and train.type != "all":
+    if started is None and custom_student is None and train.type != "all":
         raise UserError(f"student.train: '{train.type}' trains a part of weights that exist, and this student begins at random; take all")
     notes = (f"student begins with: {started}",) if started is not None else ()
     config = config.descended(_pretrained_ancestors(config.student))
@@ -198,9 +198,9 @@ def _from_model(model: LoadedModel, planned: Plan, source: str, train: Any) -> I
     return InitialNetwork(record, network, planned.kept, notes)
 
 
-def _resumed(record: NetworkRecord, train: Any, own: Student | None) -> InitialNetwork:
+def _resumed(record: NetworkRecord, train: Any, custom_student: Student | None) -> InitialNetwork:
     """The network of a run that is resumed, to be filled from its checkpoint."""
-    network = record.network.build(own)
+    network = record.network.build(custom_student)
     return InitialNetwork(record, network, notes=_choose(network.student, train, record.new_summaries) + _sizes(record.network))
 
 

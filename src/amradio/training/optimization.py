@@ -98,9 +98,9 @@ class Optimization:
         balance = self.context.task.balance
         if not balance.follows_losses:
             return
-        found = {name: metrics[f"{name}/loss"] for name in balance.weights if f"{name}/loss" in metrics}
-        means = self.context.processes.average(torch.stack(list(found.values())))
-        balance.follow(dict(zip(found, means, strict=True)))
+        losses = {name: metrics[f"{name}/loss"] for name in balance.weights if f"{name}/loss" in metrics}
+        means = self.context.processes.average(torch.stack(list(losses.values())))
+        balance.follow(dict(zip(losses, means, strict=True)))
 
     def _backward(self, piece: Piece, measure: bool, prepared: Prepared | None) -> dict[str, Tensor]:
         context = self.context

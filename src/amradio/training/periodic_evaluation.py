@@ -42,8 +42,8 @@ class PeriodicSuite:
         self.suite = recipe.evaluate.suite and recipe.evaluate.suite.model_copy(update={"device": str(device)})
         self.teachers = dict(teachers)
         if self.suite is not None:
-            own = {name: settings for name, settings in self.suite.teachers.items() if name not in teachers}
-            self.teachers |= self.suite.model_copy(update={"teachers": own}).load_teachers()
+            untrained = {name: settings for name, settings in self.suite.teachers.items() if name not in teachers}
+            self.teachers |= self.suite.model_copy(update={"teachers": untrained}).load_teachers()
 
     def check(self, config: NetworkConfig, network: Network) -> None:
         """Raises UserError with all that the suite lacks: data, rows, a text encoder, a mask decoder. Computes nothing."""

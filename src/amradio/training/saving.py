@@ -130,19 +130,19 @@ class Saving:
 
         Raises UserError, which names the file and what to do, where the checkpoint is damaged or of another network.
         """
-        found = self.context.folder.checkpoints.load()
-        if found is None:
+        checkpoint = self.context.folder.checkpoints.load()
+        if checkpoint is None:
             return 0
-        progress = self._fit(found, "state.json", lambda: validate(Progress, found.state))
-        self._fit(found, "task.safetensors", lambda: load_exactly(self.context.task, self._tensors(found, "task"), "task"))
+        progress = self._fit(checkpoint, "state.json", lambda: validate(Progress, checkpoint.state))
+        self._fit(checkpoint, "task.safetensors", lambda: load_exactly(self.context.task, self._tensors(checkpoint, "task"), "task"))
         ema = self.context.ema
         if ema is not None:
-            self._fit(found, "ema.safetensors", lambda: load_exactly(ema.average, self._tensors(found, "ema"), "ema"))
-        self._fit(found, "optimizer.pt", lambda: self._fill_optimizer(found.other))
+            self._fit(checkpoint, "ema.safetensors", lambda: load_exactly(ema.average, self._tensors(checkpoint, "ema"), "ema"))
+        self._fit(checkpoint, "optimizer.pt", lambda: self._fill_optimizer(checkpoint.other))
         for owner in self.owners:
             owner.load_state_dict(progress.model_dump())
-        self.saved = found.step, progress
-        return found.step
+        self.saved = checkpoint.step, progress
+        return checkpoint.step
 
     def _fill_optimizer(self, other: dict[str, Any]) -> None:
         optimizer = self.context.optimizer
@@ -155,20 +155,20 @@ class Saving:
         torch.set_rng_state(other["rng"])
 
     @staticmethod
-    def _tensors(found: Checkpoint, name: str) -> dict[str, Tensor]:
-        if name not in found.tensors:
+    def _tensors(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
+        if name not in checkpoint.tensors:
             raise UserError("there is no such file")
-        return found.tensors[name]
+        return checkpoint.tensors[name]
 
     @staticmethod
-    def _fit(found: Checkpoint, file: str, fill: Callable[[], Any]) -> Any:
+    def _fit(checkpoint: Checkpoint, file: str, fill: Callable[[], Any]) -> Any:
         try:
             return fill()
         except UserError as error:
-            raise found.refusal(file, "; ".join(error.problems)) from None
+            raise checkpoint.refusal(file, "; ".join(error.problems)) from None
         except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise found.refusal(file, f"it is not what this run writes: {reason}") from None
+            raise checkpoint.refusal(file, f"it is not what this run writes: {reason}") from None
 
 
 def model_step(folder: Path) -> int | None:

@@ -27,18 +27,18 @@ from .schedule import Feeds, Stage, find_stages
 Teachers = Mapping[str, Teacher]
 
 
-def load_teachers(recipe: Recipe, own: Teachers, say: Callable[[str], None] = lambda _: None) -> dict[str, Teacher]:
+def load_teachers(recipe: Recipe, custom_teachers: Teachers, say: Callable[[str], None] = lambda _: None) -> dict[str, Teacher]:
     """The frozen teachers on the CPU.
 
-    Those whose precision is `auto` get that of the run. own: objects of the user's, by name, in the places of teachers of type `custom`.
-    say: is told of each teacher before it is loaded.
+    Those whose precision is `auto` get that of the run. custom_teachers: objects passed by the user for teachers of type `custom`, by name.
+    say: gets the name of each teacher before it is loaded.
     Raises UserError with what all of them lack.
     """
     teachers, problems, autocast = {}, [], autocast_dtype(recipe.engine.precision, find_device(recipe.engine.device))
     for number, (name, settings) in enumerate(recipe.teachers.items()):
         say(f"loading teacher {number + 1} of {len(recipe.teachers)}: {name}")
         try:
-            teachers[name] = own[name] if name in own else settings.at(autocast).build()
+            teachers[name] = custom_teachers[name] if name in custom_teachers else settings.at(autocast).build()
         except UserError as error:
             problems += [f"teachers.{name}: {problem}" for problem in error.problems]
             continue

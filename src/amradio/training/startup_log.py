@@ -33,8 +33,8 @@ def introduce(context: Context, notes: Iterable[str]) -> None:
         log.say(note)
     if context.processes.is_first:
         with log.phase("opening the data and measuring how fast they are read"):
-            found = f"data: {context.feeds.description}, {_loading_speed(context):.0f} images/s a core"
-        log.say(found)
+            description = f"data: {context.feeds.description}, {_loading_speed(context):.0f} images/s a core"
+        log.say(description)
 
 
 def _word(dtype: torch.dtype) -> str:
@@ -57,6 +57,6 @@ def _loading_speed(context: Context) -> float:
     feed = Feed(group.view_size, LOADING_TRIAL, group.seed)
     batches = context.feeds.data.train_batches(group.source, feed, num_workers=0)
     next(batches)  # opens files and warms caches
-    begun = time.perf_counter()
+    start = time.perf_counter()
     next(batches)
-    return LOADING_TRIAL / (time.perf_counter() - begun)
+    return LOADING_TRIAL / (time.perf_counter() - start)
