@@ -18,6 +18,15 @@ from amradio.yaml12 import write_yaml
 torch.set_num_threads(1)
 
 
+MANY = 200
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Starts the server of processes before many tests: a loader that came first would start one that has imported nothing."""
+    if len(session.items) > MANY and not session.config.option.collectonly:
+        processes.start_server()
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 small JPEGs in three folders."""
