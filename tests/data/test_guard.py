@@ -25,7 +25,8 @@ from amradio.errors import UserError
 from amradio.evaluation.reading import Broken, readable, windows
 from amradio.labelled.base import ImageSet
 from amradio.labelled.classification import ImageFolderSettings
-from amradio.labelled.segmentation import ImagesLabelsSettings, read_ids
+from amradio.labelled.paired_files import read_ids
+from amradio.labelled.segmentation import ImagesLabelsSettings
 from data_folders import jpeg
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (36, 48, 3), dtype=np.uint8)

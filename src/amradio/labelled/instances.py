@@ -27,7 +27,7 @@ from .annotations import (
 )
 from .classification import spread
 from .masks import Annotation, Polygons, decode_mask, find_pycocotools, is_crowd, read_annotation
-from .segmentation import existing, image_size, read_image
+from .paired_files import existing, image_size, read_image
 
 MOST_MASK_PIXELS = 2**32
 """Pixels (4 GiB) of all masks of one image together, which are held at once."""

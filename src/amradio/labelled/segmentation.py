@@ -1,41 +1,24 @@
 """Images with one class a pixel: plain folders, ADE20K, PASCAL VOC, Cityscapes and generated scenes, all behind one interface."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pydantic
 
 from ..config import Positive, SceneSize, Seed, Settings, UserPath, one_of
-from ..data.decode import decode, decode_ids, picture_size
-from ..data.guard import UnreadableError, read_file
-from ..data.names import EXTENSIONS, PassedOver, extension, to_key
+from ..data.names import PassedOver, to_key
 from ..data.scenes import CLASS_NAMES, Scenes
 from ..data.walk import walk
 from ..errors import UserError, shown
-from ..files import read_lines, user_path
-from .annotations import raise_all, read_classes
+from ..files import read_lines
+from .annotations import read_classes
 from .class_names import ADE20K, CITYSCAPES, PASCAL_VOC
 from .classification import spread
+from .paired_files import LabelledFile, LabelledFiles, PairedFiles, check_same_size, existing, read_ids, read_image, same_names
 
 IGNORE = 255
 """The class of pixels that do not count, in every reader; so there are at most 255 classes."""
-IDS_CHECKED = 200
-"""Of how many label files `check` reads the ids; those of the others are checked when their turn comes."""
-LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
-"""Of files of ids."""
-
-
-Content = TypeVar("Content")
-
-
-class LabelledFile(NamedTuple):
-    """An image file and its label file."""
-
-    key: str
-    image: Path
-    label: Path
 
 
 class LabelledMaps:
@@ -63,53 +46,29 @@ class LabelledMaps:
         return ()
 
 
-class LabelFiles(LabelledMaps):
-    """LabelledFiles of files; labels are pictures of one channel, or with a palette, whose values are ids."""
+class LabelFiles(PairedFiles, LabelledMaps):
+    """Files of images and of labels; labels are pictures of one channel, or with a palette, whose values are ids."""
 
-    def __init__(self, where: str, pairs: "LabelledFiles", names: Sequence[str], class_of: Mapping[int, int], limit: int | None = None):
+    def __init__(self, where: str, pairs: LabelledFiles, names: Sequence[str], class_of: Mapping[int, int], limit: int | None = None):
         """class_of: {id in the files: class, or IGNORE}; any other id is an error. Raises UserError as `check` does."""
-        self.where, self.names, self.passed = where, tuple(names), pairs.passed
-        self.pairs = [pairs.files[number] for number in spread(len(pairs.files), limit)]
+        self.names = tuple(names)
         if not self.names:
             raise UserError(f"{where}: there are no classes; name them in `classes`")
         if len(self.names) > IGNORE:
             raise UserError(f"{where}: {len(self.names)} classes; there can be at most {IGNORE}")
-        if not self.pairs:
-            raise UserError(f"{where}: there is no image in it; looked for {', '.join(EXTENSIONS)}", *self.notes())
+        super().__init__(where, pairs, limit)
         self.table = np.full(256, -1, dtype=np.int16)
         for file_id, wanted in class_of.items():
             self.table[file_id] = wanted
         self.check()
 
-    def __len__(self) -> int:
-        return len(self.pairs)
-
     def describe(self) -> str:
         """`233 labelled images of 11 classes in /path`."""
         return f"{len(self):,} labelled images of {len(self.names)} classes in {self.where}"
 
-    def notes(self) -> tuple[str, ...]:
-        """One sentence for each kind of file that was passed over."""
-        return self.passed.note(self.where)
-
-    def check(self) -> None:
-        """Looks for missing files and for labels of another size than their image (all), and for unknown ids (some, evenly spread).
-
-        Raises UserError with all problems, at most PROBLEMS_SHOWN.
-        """
-        step = max(1, len(self.pairs) // IDS_CHECKED)
-        checks: Iterable[Callable[[], None]] = (
-            lambda number=number, pair=pair: self._check_pair(number, pair, number % step == 0) for number, pair in enumerate(self.pairs)
-        )
-        raise_all(checks, self.where)
-
-    def _check_pair(self, number: int, pair: LabelledFile, ids_as_well: bool) -> None:
-        for path, what in ((pair.image, "image"), (pair.label, "label")):
-            if not path.is_file():
-                raise UserError(f"{pair.key}: its {what} {shown(path)} is missing")
-        if ids_as_well:
-            self.label(number)
-        _same_size(pair, image_size(pair.image), _label_size(pair.label))
+    def check_values(self, number: int) -> None:
+        """Raises UserError where a label has an unknown id."""
+        self.label(number)
 
     def label(self, number: int) -> np.ndarray:
         """The classes uint8 [H, W] of a label file, IGNORE where a pixel does not count. Raises UserError for an unknown id."""
@@ -129,7 +88,7 @@ class LabelFiles(LabelledMaps):
         """The image uint8 [H, W, 3] RGB and its classes uint8 [H, W]. Raises UserError where a file cannot be read or sizes differ."""
         pair = self.pairs[number]
         image, label = read_image(pair.image), self.label(number)
-        _same_size(pair, image.shape[1::-1], label.shape[::-1])
+        check_same_size(pair, image.shape[1::-1], label.shape[::-1])
         return image, label
 
 
@@ -184,7 +143,7 @@ class ImagesLabelsSettings(MapsSettings):
         if ignore < len(names):
             raise UserError(f"{shown(folder)}: ignore_index {ignore} is also the id of the class '{names[ignore]}'; take another")
         class_of = {number: number for number in range(len(names))} | {ignore: IGNORE}
-        return LabelFiles(shown(folder), _same_names(folder / "images", folder / "labels"), names, class_of, self.limit)
+        return LabelFiles(shown(folder), same_names(folder / "images", folder / "labels"), names, class_of, self.limit)
 
 
 class Ade20kSettings(MapsSettings):
@@ -203,7 +162,7 @@ class Ade20kSettings(MapsSettings):
         folder = existing(self.path, f"images/{self.split}", f"annotations/{self.split}")
         shift = int(self.reduce_zero_label)
         class_of = {0: IGNORE, IGNORE: IGNORE} | {number + shift: number for number in range(len(ADE20K))}
-        pairs = _same_names(folder / "images" / self.split, folder / "annotations" / self.split)
+        pairs = same_names(folder / "images" / self.split, folder / "annotations" / self.split)
         return LabelFiles(f"{shown(folder)} ({self.split})", pairs, ADE20K, class_of, self.limit)
 
 
@@ -275,84 +234,6 @@ if TYPE_CHECKING:
     AnyMaps = MapsSettings
 else:
     AnyMaps = one_of(MAPS)
-
-
-def existing(path: str, *below: str) -> Path:
-    """The folder `path` if it and all folders `below` are there; else UserError that names what is missing."""
-    folder = user_path(path)
-    missing = [shown(needed) for needed in (folder, *(folder / name for name in below)) if not needed.is_dir()]
-    if missing:
-        holds = f"the folder that holds {' and '.join(below)}" if below else "a folder that is there"
-        raise UserError(f"{shown(folder)}: {', '.join(missing)} missing; give {holds}")
-    return folder
-
-
-def read_image(path: Path) -> np.ndarray:
-    """uint8 [H, W, 3] RGB, upright; raises UserError."""
-    return _readable(path, "image", "replace it or take it out", lambda: decode(read_file(path)))
-
-
-def read_ids(path: Path) -> np.ndarray:
-    """The values of a picture of one channel, integers [H, W]; raises UserError."""
-    return _readable(path, "label", "labels are PNG, TIFF, BMP or GIF files of ids", lambda: decode_ids(read_file(path)))
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) px of an image as shown, from the header; raises UserError."""
-    return _readable(path, "image", "replace it or take it out", lambda: picture_size(path))
-
-
-def _label_size(path: Path) -> tuple[int, int]:
-    """(width, height) px of a label as stored: its ids are read without turning it."""
-    return _readable(path, "label", "labels are PNG, TIFF, BMP or GIF files of ids", lambda: picture_size(path, upright=False))
-
-
-def _readable(path: Path, what: str, advice: str, read: Callable[[], Content]) -> Content:
-    try:
-        return read()
-    except (UnreadableError, OSError) as error:
-        reason = (error.strerror or error) if isinstance(error, OSError) else error
-        raise UserError(f"{shown(path)}: the {what} cannot be read ({reason}); {advice}") from None
-
-
-def _same_size(pair: LabelledFile, image: tuple[int, ...], label: tuple[int, ...]) -> None:
-    if tuple(image) != tuple(label):
-        raise UserError(
-            f"{pair.key}: the label is {label[0]}x{label[1]} px and the image {image[0]}x{image[1]} px; both must be of one size"
-        )
-
-
-class LabelledFiles(NamedTuple):
-    """Images with labels, and what was passed over where they were looked for."""
-
-    files: Sequence[LabelledFile]
-    passed: PassedOver
-
-
-def _same_names(images: Path, labels: Path) -> LabelledFiles:
-    """An image and the label of its path without the extension, for all images; a label without an image counts as a missing image.
-
-    Of two images, or two labels, that differ in their extension alone the first counts, and the other is passed over.
-    """
-    passed = PassedOver()
-    by_name = _by_stem(images, passed, EXTENSIONS)
-    labelled = _by_stem(labels, passed, LABEL_EXTENSIONS)
-    names = sorted(by_name.keys() | labelled.keys())
-    pairs = [
-        LabelledFile(to_key(name), by_name.get(name, images / f"{name}.jpg"), labelled.get(name, labels / f"{name}.png")) for name in names
-    ]
-    return LabelledFiles(pairs, passed)
-
-
-def _by_stem(folder: Path, passed: PassedOver, endings: Sequence[str]) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for name in sorted(walk(folder, passed, lambda name: extension(name) in endings)):
-        stem = name[: -len(extension(name))]
-        if stem in files:
-            passed.add("a file whose name differs only in its extension", name)
-        else:
-            files[stem] = folder / name
-    return files
 
 
 def _spans(numbers: Sequence[int]) -> str:
