@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .commands.parser import parse
-from .console import note, open_standard_streams, outlive_console
+from .console import note, only_results, open_standard_streams, outlive_console
 from .errors import UserError
 from .interruption import Interruptible, RunStoppedError
 
@@ -66,6 +66,10 @@ def call(options: argparse.Namespace) -> None:
 
         if options.verb == "recipes":
             listings.list_recipes(options.name, options.json)
+        elif options.verb == "schema":
+            listings.print_schema(options.of)
+        elif options.verb == "completion":
+            listings.print_completion(options.shell)
         else:
             {"teachers": listings.list_teachers, "students": listings.list_students}[options.verb](options.json)
 
@@ -93,7 +97,7 @@ def main(words: Sequence[str] | None = None) -> int:
     open_standard_streams()
     is_dry_run = options.verb == "distill" and options.dry_run
     when_stopped = NOTHING_WRITTEN if is_dry_run else WHEN_STOPPED.get(options.verb, "")
-    with outlive_console(), Interruptible(when_stopped, ends_process=words is None) as interruptible:
+    with outlive_console(), only_results(options.quiet), Interruptible(when_stopped, ends_process=words is None) as interruptible:
         try:
             if options.verb in WHEN_STOPPED:  # a run's log is on stdout, and so are the results of all others
                 has_log = options.verb == "quickstart" or (options.verb == "distill" and not is_dry_run)

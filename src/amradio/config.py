@@ -3,7 +3,7 @@
 import functools
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import pydantic
 
@@ -112,7 +112,9 @@ def one_of(choices: Sequence[type[Settings]]) -> Any:
         union: Any = choices[0]
     else:
         union = Annotated[Union[tuple(choices)], pydantic.Field(discriminator="type")]  # noqa: UP007
-    return Annotated[union, pydantic.BeforeValidator(_bare_word)]
+    words = [cls.model_fields["type"].default for cls in choices if all(not field.is_required() for field in cls.model_fields.values())]
+    written = union | Literal[tuple(words)] if words else union
+    return Annotated[union, pydantic.BeforeValidator(_bare_word, json_schema_input_type=written)]
 
 
 FORMER_TYPES = {"own": "custom"}

@@ -20,10 +20,29 @@ PERIOD = 30.0
 """Seconds between two lines of a long phase where the console is no terminal."""
 
 
+_quiet = False
+
+
+@contextlib.contextmanager
+def only_results(quiet: bool) -> Iterator[None]:
+    """With `quiet`, lines that are no warnings, and bars, are left out within it; results and errors are printed all the same."""
+    global _quiet
+    before, _quiet = _quiet, quiet
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
+def is_left_out(line: str) -> bool:
+    """Whether a line about the progress of work is not printed: with `--quiet` all but warnings."""
+    return _quiet and not line.startswith("warning")
+
+
 def note(line: str, stream: TextIO | None = None) -> None:
     """One line on stderr, beside the results on stdout; of several processes only the first one prints. stream: another one."""
     stream = stream or sys.stderr
-    if os.environ.get("RANK", "0") == "0" and stream is not None:
+    if os.environ.get("RANK", "0") == "0" and stream is not None and not is_left_out(line):
         print(line, file=stream, flush=True)
 
 
@@ -87,7 +106,7 @@ class Phases:
     def progress(self, items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
         """The same items, counted while they are taken. total: how many there are."""
         terminal = sys.stdout if self.stream == "stdout" else sys.stderr
-        if not is_terminal(terminal):
+        if _quiet or not is_terminal(terminal):
             return self._counted(items, total)
         from rich.console import Console
         from rich.progress import track

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 import amradio
+from amradio import console
 from amradio.__main__ import main
 from amradio.commands import tables
 from amradio.commands.embed_options import chosen_options
@@ -23,6 +25,7 @@ from amradio.students import STUDENTS
 from amradio.students import catalogue as students
 from amradio.teachers import TEACHERS
 from amradio.teachers import catalogue as teachers
+from amradio.yaml12 import parse_yaml
 
 VERBS = parser()[1]
 
@@ -40,7 +43,7 @@ def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("train x.yaml", "error: there is no command 'train'; did you mean 'distill'?"),
         ("distil x.yaml", "error: there is no command 'distil'; did you mean 'distill'?"),
         ("--debug teacher", "error: there is no command 'teacher'; did you mean 'teachers'?"),
-        ("xyzzy", "error: there is no command 'xyzzy'; there is: distill, doctor, embed, evaluate, export, quickstart, recipes, "),
+        ("xyzzy", "error: there is no command 'xyzzy'; there is: completion, distill, doctor, embed, evaluate, export, "),
         ("distill a.yaml --dryrun", "error: there is no option '--dryrun'; did you mean '--dry-run'?"),
         ("distill a.yaml --steps 5", "error: there is no option '--steps'; settings are written without dashes: stages.0.steps=5"),
         ("distill starter --lr 3", "settings are written without dashes: optimizer.learning_rate=3\n"),
@@ -50,14 +53,12 @@ def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("distill starter --output-dir runs/x", "dashes: out=runs/x\n"),
         ("distill starter --data-path photos", "dashes: data.train.path=photos\n"),
         ("quickstart --seed 3", "dashes: seed=3\n"),
-        ("distill starter --optimizer.weight_decay 0", "dashes: optimizer.weight_decay=0\n"),
         ("distill starter --frobnicate 3", "dashes: frobnicate=3\n"),
-        ("distill a.yaml --out=x", "error: there is no option '--out'; settings are written without dashes: out=x"),
-        ("quickstart --out x", "error: there is no option '--out'; settings are written without dashes: out=x"),
+        ("distill a.yaml --out", "error: --out: expected one value; write it as out=VALUE"),
         ("evaluate runs/x --image-size 64", "error: there is no option '--image-size'; settings are written without dashes: image_size=64"),
         ("embed m images --out f.parquet --sptial full", "error: there is no option '--sptial'; did you mean '--spatial'?"),
-        ("embed m images --out f.parquet heads=clip", "error: 'heads=clip' does not belong here; write it as --heads clip"),
-        ("export m --format onnx --out f.onnx image_size=64", "error: 'image_size=64' does not belong here; write it as --image-size 64"),
+        ("embed m images --out f.parquet head=clip", "error: 'head=clip' does not belong here; see amradio embed --help"),
+        ("students json=true", "error: 'json=true' does not belong here; write it as --json true"),
         ("distill", "error: missing: RECIPE|key=value\nexample: amradio distill starter data.train.path=photos"),
         ("export m", "error: missing: --format, --out\nexample: amradio export runs/first --format onnx --out student.onnx"),
         ("distill a.yaml --steps 5 --dryrun", "stages.0.steps=5; there is no option '--dryrun'; did you mean '--dry-run'?"),
@@ -98,6 +99,60 @@ def test_words_may_stand_behind_options():
     assert options.words == ["a.yaml", "out=x"]
     assert options.dry_run
     assert parse(["evaluate", "runs/x", "--json", "f.json", "image_size=64"], "").words == ["image_size=64"]
+
+
+@pytest.mark.parametrize("written", [["--out", "x=1"], ["--out=x=1"], ["out=x=1"]])
+@pytest.mark.parametrize("verb", ["distill a.yaml", "quickstart", "embed m images", "export m --format onnx"])
+def test_a_key_has_three_spellings_for_every_verb(verb, written):
+    options = parse([*verb.split(), *written], "")
+    assert (options.words[-1] if hasattr(options, "words") else f"out={options.out}") == "out=x=1"
+
+
+def test_dotted_options_are_words_and_json_may_stand_anywhere():
+    words = ["distill", "--optimizer.learning_rate=1e-3", "a.yaml", "--stages.0.steps", "5", "--dry-run"]
+    assert parse(words, "").words == ["optimizer.learning_rate=1e-3", "a.yaml", "stages.0.steps=5"]
+    assert parse(["--json", "students"], "").json
+    assert parse(["embed", "m", "images", "out=f.parquet", "image_size=64"], "").image_size == "64"
+
+
+def test_quiet_prints_results_warnings_and_errors(recipe_file, tmp_path, capsys):
+    assert main(["distill", str(recipe_file), "--quiet", "stages.0.steps=1", "evaluate.every=null", f"--out={tmp_path / 'run'}"]) == 0
+    printed = capsys.readouterr()
+    assert [line for line in (printed.out + printed.err).splitlines() if not line.startswith("warning: ")] == []
+    assert "warning: statistics from few images" in printed.out
+    assert "step 1/1" in (tmp_path / "run" / "train.log").read_text(), "the file has all lines"
+    assert main(["--quiet", "evaluate", str(tmp_path / "nowhere")]) == 2
+    assert "error: " in capsys.readouterr().err
+    assert main(["students", "--quiet"]) == 0
+    assert "eradio" in capsys.readouterr().out
+    console.note("one line")
+    assert capsys.readouterr().err == "one line\n", "the next command is not quiet"
+
+
+def valid(schema: dict, value: object) -> bool:
+    return jsonschema.Draft202012Validator(schema).is_valid(value)
+
+
+def test_the_schemas_take_what_is_shipped_and_refuse_a_wrong_key(capsys):
+    for of in ("recipe", "evaluation"):
+        assert main(["schema", of]) == 0
+        schema = json.loads(capsys.readouterr().out)
+        jsonschema.Draft202012Validator.check_schema(schema)
+        files = [entry for entry in shipped() if entry.kind == of]
+        assert files
+        for entry in files:
+            content = parse_yaml(entry.path.read_text(), entry.name)
+            content |= {"out": "x"} if of == "recipe" else {}
+            assert valid(schema, content), entry.name
+            assert not valid(schema, content | {"oout": "x"})
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_a_shell_completes_verbs_and_options(shell, capsys):
+    assert main(["completion", shell]) == 0
+    printed = capsys.readouterr().out
+    assert all(verb in printed for verb in VERBS)
+    assert "--dry-run" in printed or "dry-run" in printed
 
 
 def test_the_version_is_in_one_place(capsys):

@@ -1,9 +1,9 @@
-"""`amradio teachers`, `amradio students` and `amradio recipes`: what there is. None of them imports torch."""
+"""`amradio teachers`, `students`, `recipes`, `schema` and `completion`: what there is. Only the schema of evaluations imports torch."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from .. import students, teachers
 from ..config import Settings
@@ -14,6 +14,8 @@ from ..recipes import shipped
 GAP = "  "
 WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|\S)+""")
 """A word of a command, with its quotes."""
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+"""The JSON Schema that pydantic writes."""
 CONTINUED = " \\"
 """At the end of a line of a command that continues on the next."""
 
@@ -105,6 +107,27 @@ def list_recipes(name: str | None = None, as_json: bool = False) -> None:
         print_text(
             "Show one, to start your own from: amradio recipes NAME > mine.yaml. A file of the same name in the working folder comes first."
         )
+
+
+def print_schema(of: Literal["recipe", "evaluation"] = "recipe") -> None:
+    """Prints the JSON Schema of a recipe or of an evaluation file, with what every key does, its range and its default.
+
+    Only `type`s, keys and ranges: what keys say against one another is found by `amradio distill ... --dry-run`.
+    """
+    if of == "recipe":
+        from ..recipe import Recipe as Root
+    else:
+        from ..evaluation.suite import Suite as Root
+    print(json.dumps({"$schema": DIALECT} | Root.model_json_schema(), indent=1))
+
+
+def print_completion(shell: str) -> None:
+    """Prints a script that completes verbs and options: of bash, zsh or tcsh."""
+    import shtab
+
+    from .parser import parser
+
+    print(shtab.complete(parser()[0], shell))
 
 
 def _command(command: str) -> str:

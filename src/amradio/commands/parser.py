@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -67,6 +68,7 @@ def parser(version: str = "", with_embed_options: bool = True) -> tuple[Parser, 
     )
     top.add_argument("--version", action="version", version=f"amradio {version}")
     top.add_argument("--debug", action="store_true", help="show the traceback of an error; may be written anywhere")
+    top.add_argument("--quiet", action="store_true", help="print results, warnings and errors only; may be written anywhere")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, text: str, example: str) -> Parser:
@@ -112,6 +114,10 @@ def parser(version: str = "", with_embed_options: bool = True) -> tuple[Parser, 
         if name == "recipes":
             listing.add_argument("name", nargs="?", metavar="NAME", help="print this one as a file, to start your own from")
     verb("doctor", "what this machine can do, and what is missing", "amradio doctor")
+    schema = verb("schema", "JSON Schema of recipes or evaluation files, for editors", "amradio schema recipe")
+    schema.add_argument("of", nargs="?", choices=("recipe", "evaluation"), default="recipe", help="default: recipe")
+    completion = verb("completion", "a script that completes verbs and options in a shell", "amradio completion bash")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return top, dict(verbs.choices)
 
 
@@ -134,19 +140,29 @@ def _add_export(export: Parser) -> None:
     export.add_argument("--image-size", type=int, metavar="N", help="px, for a format of one fixed size")
 
 
+ANYWHERE = ("--debug", "--quiet")
+"""Flags that may stand before the verb and behind it."""
+
+
 def parse(words: Sequence[str], version: str) -> argparse.Namespace:
     """The options of a command line. Prints what is wrong and raises SystemExit(2) where it does not fit.
 
-    `--debug` may stand anywhere, and key=value words behind options.
+    `--debug`, `--quiet` and `--json` may stand anywhere, key=value words may stand behind options, and `--out X`, `--out=X` and `out=X`
+    mean the same for every verb.
     """
     top, verbs = parser(version, with_embed_options="embed" in words)
-    is_debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    first = next((word for word in words if not word.startswith("-")), None)
-    if first is not None and first not in verbs:
-        top.error(f"there is no command '{first}'; {_other_verb(first, verbs)}")
+    flags = {flag for flag in ANYWHERE if flag in words}
+    words = [word for word in words if word not in flags]
+    first = next((number for number, word in enumerate(words) if not word.startswith("-")), None)
+    if first is not None and words[first] not in verbs:
+        top.error(f"there is no command '{words[first]}'; {_other_verb(words[first], verbs)}")
+    if first is not None:
+        leading = [word for word in words[:first] if word == "--json"]
+        kept = [word for word in words[:first] if word != "--json"]
+        words = [*kept, words[first], *_canonical([*words[first + 1 :], *leading], verbs[words[first]])]
     options, rest = top.parse_known_args(words)
-    options.debug = is_debug
+    for flag in ANYWHERE:
+        setattr(options, flag[2:], flag in flags)
     late = [word for word in rest if not word.startswith("-")]
     if late and late == rest and hasattr(options, "words"):
         options.words += late
@@ -154,6 +170,27 @@ def parse(words: Sequence[str], version: str) -> argparse.Namespace:
         verb = verbs[options.verb]
         verb.error("; ".join(_stray(word, _after(word, words), verb) for n, word in enumerate(rest) if _is_reported(rest, n)))
     return options
+
+
+def _canonical(words: Sequence[str], verb: Parser) -> list[str]:
+    """The words with `out=X` as `--out=X` where `--out` is an option, and with `--out X` and `--a.b X` as `out=X` where it is none."""
+    options = {option: action for action in verb._actions for option in action.option_strings}
+    takes_words = any(action.dest == "words" for action in verb._actions)
+    found: list[str] = []
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        name, equals, value = word.partition("=")
+        option = f"--{name.replace('_', '-')}"
+        if equals and option in options and options[option].nargs != 0:
+            found.append(f"{option}={value}")
+        elif takes_words and name not in options and (name == "--out" or re.fullmatch(r"--[a-z]\w*(\.\w+)+", name)):
+            if not equals and not waiting:
+                verb.error(f"{name}: expected one value; write it as {name[2:]}=VALUE")
+            found.append(f"{name[2:]}={value if equals else waiting.pop(0)}")
+        else:
+            found.append(word)
+    return found
 
 
 def _other_verb(name: str, verbs: Sequence[str] | dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
-from ..console import PERIOD, Phases, is_terminal
+from ..console import PERIOD, Phases, is_left_out, is_terminal
 from ..files import disk_errors, write_aside
 
 Item = TypeVar("Item")
@@ -104,6 +104,8 @@ class Log:
 
     def _print(self, line: str) -> None:
         self._printed_at = time.monotonic()
+        if is_left_out(line):
+            return
         if self._bar is None:
             print(line, flush=True)
         else:
@@ -140,7 +142,7 @@ class Log:
         if not self.aloud:
             return
         self._reached = f"step {step} of {num_steps} done"
-        if not is_terminal(sys.stdout):
+        if not is_terminal(sys.stdout) or is_left_out(""):
             return
         if self._bar is None:
             self._bar = Progress(BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(), transient=True)
