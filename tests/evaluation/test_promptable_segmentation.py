@@ -16,8 +16,8 @@ from amradio.evaluation.dense.mask_prompts import discs, filled_boxes, inner_poi
 from amradio.evaluation.dense.promptable_segmentation import PromptableSegmentationSettings, coordinates, prompted, to_square
 from amradio.labelled.instances import CocoInstancesSettings, SceneInstancesSettings, box_of
 from amradio.labelled.masks import decode_mask, read_mask
+from amradio.teachers import SamSettings
 from amradio.teachers.sam import SamTeacher
-from amradio.teachers.settings import SamSettings
 
 COCO = Path(__file__).parents[3] / "shared" / "data" / "coco_instances"
 

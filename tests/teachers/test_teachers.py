@@ -14,7 +14,8 @@ from amradio.errors import UserError
 from amradio.features import Features
 from amradio.teachers import TEACHERS, Teacher, TeacherSettings
 from amradio.teachers.precision import cast
-from amradio.teachers.settings import ClipSettings, CustomSettings, EmbeddedSettings, ModelSettings, SamSettings
+from amradio.teachers.sam_settings import SamSettings
+from amradio.teachers.settings import ClipSettings, CustomSettings, EmbeddedSettings, ModelSettings
 from model_folders import layer_scale_vit
 
 NOT_FROM_FILES = ("embedded", "custom", "model")

@@ -17,7 +17,8 @@ from amradio.errors import UserError
 from amradio.teachers import TEACHERS
 from amradio.teachers import embedded_teachers as shipped
 from amradio.teachers.loading import quiet
-from amradio.teachers.settings import ClipSettings, Dinov2Settings, SamSettings
+from amradio.teachers.sam_settings import SamSettings
+from amradio.teachers.settings import ClipSettings, Dinov2Settings
 
 
 def build_error(kind: str, **keys: object) -> str:
@@ -43,9 +44,16 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 HUB_NAMES = {
     "clip": {"model": "openai/clip-vit-large-patch14-336"},
     "siglip": {"model": "google/siglip2-so400m-patch16-384"},
+    "metaclip_2": {"model": "facebook/metaclip-2-worldwide-huge-quickgelu"},
+    "pe": {"model": "PE-Core-L-14-336"},
+    "aimv2": {"model": "apple/aimv2-large-patch14-224-lit"},
+    "internvl": {"model": "OpenGVLab/InternVL3-1B-hf"},
+    "depth_anything": {"model": "depth-anything/Depth-Anything-V2-Large-hf"},
     "dinov2": {"model": "facebook/dinov2-base"},
     "dinov3": {"model": "facebook/dinov3-vitb16-pretrain-lvd1689m"},
     "sam": {"model": "facebook/sam-vit-base"},
+    "sam2": {"model": "facebook/sam2.1-hiera-large"},
+    "sam3": {"model": "facebook/sam3"},
     "radio": {"model": "nvidia/C-RADIOv4-H"},
     "timm": {"model": "resnet50.a1_in1k"},
     "open_clip": {"model": "ViT-H-14", "pretrained": "laion2b_s32b_b79k"},

@@ -22,6 +22,10 @@ ARCHITECTURES = {
     "facebook/dinov3-vitb16-pretrain-lvd1689m": "vit_base_patch16_dinov3",
     "facebook/dinov3-convnext-base-pretrain-lvd1689m": "convnext_base.dinov3_lvd1689m",
     "facebook/sam-vit-large": "samvit_large_patch16",
+    "facebook/metaclip-2-worldwide-huge-quickgelu": "vit_huge_patch14_clip_224",
+    "apple/aimv2-large-patch14-224": "aimv2_large_patch14_224",
+    "OpenGVLab/InternVL3-1B-hf": "vit_intern300m_patch14_448",
+    "depth-anything/Depth-Anything-V2-Large-hf": "vit_large_patch14_dinov2",
 }
 
 
@@ -91,3 +95,44 @@ def test_licences(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# A model without a header\n")
     assert licence_of("me/mine", tmp_path, "mit") == "mit"
     assert licence_of("me/mine", tmp_path).startswith("not stated")
+
+
+@pytest.mark.parametrize("known", rows("pe"), ids=lambda known: known.model)
+def test_perception_encoders(known: Known) -> None:
+    """Names with a text tower are OpenCLIP's, others timm's; both have their weights under timm's name on the hub."""
+    with_text = known.model in open_clip.list_models()
+    architecture = known.model.split(".")[0]
+    if with_text:
+        config = open_clip.get_model_config(known.model)
+        assert open_clip.get_pretrained_cfg(known.model, "meta")["hf_hub"].rstrip("/") == known.repository
+        assert (known.summary_dim, known.input_size) == (config["embed_dim"], config["vision_cfg"]["image_size"])
+        architecture = config["vision_cfg"]["timm_model_name"]
+    with torch.device("meta"):
+        tower = timm.create_model(architecture, **({"num_classes": known.summary_dim} if with_text else {}))
+    config, last = tower.pretrained_cfg, tower.feature_info[-1]
+    if not with_text:
+        assert timm.get_pretrained_cfg(known.model).hf_hub_id == known.repository
+        assert known.summary_dim == tower.head_hidden_size
+    assert config["license"] == known.licence.lower()
+    assert (known.spatial_dim, known.patch_size, known.input_size) == (last["num_chs"], last["reduction"], config["input_size"][-1])
+    assert known.million_parameters == pytest.approx(sum(each.numel() for each in tower.parameters()) / 1e6, rel=0.01)
+
+
+@pytest.mark.parametrize("model", ["facebook/sam2.1-hiera-tiny", "facebook/sam2.1-hiera-base-plus", "facebook/sam2.1-hiera-large"])
+def test_stages_of_sam2(model: str) -> None:
+    known = next(each for each in catalogue() if each.model == model)
+    with torch.device("meta"):
+        tower = timm.create_model(f"sam2_hiera_{model.rpartition('hiera-')[2].replace('-', '_')}", num_classes=0)
+    widths = [stage["num_chs"] for stage in tower.feature_info]
+    assert known.spatial_dim == 16 * widths[0] + 4 * widths[1] + widths[2] + widths[3]
+    assert known.patch_size == tower.feature_info[2]["reduction"]
+    assert known.million_parameters == pytest.approx(sum(each.numel() for each in tower.parameters()) / 1e6, rel=0.01)
+
+
+def test_sam3_is_the_librarys_default() -> None:
+    config = transformers.Sam3TrackerConfig().vision_config.backbone_config
+    (known,) = rows("sam3")
+    assert (known.spatial_dim, known.input_size, known.patch_size) == (config.hidden_size, config.image_size, config.patch_size)
+    with torch.device("meta"):
+        trunk = transformers.AutoModel.from_config(config)
+    assert known.million_parameters == pytest.approx(sum(each.numel() for each in trunk.parameters()) / 1e6, rel=0.01)

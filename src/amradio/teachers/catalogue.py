@@ -47,7 +47,8 @@ class Known:
     @property
     def repository(self) -> str:
         """Name on the hub, as `hf download` takes it; the name itself where it is shipped."""
-        return f"timm/{self.model}" if self.kind == "timm" else _REPOSITORIES.get(self.model, self.model)
+        in_timm = self.kind == "timm" or (self.kind == "pe" and "/" not in self.model)
+        return f"timm/{self.model}" if in_timm else _REPOSITORIES.get(self.model, self.model)
 
 
 def catalogue() -> list[Known]:
@@ -79,6 +80,7 @@ _ROWS: tuple[tuple[str, str, float, int | None, int, int | None, int], ...] = (
     ("clip", "openai/clip-vit-large-patch14", 304.0, 768, 1024, 224, 14),
     ("clip", "openai/clip-vit-large-patch14-336", 304.3, 768, 1024, 336, 14),
     ("clip", "facebook/metaclip-h14-fullcc2.5b", 632.1, 1024, 1280, 224, 14),
+    ("metaclip_2", "facebook/metaclip-2-worldwide-huge-quickgelu", 632.1, 1024, 1280, 224, 14),
     ("open_clip", "ViT-L-14 datacomp_xl_s13b_b90k", 304.0, 768, 1024, 224, 14),
     ("open_clip", "ViT-H-14 laion2b_s32b_b79k", 632.1, 1024, 1280, 224, 14),
     ("open_clip", "ViT-H-14-quickgelu metaclip_fullcc", 632.1, 1024, 1280, 224, 14),
@@ -90,6 +92,14 @@ _ROWS: tuple[tuple[str, str, float, int | None, int, int | None, int], ...] = (
     ("siglip", "google/siglip2-so400m-patch16-384", 428.3, 1152, 1152, 384, 16),
     ("siglip", "google/siglip2-so400m-patch16-naflex", 427.9, 1152, 1152, None, 16),
     ("siglip", "google/siglip2-giant-opt-patch16-384", 1163.7, 1536, 1536, 384, 16),
+    ("pe", "PE-Core-B-16", 93.7, 1024, 768, 224, 16),
+    ("pe", "PE-Core-L-14-336", 317.2, 1024, 1024, 336, 14),
+    ("pe", "PE-Core-bigG-14-448", 1882.0, 1280, 1536, 448, 14),
+    ("pe", "vit_pe_lang_large_patch14_448.fb", 291.4, 1024, 1024, 448, 14),
+    ("pe", "vit_pe_lang_gigantic_patch14_448.fb", 1740.9, 1536, 1536, 448, 14),
+    ("aimv2", "apple/aimv2-large-patch14-224", 309.2, 1024, 1024, 224, 14),
+    ("aimv2", "apple/aimv2-large-patch14-native", 308.9, 1024, 1024, None, 14),
+    ("internvl", "OpenGVLab/InternVL3-1B-hf", 304.0, 1024, 1024, 448, 14),
     ("dinov2", "facebook/dinov2-small", 22.1, 384, 384, None, 14),
     ("dinov2", "facebook/dinov2-with-registers-base", 86.6, 768, 768, None, 14),
     ("dinov2", "facebook/dinov2-with-registers-large", 304.4, 1024, 1024, None, 14),
@@ -100,14 +110,22 @@ _ROWS: tuple[tuple[str, str, float, int | None, int, int | None, int], ...] = (
     ("dinov3", "facebook/dinov3-vith16plus-pretrain-lvd1689m", 840.5, 1280, 1280, None, 16),
     ("dinov3", "facebook/dinov3-vit7b16-pretrain-lvd1689m", 6716.0, 4096, 4096, None, 16),
     ("dinov3", "facebook/dinov3-convnext-base-pretrain-lvd1689m", 87.6, 1024, 1024, None, 32),
+    ("depth_anything", "depth-anything/Depth-Anything-V2-Small-hf", 22.1, None, 384, None, 14),
+    ("depth_anything", "depth-anything/Depth-Anything-V2-Large-hf", 304.4, None, 1024, None, 14),
     ("sam", "facebook/sam-vit-base", 89.7, None, 768, 1024, 16),
     ("sam", "facebook/sam-vit-large", 308.3, None, 1024, 1024, 16),
     ("sam", "facebook/sam-vit-huge", 637.0, None, 1280, 1024, 16),
+    ("sam2", "facebook/sam2.1-hiera-tiny", 26.8, None, 3456, 1024, 16),
+    ("sam2", "facebook/sam2.1-hiera-base-plus", 68.7, None, 4032, 1024, 16),
+    ("sam2", "facebook/sam2.1-hiera-large", 212.1, None, 5184, 1024, 16),
+    ("sam3", "facebook/sam3", 446.2, None, 1024, 1008, 14),
     ("radio", "nvidia/C-RADIOv4-H", 652.0, 2560, 1280, None, 16),
     ("timm", "resnet50.a1_in1k", 23.5, 2048, 2048, None, 32),
     ("timm", "convnext_base.fb_in22k", 87.6, 1024, 1024, None, 32),
     ("timm", "vit_base_patch16_224.augreg_in21k", 85.8, 768, 768, 224, 16),
     ("timm", "vit_base_patch16_224.mae", 85.8, 768, 768, 224, 16),
+    ("timm", "vit_base_patch16_dinov3_qkvb.eupe_lvd1689m", 85.7, 768, 768, 256, 16),
+    ("timm", "convnext_base.eupe_lvd1689m", 87.6, 1024, 1024, None, 32),
     ("timm", "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", 304.1, 1024, 1024, 448, 14),
 )
 

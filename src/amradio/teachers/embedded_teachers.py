@@ -3,7 +3,8 @@
 from ..errors import UserError
 from .base import Teacher
 from .catalogue import EMBEDDED
-from .settings import ClipSettings, Dinov2Settings, EmbeddedSettings, SamSettings
+from .sam_settings import SamSettings
+from .settings import ClipSettings, Dinov2Settings, EmbeddedSettings
 
 
 def build(settings: EmbeddedSettings) -> "Teacher":

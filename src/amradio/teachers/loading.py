@@ -27,6 +27,12 @@ from .folder_checks import PROCESSORS, check_folder, check_size
 
 KIND_OF = {
     "clip": "clip",
+    "metaclip_2": "metaclip_2",
+    "aimv2": "aimv2",
+    "aimv2_vision_model": "aimv2",
+    "internvl": "internvl",
+    "internvl_vision": "internvl",
+    "depth_anything": "depth_anything",
     "siglip": "siglip",
     "siglip2": "siglip",
     "dinov2": "dinov2",
@@ -34,6 +40,11 @@ KIND_OF = {
     "dinov3_vit": "dinov3",
     "dinov3_convnext": "dinov3",
     "sam": "sam",
+    "sam2": "sam2",
+    "sam2_video": "sam2",
+    "sam3": "sam3",
+    "sam3_video": "sam3",
+    "sam3_tracker": "sam3",
     "radio": "radio",
 }
 """`model_type` of transformers -> our `type`."""
@@ -60,10 +71,11 @@ class Source(NamedTuple):
         return f"teacher '{self.model}'"
 
 
-def load_transformers(source: Source, classes: Mapping[str, str]) -> tuple[Any, Path]:
+def load_transformers(source: Source, classes: Mapping[str, str], renamed: Mapping[str, str] | None = None) -> tuple[Any, Path]:
     """Loads weights with the class that belongs to the checkpoint's model_type; returns (model on the CPU in float32, its folder).
 
-    classes: model_type -> name of the class in transformers. Raises UserError where the files are not there, belong to another
+    classes: model_type -> name of the class in transformers. renamed: pattern in the names of the weights -> what stands there in the
+    model, where the checkpoint is of a larger model. Raises UserError where the files are not there, belong to another
     family, or do not fit the model.
     """
     import transformers
@@ -82,6 +94,7 @@ def load_transformers(source: Source, classes: Mapping[str, str]) -> tuple[Any, 
             output_loading_info=True,
             dtype="float32",
             trust_remote_code=False,
+            key_mapping=dict(renamed) if renamed else None,
             attn_implementation="sdpa" if cls._supports_sdpa else "eager",  # the library's default
         )
     if report["missing_keys"]:

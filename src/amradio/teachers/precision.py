@@ -9,6 +9,8 @@ from .settings import Precision
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 _POSITIONS = ("rope", "rotary")
 """Angles of rotary positions are meaningless in 8 bits of mantissa; these modules cast their own outputs."""
+_POSITION_BUFFER = "position_ids"
+"""Coordinates, of which SAM 3 has fractions; they go into rotary positions only."""
 
 
 def cast(model: nn.Module, precision: Precision) -> torch.dtype:
@@ -29,12 +31,13 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
         module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
         module.register_forward_hook(lambda _, __, output: output.to(dtype))
         return
-    if any(word in name for word in _POSITIONS):
-        return
+    if any(word in name for word in _POSITIONS) and not any(isinstance(part, nn.Linear) for part in module.modules()):
+        return  # attention with rotary positions has such a name, too, and is cast
     for parameter in module.parameters(recurse=False):
         parameter.data = _cast_float(parameter.data, dtype)
     for key, buffer in module.named_buffers(recurse=False):
-        module._buffers[key] = _cast_float(buffer, dtype)
+        if key != _POSITION_BUFFER:
+            module._buffers[key] = _cast_float(buffer, dtype)
     for child in module.children():
         _cast(child, dtype)
 

@@ -83,7 +83,7 @@ def _centre_crop(images: Tensor, size: tuple[int, int], rounds: bool) -> Tensor:
     return images[..., top : top + height, left : left + width]
 
 
-_MODES = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
+MODES = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
 """PIL's numbers; Lanczos (1) as bicubic, which is what transformers falls back to on tensors."""
 
 
@@ -93,7 +93,7 @@ def of_processor(processor: Any) -> Preprocess:
     crop = _height_width(processor.crop_size) if processor.do_center_crop else None
     pad = _height_width(processor.pad_size) if processor.do_pad else None
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
-    return Preprocess(three(mean), three(std), rule, size, _MODES[int(processor.resample)], crop, pad)
+    return Preprocess(three(mean), three(std), rule, size, MODES[int(processor.resample)], crop, pad)
 
 
 def three(values: Any) -> tuple[float, float, float]:

@@ -7,16 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..features import Features, resize_grid
-from ..images import to_float
-from .adapter import Adapter, Origin
+from .adapter import Origin
 from .catalogue import licence_of
 from .loading import Source, load_processor, load_transformers
 from .precision import cast
 from .preprocess import Preprocess, of_processor
+from .prompts import PromptableTeacher
 from .relative_positions import remember_relative_positions
-from .settings import Precision, SamSettings
-
-NUM_MASKS = 3
+from .sam_settings import SamSettings
+from .settings import Precision
 
 
 def build(settings: SamSettings) -> "SamTeacher":
@@ -28,7 +27,7 @@ def build(settings: SamSettings) -> "SamTeacher":
     return SamTeacher(model, preprocess, Origin(settings.model, licence_of(settings.model, folder)), settings.precision)
 
 
-class SamTeacher(Adapter):
+class SamTeacher(PromptableTeacher):
     """spatial [B, H, W, hidden_size], before the neck (as AM-RADIO's teachers); no summary.
 
     `neck` and `model` (prompt encoder and mask decoder) stay in float32 for `masks`, which reads the teacher's own map or a student's.
@@ -59,33 +58,6 @@ class SamTeacher(Adapter):
         """
         return Features(None, self.model.vision_encoder(images).last_hidden_state)
 
-    @property
-    def mask_decoder(self) -> "SamTeacher":
-        """This teacher: it has SAM's prompt encoder and mask decoder."""
-        return self
-
-    @property
-    def num_masks(self) -> int:
-        """3: the whole, a part, a part of it (arXiv 2304.02643, section 3)."""
-        return NUM_MASKS
-
-    def prepare_image(self, image: Tensor) -> Tensor:
-        """[3, H, W], float in [0, 1] or uint8 -> float [1, 3, S, S] in [0, 1], as SAM sees it: long side to S px, padded.
-
-        uint8 is resized on integers and on the CPU, as the processor does; floats come out a level away at every tenth pixel.
-        """
-        pixels = image[None]
-        if image.dtype == torch.uint8:
-            size = self.preprocess.resized(*image.shape[-2:])
-            if image.shape[-2:] != size:
-                pixels = F.interpolate(pixels.cpu(), size, mode=self.preprocess.mode, antialias=True, align_corners=False)
-            pixels = to_float(pixels.to(self.mean.device))
-        return self.prepare(pixels.to(self.mean.device))
-
-    def drop_encoder(self) -> None:
-        """Frees the image encoder; the neck, the prompt encoder and the mask decoder stay."""
-        self.model.vision_encoder = nn.Identity()
-
     @torch.no_grad()
     def masks(
         self,
@@ -105,22 +77,16 @@ class SamTeacher(Adapter):
         M is 3 with `multimask`, else 1. Asserts that there is a prompt.
         """
         assert points is not None or boxes is not None, "masks need points or boxes"
-        side = self.model.config.vision_config.image_size // self.patch_size
+        side = self.side // self.patch_size
         embeddings = self.neck(resize_grid(spatial.float(), (side, side)))
         outputs = self.model(
             image_embeddings=embeddings, input_points=points, input_labels=labels, input_boxes=boxes, multimask_output=multimask
         )
         return outputs.pred_masks, outputs.iou_scores
 
-    def scale_prompts(self, coordinates: Tensor, height: int, width: int) -> Tensor:
-        """Points [..., 2] or boxes [..., 4] in px of an image of height x width -> px of the input that `prepare` makes of it."""
-        new_height, new_width = self.preprocess.resized(height, width)
-        pair = coordinates.new_tensor([new_width / width, new_height / height])
-        return coordinates * pair.repeat(coordinates.shape[-1] // 2)
-
     def to_image(self, logits: Tensor, height: int, width: int) -> Tensor:
         """Logits [B, P, M, h, w] of a prepared image -> [B, P, M, height, width], on the image before `prepare`."""
-        side = self.model.config.vision_config.image_size
+        side = self.side
         new_height, new_width = self.preprocess.resized(height, width)
         full = F.interpolate(logits.flatten(0, 1), (side, side), mode="bilinear", align_corners=False)
         valid = full[..., :new_height, :new_width]

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from .base import Teacher
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-_SAM = {"vit-b": "facebook/sam-vit-base", "vit-l": "facebook/sam-vit-large", "vit-h": "facebook/sam-vit-huge"}
-"""As published RADIO checkpoints name their SAM -> on the hub."""
 
 
 class TeacherSettings(Settings):
@@ -53,7 +51,7 @@ class TeacherSettings(Settings):
         raise NotImplementedError
 
 
-def _read(build: Callable[[Any], "Teacher"], settings: Any) -> "Teacher":
+def read_with(build: Callable[[Any], "Teacher"], settings: Any) -> "Teacher":
     """What `build` returns; whatever a library raises about the files that the settings name becomes one UserError."""
     from .loading import Source, reading
 
@@ -76,7 +74,7 @@ class ClipSettings(TeacherSettings):
         """Loads the model; see `TeacherSettings.build`."""
         from .clip import build
 
-        return _read(build, self)
+        return read_with(build, self)
 
 
 class OpenClipSettings(TeacherSettings):
@@ -120,7 +118,7 @@ class SiglipSettings(TeacherSettings):
         """Loads the model; see `TeacherSettings.build`."""
         from .siglip import build
 
-        return _read(build, self)
+        return read_with(build, self)
 
 
 class Dinov2Settings(TeacherSettings):
@@ -138,7 +136,7 @@ class Dinov2Settings(TeacherSettings):
         """Loads the model; see `TeacherSettings.build`."""
         from .dinov2 import build
 
-        return _read(build, self)
+        return read_with(build, self)
 
 
 class Dinov3Settings(TeacherSettings):
@@ -156,28 +154,98 @@ class Dinov3Settings(TeacherSettings):
         """Loads the model; see `TeacherSettings.build`."""
         from .dinov3 import build
 
-        return _read(build, self)
+        return read_with(build, self)
 
 
-class SamSettings(TeacherSettings):
-    """SAM. No summary; map: the encoder's features before the neck. The input size is fixed: the encoder refuses any other."""
+class Metaclip2Settings(TeacherSettings):
+    """MetaCLIP 2, for texts in many languages. Summary: the image embedding of text space; map: the patch tokens, without the norm."""
 
-    type: Literal["sam"] = "sam"
+    type: Literal["metaclip_2"] = "metaclip_2"
     model: str
-    """Hub name (facebook/sam-vit-large) or local folder in the format of transformers."""
+    """Hub name (facebook/metaclip-2-worldwide-huge-quickgelu) or local folder in the format of transformers."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    input_size: Pixels | None = None
+    """px of the square input; the model's own by default, else the position embedding is interpolated."""
+
+    def build(self) -> "Teacher":
+        """Loads the model; see `TeacherSettings.build`."""
+        from .metaclip_2 import build
+
+        return read_with(build, self)
+
+
+class PeSettings(TeacherSettings):
+    """Perception Encoder, core (OpenCLIP: with text; timm: without), lang and spatial (timm). Map: the last tokens.
+
+    Summary: the image embedding of text space (OpenCLIP), or the pooled feature before the projection (timm).
+    """
+
+    type: Literal["pe"] = "pe"
+    model: str
+    """PE-Core-L-14-336 (OpenCLIP), vit_pe_lang_large_patch14_448.fb (timm), name on the hub or local folder of one of the two libraries."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    input_size: Pixels | None = None
+    """px of the square input; the model's own by default, else the position embedding is resampled."""
+
+    def build(self) -> "Teacher":
+        """Loads the model; see `TeacherSettings.build`."""
+        from .pe import build
+
+        return build(self)
+
+
+class Aimv2Settings(TeacherSettings):
+    """AIMv2. Summary: the image embedding of text space (`lit`), else the mean token; map: the tokens after the final norm."""
+
+    type: Literal["aimv2"] = "aimv2"
+    model: str
+    """Hub name (apple/aimv2-large-patch14-224-lit) or local folder in the format of transformers."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
 
     def build(self) -> "Teacher":
+        """Loads the model; see `TeacherSettings.build`. Its input size is fixed, but `native` models take any multiple of the patch."""
+        from .aimv2 import build
+
+        return read_with(build, self)
+
+
+class DepthAnythingSettings(TeacherSettings):
+    """The encoder of Depth Anything (1 and 2). No summary, as its depth head reads patches only; map: the tokens after the final norm."""
+
+    type: Literal["depth_anything"] = "depth_anything"
+    model: str
+    """Hub name (depth-anything/Depth-Anything-V2-Large-hf) or local folder in the format of transformers."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    input_size: Pixels | None = None
+    """px of a fixed square input; by default any multiple of the patch is legal."""
+
+    def build(self) -> "Teacher":
         """Loads the model; see `TeacherSettings.build`."""
-        from .sam import build
+        from .depth_anything import build
 
-        return _read(build, self)
+        return read_with(build, self)
 
-    @classmethod
-    def keys_of_source(cls, source: str) -> dict[str, Any]:
-        """A name on the hub, or `vit-h` as published RADIO checkpoints call it."""
-        return {"model": _SAM.get(source, source)}
+
+class InternvlSettings(TeacherSettings):
+    """The vision tower of InternVL (InternViT). Summary: the mean patch token (or the class token, as its config says); map: the tokens."""
+
+    type: Literal["internvl"] = "internvl"
+    model: str
+    """Hub name (OpenGVLab/InternVL3-1B-hf) or local folder in the format of transformers; of a whole InternVL only the tower is loaded."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    input_size: Pixels | None = None
+    """px of the square input; the model's own by default, else the position embedding is interpolated."""
+
+    def build(self) -> "Teacher":
+        """Loads the model; see `TeacherSettings.build`."""
+        from .internvl import build
+
+        return read_with(build, self)
 
 
 class RadioSettings(TeacherSettings):
@@ -195,7 +263,7 @@ class RadioSettings(TeacherSettings):
         """Loads the model; see `TeacherSettings.build`."""
         from .radio import build
 
-        return _read(build, self)
+        return read_with(build, self)
 
 
 class TimmSettings(TeacherSettings):
