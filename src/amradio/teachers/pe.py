@@ -4,7 +4,7 @@ from ..errors import UserError, nearest
 from ..names import recognise
 from . import open_clip, timm
 from .base import Teacher
-from .loading import Source
+from .loading import Source, cached_folder
 from .open_clip import OpenClipTeacher
 from .settings import OpenClipSettings, PeSettings, TimmSettings
 from .timm import TimmTeacher
@@ -19,12 +19,12 @@ def build(settings: PeSettings) -> Teacher:
     keys = {"model": settings.model, "revision": settings.revision, "input_size": settings.input_size, "precision": settings.precision}
     recognised = recognise(settings.model)
     name = recognised.text.split("/")[-1]
-    if recognised.kind == "folder":
-        in_open_clip = (recognised.path / open_clip.CONFIG_FILE).is_file()
-    elif recognised.kind == "word" and not name.startswith((IN_OPEN_CLIP, IN_TIMM)):
+    if recognised.kind == "word" and not name.startswith((IN_OPEN_CLIP, IN_TIMM)):
         raise UserError(f"{Source(settings.type, settings.model).where}: it is no Perception Encoder; {nearest(name, _names())}")
-    else:
-        in_open_clip = not name.startswith(IN_TIMM)
+    folder = recognised.path if recognised.kind == "folder" else None
+    if recognised.kind == "hub":
+        folder = cached_folder(recognised.text, settings.revision, "open_clip")
+    in_open_clip = name.startswith(IN_OPEN_CLIP) if folder is None else (folder / open_clip.CONFIG_FILE).is_file()
     if not in_open_clip:
         return _checked(settings, timm.build(TimmSettings.model_validate(keys)))
     pretrained = TAG if recognised.kind == "word" else None
