@@ -82,7 +82,7 @@ def bare_loop(context, batches, steps, is_ahead):
     """What one writes in an afternoon for this one case: no names, no settings, no metrics."""
     stamped = Stamped(batches)
     task, device, optimizer = context.task, context.processes.device, context.optimizer
-    network, size = task.network, context.stages[0].groups[0].partition.image_size
+    network, (size, _) = task.network, context.stages[0].groups[0].partition.size
     parameters = list(network.parameters())
     to_target = task.normalizers.by_name()
     kernel = context.autocast

@@ -65,6 +65,8 @@ Natural = Annotated[int, pydantic.Field(ge=0, le=1_000_000_000)]
 """A count that may be 0."""
 Pixels = Annotated[int, pydantic.Field(gt=0, le=65_536)]
 """The side of an image: JPEG's limit."""
+ImageSides = Pixels | Annotated[tuple[Pixels, Pixels], AsTuple]
+"""The size of an image in px: the side of a square, or [height, width]."""
 Side = Annotated[float, pydantic.Field(ge=0, le=65_536)]
 """The side of a part of an image, px."""
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
@@ -93,6 +95,16 @@ Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 """A probability or a share."""
 Weight = Annotated[float, pydantic.Field(ge=0, le=1e6)]
 """A weight of a loss or a source. A million is beyond every use, and its square is still a float32."""
+
+
+def sides_of(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of `ImageSides`."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def size_text(sides: tuple[int, int]) -> str:
+    """`48` of a square, `48x64` of another (height, width)."""
+    return str(sides[0]) if sides[0] == sides[1] else f"{sides[0]}x{sides[1]}"
 
 
 def _check_path(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import pydantic
@@ -31,11 +31,29 @@ else:
     AnyStart = one_of((*STUDENTS, ModelStudentSettings))
 
 
+class SizeSettings(Settings):
+    """One size of a partition's images; a bare number stands for `{size: NUMBER}`."""
+
+    size: Pixels
+    """Pixels (square) at which the student sees the images."""
+    weight: Annotated[float, pydantic.Field(gt=0, le=1e6)] = 1.0
+    """How often it is drawn, beside the weights of the other sizes."""
+    teachers: dict[str, Pixels] = pydantic.Field(default_factory=dict)
+    """Pixels (square) at which single teachers see the images beside it, by name; the others take their legal size nearest to `size`."""
+
+
+AnySize = Annotated[SizeSettings, pydantic.BeforeValidator(lambda value: value if isinstance(value, (dict, Settings)) else {"size": value})]
+"""Also a bare size."""
+
+
 class PartitionSettings(Settings):
     """A group of teachers that see the same images at the same student size and batch size."""
 
     image_size: Pixels = 224
     """Pixels (square) at which the student sees the images. 224 is what most teachers were trained at."""
+    image_sizes: Annotated[list[AnySize], pydantic.Field(min_length=1, max_length=100)] | None = None
+    """Sizes of which one is drawn for each step of training, for all images of the batch: `[128, {size: 192, weight: 2}]`; null for
+    `image_size` alone. Held-out images are seen at `image_size`, which is one of them."""
     batch_size: Positive = 256
     """Images a step, over all processes together."""
     teachers: Annotated[list[str], pydantic.Field(min_length=1)] | None = None
@@ -46,6 +64,32 @@ class PartitionSettings(Settings):
     """Pixels at which crops are read; null for the largest size that a model of the partition takes, so that none sees blown-up pixels."""
     source: AnySource | None = None
     """Images of this partition; null for data.train."""
+
+    @property
+    def sizes(self) -> list[SizeSettings]:
+        """The sizes of training."""
+        return self.image_sizes or [SizeSettings(size=self.image_size)]
+
+    def problems(self, teachers: Collection[str]) -> list[str]:
+        """What the keys say against one another, a sentence each that begins with a key. teachers: those of the recipe."""
+        names = self.teachers or teachers
+        problems = [f"teachers: there is no teacher '{name}'; {nearest(name, teachers)}" for name in names if name not in teachers]
+        sizes = [size.size for size in self.sizes]
+        if len(set(sizes)) < len(sizes):
+            problems.append(
+                f"image_sizes: a size stands twice in {sizes}; give it once, with a larger weight where it is to be drawn more often"
+            )
+        if self.image_size not in sizes:
+            found = ", ".join(map(str, sizes))
+            problems.append(
+                f"image_size: held-out images are seen at {self.image_size} px, which are not in image_sizes; take one of {found}"
+            )
+        return problems + [
+            f"image_sizes.{number}.teachers.{name}: the partition has no such teacher; {nearest(name, names)}"
+            for number, size in enumerate(self.sizes)
+            for name in size.teachers
+            if name not in names
+        ]
 
 
 class StageSettings(Settings):
@@ -152,11 +196,7 @@ class Recipe(Settings):
             if problem:
                 problems.append(f"teachers.{shown(name[:60])}: {problem}; give the teacher another name")
         for key, partition in self.partitions():
-            problems += [
-                f"{key}.teachers: there is no teacher '{name}'; {nearest(name, self.teachers)}"
-                for name in partition.teachers or ()
-                if name not in self.teachers
-            ]
+            problems += [f"{key}.{problem}" for problem in partition.problems(self.teachers)]
         problems += [
             f"heads.by_teacher.{name}: there is no teacher '{name}'; {nearest(name, self.teachers)}"
             for name in self.heads.by_teacher
@@ -208,9 +248,10 @@ class Recipe(Settings):
         problems = []
         for key, settings in self.partitions():
             images = math.ceil(settings.batch_size / world_size)
-            view = max(settings.view_size or 0, settings.image_size)
+            largest = max(size.size for size in settings.sizes)
+            view = max(settings.view_size or 0, largest)
             seen = math.ceil(images / self.engine.accumulate)
-            needed = images * view**2 * 3 * 2 + seen * settings.image_size**2 * 3 * 4
+            needed = images * view**2 * 3 * 2 + seen * largest**2 * 3 * 4
             if needed > machine_memory():
                 problems.append(
                     f"{key}: {images:,} images of {view:,} px a process need {gib(needed)}, this machine has {gib(machine_memory())}; "

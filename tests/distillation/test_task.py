@@ -82,7 +82,7 @@ def prepare(run: Trainer) -> None:
 
 def step(run: Trainer, number: int = 0) -> dict[str, Tensor]:
     stage = run.context.stages[0]
-    return run.optimization.update(stage, [batch_of(run, number, k) for k in range(len(stage.groups))], 1e-2, True)
+    return run.optimization.update(stage, number, [batch_of(run, number, k) for k in range(len(stage.groups))], 1e-2, True)
 
 
 # what learns
@@ -113,7 +113,7 @@ def test_heads_outside_a_partition_are_left_alone(train):
     partition = run.context.stages[0].groups[0].partition._replace(teachers=("clip",))
     alone = run.context.stages[1]._replace(groups=[run.context.stages[0].groups[0]._replace(partition=partition)])
     for number in (1, 2):
-        run.optimization.update(alone, [batch_of(run, number)], 1e-2, True)
+        run.optimization.update(alone, number, [batch_of(run, number)], 1e-2, True)
     for name, value in run.context.task.named_parameters():
         assert torch.equal(value, before[name]) == name.startswith(("network.heads.dino", "network.heads.sam")), name
 
@@ -377,7 +377,7 @@ def test_teachers_of_one_size_share_the_resized_images(train, monkeypatch):
     resize = views_module.resize
     monkeypatch.setattr(views_module, "resize", lambda images, size: sizes.append(size) or resize(images, size))
     images = torch.randint(0, 255, (2, 3, 48, 48), dtype=torch.uint8)
-    prepared = run.context.task.prepare(Batch(images, ("x", "y"), torch.zeros(2, 8)), Partition("0.0", ("a", "b", "c"), 40))
+    prepared = run.context.task.prepare(Batch(images, ("x", "y"), torch.zeros(2, 8)), Partition("0.0", ("a", "b", "c"), (40, 40)))
     assert sizes == [(40, 40), (24, 24)], "the student shares with its teachers, too"
     assert prepared.views.student.images is prepared.views.teachers["a"].images
     assert seen["a"] == seen["b"] != seen["c"]
@@ -386,7 +386,7 @@ def test_teachers_of_one_size_share_the_resized_images(train, monkeypatch):
 @pytest.mark.slow
 def test_bfloat16_autocast_leaves_the_targets_what_they_are(train):
     run = train()
-    partition = Partition("0.0", ("clip", "dino", "sam"), 32)
+    partition = Partition("0.0", ("clip", "dino", "sam"), (32, 32))
     exact = run.context.task.prepare(batch_of(run), partition).targets
     with torch.autocast("cpu", torch.bfloat16):
         half = run.context.task.prepare(batch_of(run), partition).targets
@@ -456,7 +456,7 @@ def test_a_tiny_task_by_hand():
         {"summary": MseSettings().build(), "spatial": MseSettings().build()}, FixedSettings().build({"a/summary": 2.0, "a/spatial": 0.5})
     )
     task = Distillation(network, {"a": Planned(colours)}, objective)
-    partition = Partition("0.0", ("a",), 16, 0.25)
+    partition = Partition("0.0", ("a",), (16, 16), 0.25)
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
     batch = Batch(images, ("a", "b", "c"), torch.rand(3, 8))
     calibrate(task, [(batch, partition)], NormalizeSettings(), Processes(torch.device("cpu")), None)

@@ -20,10 +20,10 @@ def grid(side: int) -> torch.Tensor:
 
 def test_sizes_are_decided_in_one_place() -> None:
     views = ViewMaker({"any": lambda h, w: (h // 14 * 14, w // 14 * 14), "fixed": lambda h, w: (64, 64)})
-    partition = Partition("0.0", ("any", "fixed"), 48)
+    partition = Partition("0.0", ("any", "fixed"), (48, 48))
     images = torch.randint(0, 256, (2, 3, 80, 80), dtype=torch.uint8)
     made = views.of(images, partition)
-    assert views.largest_size(partition) == 64
+    assert views.largest_size(partition) == (64, 64)
     assert {name: tuple(view.images.shape[-2:]) for name, view in made.teachers.items()} == {"any": (42, 42), "fixed": (64, 64)}
     torch.testing.assert_close(made.student.images, resize(images.float() / 255, (48, 48)), rtol=0, atol=0)
     assert {made.student.region, *(view.region for view in made.teachers.values())} == {WHOLE}

@@ -92,7 +92,7 @@ def test_a_teacher_of_several_sizes_sees_the_one_nearest_to_the_student(recipe_n
     network.heads = torch.nn.ModuleDict()
     task = Distillation(network, {"dino": teacher}, Objective({}, FixedSettings().build({})))
     images = torch.zeros(1, 3, 1024, 1024, dtype=torch.uint8)
-    partition = Partition("0.0", ("dino",), image_size)
+    partition = Partition("0.0", ("dino",), (image_size, image_size))
     task.prepare(Batch(images, (), torch.zeros(len(images), 8)), partition)
     assert seen == [(sees, sees)]
     assert task.views.of(images, partition).teachers["dino"].images.shape[-2:] == (sees, sees)

@@ -242,7 +242,7 @@ def test_every_trained_parameter_changes_and_no_other_has_a_gradient(recipe, fin
     before = {name: value.clone() for name, value in run.context.task.named_parameters()}
     stage = run.context.stages[0]
     for step in range(2):  # a product of which one factor is zero moves the other only from its second step on
-        run.optimization.update(stage, [next(run.context.feeds.training(group, step)) for group in stage.groups], 1e-2, True)
+        run.optimization.update(stage, step, [next(run.context.feeds.training(group, step)) for group in stage.groups], 1e-2, True)
     for name, value in run.context.task.named_parameters():
         trained = "lora" in name or ".heads." in name
         assert torch.equal(value, before[name]) != trained, name

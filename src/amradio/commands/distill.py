@@ -19,7 +19,17 @@ from ..recipe import Recipe
 from ..run_folder import RunFolder
 from ..students.base import Student
 from ..teachers.base import Teacher
-from ..training import PeriodicSuite, Trainer, check_data, check_extras, check_sizes, describe_data, initialize, load_teachers
+from ..training import (
+    PeriodicSuite,
+    Trainer,
+    check_data,
+    check_extras,
+    check_sizes,
+    describe_data,
+    describe_views,
+    initialize,
+    load_teachers,
+)
 from .tables import INDENT, print_table
 
 Say = Callable[[str], None]
@@ -102,7 +112,7 @@ def dry_run(recipe: Recipe) -> None:
     with torch.device("meta" if needs_no_weights else "cpu"):  # a network of any size costs no memory where nothing is read or run
         initial = initialize(recipe, loaded, record)
     network = initial.network
-    problems = check_sizes(recipe, network, 1)
+    problems = check_sizes(recipe, network, loaded, 1)
     if problems:
         raise UserError(*problems)
     PeriodicSuite(recipe, loaded, device).check(initial.config, network)
@@ -122,6 +132,7 @@ def dry_run(recipe: Recipe) -> None:
         for name, t in loaded.items()
     ]
     print_table("Teachers", ("name", "type", "source", "M", "summary", "spatial", "input px", "patch", "licence"), rows)
+    print_table("Views", ("partition", "crops px", "student px", "steps", "teachers px"), describe_views(recipe, loaded))
     student = network.student
     rows = [("student", _millions(student), student.patch_size, student.num_summaries, student.summary_dim)]
     rows += [(f"head {name}", _millions(head), "-", "-", "-") for name, head in network.heads.items()]

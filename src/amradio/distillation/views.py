@@ -5,6 +5,7 @@ of the first batch all use the same views.
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -21,12 +22,14 @@ class Partition(NamedTuple):
     name: str
     """`0.1`: number of the stage and of the partition."""
     teachers: tuple[str, ...]
-    image_size: int
-    """px at which the student sees the images (square)."""
+    size: tuple[int, int]
+    """(height, width) px at which the student sees the images."""
     weight: float = 1.0
     """Of the partition's loss in the step."""
     map_weight: float = 1.0
     """Of the losses of its maps beside those of other partitions (`loss.token_exponent`)."""
+    teacher_sizes: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    """(height, width) px at which single teachers see the images, by name; the others take their legal size nearest to `size`."""
 
 
 class Region(NamedTuple):
@@ -75,13 +78,14 @@ class ViewMaker:
         self._size_rules = dict(size_rules)
 
     def teacher_size(self, name: str, partition: Partition) -> tuple[int, int]:
-        """(height, width) px at which a teacher sees the partition's images: its legal size nearest to the student's, however large the
-        batch's images are."""
-        return self._size_rules[name](partition.image_size, partition.image_size)
+        """(height, width) px at which a teacher sees the partition's images: that of the partition for this teacher, or its legal size
+        nearest to the student's, however large the batch's images are."""
+        return partition.teacher_sizes.get(name) or self._size_rules[name](*partition.size)
 
-    def largest_size(self, partition: Partition) -> int:
-        """px of the longest side at which any model of the partition sees the images."""
-        return max(partition.image_size, *(side for name in partition.teachers for side in self.teacher_size(name, partition)))
+    def largest_size(self, partition: Partition) -> tuple[int, int]:
+        """(height, width) px: the largest of each at which a model of the partition sees the images."""
+        sizes = [partition.size, *(self.teacher_size(name, partition) for name in partition.teachers)]
+        return max(height for height, _ in sizes), max(width for _, width in sizes)
 
     def of(self, images: Tensor, partition: Partition) -> Views:
         """images: uint8 [B, 3, H, W] on the device, or float in [0, 1]."""
@@ -93,5 +97,5 @@ class ViewMaker:
                 resized[size] = resize(floats, size)
             return View(resized[size])
 
-        student = view((partition.image_size, partition.image_size))
+        student = view(partition.size)
         return Views(student, {name: view(self.teacher_size(name, partition)) for name in partition.teachers})

@@ -1,6 +1,6 @@
 """Pictures that a run draws."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -9,13 +9,13 @@ from torch import Tensor
 MARGIN, CELL, LABEL = 8, 128, 150
 
 
-def contact_sheet(rows: Mapping[str, Tensor], path: Path) -> None:
-    """Draws float images [N, 3, h, w] in [0, 1], one row a name with their size in px, every cell at the same scale on the page."""
-    count = max(images.shape[0] for images in rows.values())
+def contact_sheet(rows: Sequence[tuple[str, Tensor]], path: Path) -> None:
+    """Draws rows of (name, float images [N, 3, h, w] in [0, 1]), each with their size in px, every cell as large on the page."""
+    count = max(images.shape[0] for _, images in rows)
     width = LABEL + count * (CELL + MARGIN) + MARGIN
     sheet = Image.new("RGB", (width, len(rows) * (CELL + MARGIN) + MARGIN), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for row, (name, images) in enumerate(rows.items()):
+    for row, (name, images) in enumerate(rows):
         top = MARGIN + row * (CELL + MARGIN)
         pen.text((MARGIN, top + CELL // 2 - 18), f"{name}\n{images.shape[3]} x {images.shape[2]} px", fill="black", font=font)
         pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

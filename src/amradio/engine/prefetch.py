@@ -1,7 +1,7 @@
 """Work that is done one item ahead, in a thread of its own."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(items: Iterable[Item], work: Callable[[Item], Result]) -> Iterator[tuple[Item, Future[Result]]]:
+def ahead(items: Iterable[Item], work: Callable[[Item], Result]) -> Generator[tuple[Item, Future[Result]]]:
     """Each item with its `work`, which is done while the caller is busy with the item before.
 
     Until the iterator is exhausted or closed, the caller's and the worker's thread have half of torch's CPU threads each (at least one).

@@ -3,7 +3,18 @@
 from .checks import check_data, check_extras, check_sizes, describe_data
 from .initialization import initialize
 from .periodic_evaluation import PeriodicSuite
+from .schedule import describe_views
 from .setup import load_teachers
 from .trainer import Trainer
 
-__all__ = ["PeriodicSuite", "Trainer", "check_data", "check_extras", "check_sizes", "describe_data", "initialize", "load_teachers"]
+__all__ = [
+    "PeriodicSuite",
+    "Trainer",
+    "check_data",
+    "check_extras",
+    "check_sizes",
+    "describe_data",
+    "describe_views",
+    "initialize",
+    "load_teachers",
+]

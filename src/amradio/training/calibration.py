@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from ..batch import Batch
 from ..distillation.calibration import calibrate
@@ -121,13 +122,15 @@ class Calibration:
                 context.stop.check(context.processes.any)
                 if index == 0 and context.processes.is_first:
                     self._draw_first_batch(stage, group, batch)
-                yield batch, group.partition
+                yield batch, group.drawn(stage.start + index)
 
     def _draw_first_batch(self, stage: Stage, group: Group, batch: Batch) -> None:
         folder = self.context.folder.path
         name = "first_batch.png" if (stage.number, group.partition.name) == (0, "0.0") else f"first_batch_{group.partition.name}.png"
-        views = self.context.task.views.of(batch.images[:DRAWN_IMAGES], group.partition)
-        rows = {"student": views.student.images} | {f"teacher {teacher}": view.images for teacher, view in views.teachers.items()}
+        rows: list[tuple[str, Tensor]] = []
+        for partition in group.sizes:
+            views = self.context.task.views.of(batch.images[:DRAWN_IMAGES], partition)
+            rows += [("student", views.student.images), *((f"teacher {name}", view.images) for name, view in views.teachers.items())]
         with disk_errors(folder):
             contact_sheet(rows, folder / "images" / name)
 
@@ -151,7 +154,7 @@ class Calibration:
             for name in group.partition.teachers:
                 teacher = task.teachers[name]
                 sizes = manifest["teachers"].setdefault(name, {"source": teacher.source, "sizes": []})["sizes"]
-                sizes.append(list(task.views.teacher_size(name, group.partition)))
+                sizes += [list(task.views.teacher_size(name, partition)) for partition in group.sizes]
         self.context.folder.write(f"calibration/stage_{stage.number}/manifest.json", json.dumps(manifest, indent=1) + "\n")
 
     def _is_whole(self, stage: Stage) -> bool:

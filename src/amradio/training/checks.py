@@ -1,11 +1,14 @@
 """What can be refused before a byte is written."""
 
 import importlib.util
+from collections.abc import Iterator, Mapping
 
+from ..config import sides_of, size_text
 from ..data import Feed, OpenData, describe
 from ..errors import UserError
 from ..network import Network
-from ..recipe import Recipe
+from ..recipe import Recipe, SizeSettings
+from ..teachers.base import Teacher
 
 
 def check_data(recipe: Recipe, data: OpenData) -> list[str]:
@@ -37,19 +40,31 @@ def check_extras(recipe: Recipe) -> list[str]:
     return []
 
 
-def check_sizes(recipe: Recipe, network: Network, world_size: int) -> list[str]:
-    """Image sizes that the student cannot take and batches that cannot be shared out, one sentence each."""
+def check_sizes(recipe: Recipe, network: Network, teachers: Mapping[str, Teacher], world_size: int) -> list[str]:
+    """Image sizes that the student or a teacher cannot take and batches that cannot be shared out, one sentence each."""
     problems = []
     for key, settings in recipe.partitions():
-        size = settings.image_size
-        legal = network.student.nearest_size(size, size)
-        if legal != (size, size):
-            problems.append(f"{key}.image_size: the student cannot take {size} px; the nearest legal size is {legal[0]}")
+        for number, size in enumerate(settings.sizes):
+            named = f"{key}.image_sizes.{number}" if settings.image_sizes else f"{key}.image_size"
+            problems += [f"{named}{problem}" for problem in _illegal_sizes(size, network, teachers)]
         try:
-            Feed(size, settings.batch_size, 0, 0, world_size)
+            Feed(settings.image_size, settings.batch_size, 0, 0, world_size)
         except UserError as error:
             problems.append(f"{key}.batch_size: {error}")
         share = settings.batch_size // world_size
         if share % recipe.engine.accumulate:
             problems.append(f"engine.accumulate: {recipe.engine.accumulate} does not divide the {share} images a process of {key}")
     return problems
+
+
+def _illegal_sizes(size: SizeSettings, network: Network, teachers: Mapping[str, Teacher]) -> Iterator[str]:
+    """What follows a size's key: `: the student cannot take 50 px; ...`."""
+    wanted = sides_of(size.size)
+    legal = network.student.nearest_size(*wanted)
+    if legal != wanted:
+        yield f": the student cannot take {size_text(wanted)} px; the nearest legal size is {size_text(legal)}"
+    for name, sides in size.teachers.items():
+        wanted = sides_of(sides)
+        legal = teachers[name].size_for(*wanted)
+        if legal != wanted:
+            yield f".teachers.{name}: the teacher cannot take {size_text(wanted)} px; the nearest legal size is {size_text(legal)}"

@@ -8,6 +8,7 @@ from itertools import chain, count
 from typing import Any
 
 from ..batch import Batch
+from ..config import size_text
 from ..distillation.metrics import HEADLINE
 from ..distillation.views import Partition
 from .agreement import Agreement, agreement
@@ -83,5 +84,6 @@ class HeldOut:
 
 def _new_name(name: str, partition: Partition, taken: Container[str]) -> str:
     """`clip/summary`; where another partition of the stage has that teacher too, `clip/summary@48`, then `clip/summary@48#2`, ..."""
-    names = chain([name, f"{name}@{partition.image_size}"], (f"{name}@{partition.image_size}#{number}" for number in count(2)))
+    at_size = f"{name}@{size_text(partition.size)}"
+    names = chain([name, at_size], (f"{at_size}#{number}" for number in count(2)))
     return next(candidate for candidate in names if candidate not in taken)

@@ -2,9 +2,9 @@
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from typing import NamedTuple
 
 import torch
@@ -44,29 +44,32 @@ class Optimization:
         batches: Iterator[tuple[Batch, ...]] = zip(*[feeds.training(group, step) for group in stage.groups], strict=True)
         limited = islice(batches, stage.end - step)
         if self.context.recipe.engine.prepare_ahead:
-            yield from ahead(limited, partial(self._prepare, stage))
+            with closing(ahead(zip(count(step), limited, strict=False), partial(self._prepare, stage))) as items:
+                for (_, batch), prepared in items:
+                    yield batch, prepared
         else:
             yield from ((batch, None) for batch in limited)
 
-    def _prepare(self, stage: Stage, batches: Sequence[Batch]) -> list[Prepared]:
-        """Called in another thread; autocast is each thread's own."""
+    def _prepare(self, stage: Stage, numbered: tuple[int, Sequence[Batch]]) -> list[Prepared]:
+        """Called in another thread; autocast is each thread's own. numbered: a step and its batches."""
         context = self.context
         with self._autocast():
             return [
-                context.task.prepare(piece.batch.to(context.processes.device), piece.partition) for piece in self._pieces(stage, batches)
+                context.task.prepare(piece.batch.to(context.processes.device), piece.partition) for piece in self._pieces(stage, *numbered)
             ]
 
     def take(self, stage: Stage, step: int, batches: Sequence[Batch], measure: bool, prepared: Ahead | None = None) -> dict[str, Tensor]:
         """Step number `step` of the run at its scheduled learning rate; see `update`."""
         rate = learning_rate(self.context.recipe.optimizer, step - stage.start, stage.end - stage.start)
-        return self.update(stage, batches, rate, measure, prepared)
+        return self.update(stage, step, batches, rate, measure, prepared)
 
     def update(
-        self, stage: Stage, batches: Sequence[Batch], rate: float, measure: bool, prepared: Ahead | None = None
+        self, stage: Stage, step: int, batches: Sequence[Batch], rate: float, measure: bool, prepared: Ahead | None = None
     ) -> dict[str, Tensor]:
         """One optimizer step over a batch of every partition of the stage, cut into `engine.accumulate` pieces.
 
-        measure: also report cosines and norm ratios. prepared: a result for each piece, where it is computed ahead.
+        step: of the run, for the sizes at which models see the images. measure: also report cosines and norm ratios. prepared: a result for
+        each piece, where it is computed ahead.
         Returns the named numbers, float32 [] each, still on the device.
         """
         context, self.rate = self.context, rate
@@ -74,7 +77,7 @@ class Optimization:
         for group in context.optimizer.param_groups:
             group["lr"] = rate
         context.optimizer.zero_grad(set_to_none=True)
-        pieces = self._pieces(stage, batches)
+        pieces = self._pieces(stage, step, batches)
         with context.clock.part("waiting") if prepared else nullcontext():
             results: Sequence[Prepared | None] = prepared.result() if prepared else [None] * len(pieces)
         gathered: dict[str, list[Tensor]] = {}
@@ -112,13 +115,13 @@ class Optimization:
             (loss / context.recipe.engine.accumulate).backward()
         return output.metrics
 
-    def _pieces(self, stage: Stage, batches: Sequence[Batch]) -> list[Piece]:
-        """Every partition's batch, cut into `accumulate` pieces."""
-        count = self.context.recipe.engine.accumulate
+    def _pieces(self, stage: Stage, step: int, batches: Sequence[Batch]) -> list[Piece]:
+        """Every partition's batch at the size of the step, cut into `accumulate` pieces."""
+        pieces = self.context.recipe.engine.accumulate
         return [
-            Piece(batch.piece(number, count), group.partition)
-            for group, batch in zip(stage.groups, batches, strict=True)
-            for number in range(count)
+            Piece(batch.piece(number, pieces), partition)
+            for partition, batch in zip(stage.partitions(step), batches, strict=True)
+            for number in range(pieces)
         ]
 
     def _clear_unused_gradients(self, stage: Stage) -> None:
