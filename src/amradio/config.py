@@ -39,7 +39,7 @@ def _whole(value: Any) -> Any:
 def _integer_fields(cls: type[Settings]) -> frozenset[str]:
     """The fields that hold integers, or lists of them, and no floats."""
     leaves = {name: set(leaf_types(field.annotation)) for name, field in cls.model_fields.items()}
-    return frozenset(name for name, found in leaves.items() if int in found and float not in found)
+    return frozenset(name for name, types in leaves.items() if int in types and float not in types)
 
 
 def leaf_types(annotation: Any) -> Iterator[Any]:

@@ -85,12 +85,12 @@ class Phases:
     def still(self, title: str, first: float | None = None) -> Iterator[None]:
         """While open, a line every half minute, from a thread of its own. first: seconds until the first one, where it is another."""
         ended = threading.Event()
-        begun = time.monotonic()
+        start = time.monotonic()
 
         def lines() -> None:
             wait = PERIOD if first is None else first
             while not ended.wait(wait):
-                self.show(f"{title}: {self._count}{duration(time.monotonic() - begun)} so far")
+                self.show(f"{title}: {self._count}{duration(time.monotonic() - start)} so far")
                 wait = PERIOD
 
         thread = threading.Thread(target=lines, name="signs of life", daemon=True)
@@ -180,7 +180,7 @@ class Outliving:
 def outlive_console() -> Iterator[None]:
     """Makes stdout and stderr silent where they fail, and a hang-up of the terminal (SIGHUP) ignored, as nohup does."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (each if each is None or isinstance(each, Outliving) else Outliving(each) for each in before)
+    sys.stdout, sys.stderr = (output if output is None or isinstance(output, Outliving) else Outliving(output) for output in before)
     hangs_up = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
     if hangs_up:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # ignored rather than handled: processes that are started inherit it

@@ -25,11 +25,11 @@ def time_calls(call: Callable[[Tensor], Features], images: Tensor, seconds: floa
         torch.cuda.reset_peak_memory_stats(images.device)
     times: list[float] = []
     while len(times) < LEAST_CALLS or sum(times) < seconds:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         call(images)
         if is_cuda:
             torch.cuda.synchronize(images.device)
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     times.sort()
     median = times[len(times) // 2]
     measured = {

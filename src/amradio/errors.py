@@ -24,16 +24,16 @@ class UserError(ValueError):
 
 def together(*checks: Callable[[], Any]) -> list[Any]:
     """What each of some checks returns, in order; raises one UserError with the problems of all that raise one."""
-    found: list[Any] = []
+    results: list[Any] = []
     problems: list[str] = []
     for check in checks:
         try:
-            found.append(check())
+            results.append(check())
         except UserError as error:
             problems += error.problems
     if problems:
         raise UserError(*dict.fromkeys(problems))
-    return found
+    return results
 
 
 def shown(name: object) -> str:
@@ -83,7 +83,7 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any], key: str) -> str:
     """`was 3, is now 4`, a key that is not there being `not set`; empty where both have the same value."""
     if (key in old) == (key in new) and old.get(key) == new.get(key):
         return ""
-    was, now = (brief(found[key]) if key in found else "not set" for found in (old, new))
+    was, now = (brief(values[key]) if key in values else "not set" for values in (old, new))
     return f"was {was}, is now {now}"
 
 
@@ -99,8 +99,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def near_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     """At most `count` of the names that resemble `name`, or a part of which (between `_`, `-`, `.`, `/`) does, the most similar first."""
     wanted = _folded(name[:LONGEST_VALUE])
-    scored = sorted((-_similarity(wanted, _folded(found)), found) for found in set(names))
-    return [found for score, found in scored[:count] if -score >= NEAR and score <= scored[0][0] + 0.1]
+    scored = sorted((-_similarity(wanted, _folded(candidate)), candidate) for candidate in set(names))
+    return [candidate for score, candidate in scored[:count] if -score >= NEAR and score <= scored[0][0] + 0.1]
 
 
 def _folded(name: str) -> str:

@@ -95,25 +95,25 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        found = f"byte {error.start + 1:,} (0x{data[error.start]:02x}, line {line:,}) is not {encoding.removesuffix('-sig').upper()}"
-        raise UserError(f"{shown(path)}: {found}; save the file as UTF-8, or give a text file") from None
+        byte = f"byte {error.start + 1:,} (0x{data[error.start]:02x}, line {line:,}) is not {encoding.removesuffix('-sig').upper()}"
+        raise UserError(f"{shown(path)}: {byte}; save the file as UTF-8, or give a text file") from None
     if "\0" in text:
-        place = data.find(b"\0") + 1
-        raise UserError(f"{shown(path)}: byte {place:,} is NUL, so this is no text in UTF-8; save the file as UTF-8, or give a text file")
+        number = data.find(b"\0") + 1
+        raise UserError(f"{shown(path)}: byte {number:,} is NUL, so this is no text in UTF-8; save the file as UTF-8, or give a text file")
     return text
 
 
 def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
     """The content of a regular file of at most `largest` bytes; UserError where it is none, is larger, or cannot be read."""
     try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
-            raise UserError(f"{shown(path)}: this is {_kind_of(found.st_mode)}; give a file")
-        if found.st_size > largest:
-            raise UserError(f"{shown(path)}: this file has {found.st_size:,} bytes; at most {largest:,} are read here")
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{shown(path)}: this is {_kind_of(status.st_mode)}; give a file")
+        if status.st_size > largest:
+            raise UserError(f"{shown(path)}: this file has {status.st_size:,} bytes; at most {largest:,} are read here")
         with open(path, "rb") as file:
-            data = file.read(found.st_size + 1)  # a buffer of what is asked for is allocated first
-            if len(data) > found.st_size:  # it has grown since, or is a file of the system, which states a size of 0
+            data = file.read(status.st_size + 1)  # a buffer of what is asked for is allocated first
+            if len(data) > status.st_size:  # it has grown since, or is a file of the system, which states a size of 0
                 data += file.read(largest + 1 - len(data))
     except FileNotFoundError:
         raise UserError(f"{shown(path)}: there is no such file; check the path") from None
@@ -159,18 +159,18 @@ def read_json(path: Path, kind: type = dict, largest: int = LARGEST_TEXT) -> Any
     if not text.strip():
         raise UserError(f"{shown(path)}: the file is empty; copy or download it again")
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{shown(path)}: line {error.lineno}: not valid JSON ({error.msg}); copy or download it again") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nesting beyond Python's stack
         reason = "nested too deeply" if isinstance(error, RecursionError) else "a number with too many digits"
         raise UserError(f"{shown(path)}: not usable JSON ({reason}); copy or download it again") from None
-    if not isinstance(found, kind):
+    if not isinstance(value, kind):
         names = {dict: "an object", list: "a list"}
         raise UserError(
-            f"{shown(path)}: {names.get(kind, kind.__name__)} is expected, found {names.get(type(found), type(found).__name__)}"
+            f"{shown(path)}: {names.get(kind, kind.__name__)} is expected, found {names.get(type(value), type(value).__name__)}"
         )
-    return found
+    return value
 
 
 def expand_braces(pattern: str, where: str = "") -> list[str]:
@@ -189,8 +189,8 @@ def expand_braces(pattern: str, where: str = "") -> list[str]:
     except ValueError:
         raise UserError(f"{prefix}{short}: the braces do not match; write '/data/{{00000..00099}}.tar' or '/data/{{a,b}}.tar'") from None
     if count > MOST_EXPANDED:
-        found = f"{count:,}" if count < 10**15 else f"10^{math.log10(count):.0f}"
-        raise UserError(f"{prefix}{short}: the braces stand for {found} paths; at most {MOST_EXPANDED:,} are taken. Is it a misprint?")
+        number = f"{count:,}" if count < 10**15 else f"10^{math.log10(count):.0f}"
+        raise UserError(f"{prefix}{short}: the braces stand for {number} paths; at most {MOST_EXPANDED:,} are taken. Is it a misprint?")
     return list(braceexpand(pattern))
 
 
@@ -202,14 +202,14 @@ def _count(pattern: str) -> int:
     totals = [[1, 0]]  # of each open brace: of the alternative that is being read, and of those before it
     starts = [0]
     commas = [False]
-    place = 0
-    while place < len(pattern):
-        character = pattern[place]
+    position = 0
+    while position < len(pattern):
+        character = pattern[position]
         if character == "\\":
-            place += 1
+            position += 1
         elif character == "{":
             totals.append([1, 0])
-            starts.append(place + 1)
+            starts.append(position + 1)
             commas.append(False)
         elif character == "," and len(totals) > 1:
             totals[-1] = [1, sum(totals[-1])]
@@ -218,17 +218,17 @@ def _count(pattern: str) -> int:
             if len(totals) == 1:
                 raise ValueError(pattern)
             within = sum(totals.pop())
-            inside, listed = pattern[starts.pop() : place], commas.pop()
-            found = None if listed else _RANGE.fullmatch(inside)
-            totals[-1][0] *= _span(found) if found else within
-        place += 1
+            inside, listed = pattern[starts.pop() : position], commas.pop()
+            span = None if listed else _RANGE.fullmatch(inside)
+            totals[-1][0] *= _span(span) if span else within
+        position += 1
     if len(totals) > 1:
         raise ValueError(pattern)
     return totals[0][0]
 
 
-def _span(found: re.Match[str]) -> int:
-    first, last, step, letter, last_letter, letter_step = found.groups()
+def _span(match: re.Match[str]) -> int:
+    first, last, step, letter, last_letter, letter_step = match.groups()
     low, high = (int(first), int(last)) if first is not None else (ord(letter), ord(last_letter))
     return abs(high - low) // max(1, abs(int(step or letter_step or 1))) + 1
 
@@ -301,8 +301,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason, number = getattr(error, "strerror", None) or str(error), getattr(error, "errno", None)
-        if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):  # as safetensors reports it
-            number = int(found[1])
+        if number is None and (match := re.search(r"\(os error (\d+)\)", str(error))):  # as safetensors reports it
+            number = int(match[1])
             reason = os.strerror(number)
         hint = WRITING_HINTS.get(number or 0, f"look at this path and its disk, {AGAIN}")
         raise UserError(f"{folder}: cannot write ({reason}); {hint}") from None

@@ -41,5 +41,5 @@ class Later:
 
 def annotation_of(field: FieldInfo) -> Any:
     """The type of a field, also where it is imported later."""
-    later = next((found for found in field.metadata if isinstance(found, Later)), None)
+    later = next((entry for entry in field.metadata if isinstance(entry, Later)), None)
     return later.settings | None if later is not None else field.annotation

@@ -53,30 +53,30 @@ def _refuse(class_name: str, *_: object, force_reload: bool = False) -> NoReturn
 
 def wants_code(config: Any) -> list[str]:
     """Keys of a model's configuration, dotted, that ask for a stranger's code or kernels or for a reader of quantised weights."""
-    found: list[str] = []
-    _search(config, "", found, 0)
-    return found
+    keys: list[str] = []
+    _search(config, "", keys, 0)
+    return keys
 
 
-def _search(config: Any, start: str, found: list[str], depth: int) -> None:
+def _search(config: Any, start: str, keys: list[str], depth: int) -> None:
     if depth > 20:  # no configuration is deeper
         return
     if isinstance(config, list):
         for number, item in enumerate(config[:1000]):
-            _search(item, f"{start}{number}.", found, depth + 1)
+            _search(item, f"{start}{number}.", keys, depth + 1)
     if not isinstance(config, dict):
         return
     for key, value in config.items():
         kernel = str(key).endswith(("attn_implementation", "experts_implementation")) and _names_a_repository(value)
         if kernel or (key == "trust_remote_code" and value) or (key in ("quantization_config", "compression_config") and value):
-            found.append(f"{start}{key}")
+            keys.append(f"{start}{key}")
         else:
-            _search(value, f"{start}{key}.", found, depth + 1)
+            _search(value, f"{start}{key}.", keys, depth + 1)
 
 
 def _names_a_repository(value: Any) -> bool:
     values = value.values() if isinstance(value, dict) else [value]
-    return any(isinstance(each, str) and ("/" in each or ":" in each) for each in values)
+    return any(isinstance(text, str) and ("/" in text or ":" in text) for text in values)
 
 
 def refuse_code(config: Any, where: str) -> None:

@@ -113,8 +113,8 @@ def licence_in(folder: Path) -> str | None:
         return None  # a card is no part of the model
     header = re.match(r"---\s*\n(.*?)\n---", text, re.S)
     keys = (r"^license_name:[ ]*(\S[^\n]*)", r"^license:[ ]*(\S[^\n]*)")
-    found = next((line[1] for key in keys if header and (line := re.search(key, header[1], re.M))), None)
-    return found.strip().strip("'\"")[:100] if found else None
+    licence = next((line[1] for key in keys if header and (line := re.search(key, header[1], re.M))), None)
+    return licence.strip().strip("'\"")[:100] if licence else None
 
 
 def ancestor(name: str, source: str, licence: object = None) -> Ancestor:
@@ -139,25 +139,27 @@ def official(path: Path, form: str) -> Ancestor:
 
 def united(*groups: Iterable[Ancestor]) -> list[Ancestor]:
     """All of them, each once: of those of one name and source the first that states its licence."""
-    found: dict[tuple[str, str], Ancestor] = {}
-    for each in (each for group in groups for each in group):
-        old = found.get((each.name, each.source))
+    ancestors: dict[tuple[str, str], Ancestor] = {}
+    for ancestor in (ancestor for group in groups for ancestor in group):
+        old = ancestors.get((ancestor.name, ancestor.source))
         if old is None or old.licence == NOT_STATED:
-            found[each.name, each.source] = each
-    return list(found.values())
+            ancestors[ancestor.name, ancestor.source] = ancestor
+    return list(ancestors.values())
 
 
 def front_matter(ancestors: Iterable[Ancestor]) -> list[str]:
     """Lines of a card's header: the licence where all ancestors state one and the same, else that theirs hold; the teachers on the hub."""
     listed = list(ancestors)
-    licences = list(dict.fromkeys(each.licence for each in listed))
+    licences = list(dict.fromkeys(ancestor.licence for ancestor in listed))
     lines = []
     if len(licences) == 1 and licences[0] in ON_THE_HUB:
         lines.append(f"license: {ON_THE_HUB[licences[0]]}")
     elif listed:
         name = licences[0] if len(licences) == 1 and licences[0] != NOT_STATED else "that of its teachers, see below"
         lines += ["license: other", f'license_name: "{_plain(name)}"']
-    on_hub = list(dict.fromkeys(each.source for each in listed if "/" in each.source and licence_by_name(each.source) != NOT_STATED))
+    on_hub = list(
+        dict.fromkeys(ancestor.source for ancestor in listed if "/" in ancestor.source and licence_by_name(ancestor.source) != NOT_STATED)
+    )
     return lines + (["base_model:", *(f'- "{_plain(source)}"' for source in on_hub)] if on_hub else [])
 
 

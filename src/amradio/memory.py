@@ -10,17 +10,17 @@ _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 @functools.cache
 def machine_memory() -> int:
     """Bytes of memory that this machine, or the container around this process, has at all; 2^62 where the system does not say."""
-    found = [1 << 62]
+    sizes = [1 << 62]
     try:
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (ValueError, OSError, AttributeError):  # not every system knows these names
-        found.append(1 << 62)
+        sizes.append(1 << 62)
     for path in _LIMITS:
         try:
-            found.append(int(path.read_text(encoding="ascii")))
+            sizes.append(int(path.read_text(encoding="ascii")))
         except (OSError, ValueError):  # no such control group, or `max`
             continue
-    return min(size for size in found if size > 0)
+    return min(size for size in sizes if size > 0)
 
 
 def gib(size: float) -> str:

@@ -57,8 +57,8 @@ def not_found(name: Name, wanted: str) -> str:
 def not_a_folder(name: Name, wanted: str) -> str:
     """Why `name` is neither a folder nor a hub name, and what to give in its place. wanted: what is read, in words."""
     if name.kind == "url":
-        found = hub_name(name.text)
-        return f"this is a URL; write the hub name '{found}'" if found else f"this is a URL; download it and give {wanted}"
+        repository = hub_name(name.text)
+        return f"this is a URL; write the hub name '{repository}'" if repository else f"this is a URL; download it and give {wanted}"
     if name.kind == "windows":
         return f"this is a path of Windows, and there is no such file or folder here; separate folders by '/', and give {wanted}"
     if name.kind == "file":

@@ -87,7 +87,7 @@ class _Vectors(NamedTuple):
 
     def some(self, part: slice) -> "_Vectors":
         """Some of the vectors."""
-        return _Vectors(*(each[part] for each in self))
+        return _Vectors(*(vectors[part] for vectors in self))
 
 
 def _vectors(exact: Tensor, centre: Tensor | None, is_asked: bool = False) -> _Vectors:
@@ -118,12 +118,12 @@ def _search(asked: _Vectors, known: _Vectors, best: Tensor, where: Tensor, offse
     # Rounding keeps the order: where the sum of rounded products is not below this, its rounding is not below the rounding of this.
     error = UNIT * ((2 + UNIT) * asked.norms * known.norms.max() + known.shift.abs().max()) + SLACK
     least = (best[:, -1:] - asked.shift - error).to(coarse.dtype)
-    found = _reaching(coarse, least, len(known.exact))
-    if found is None:
+    pairs = _reaching(coarse, least, len(known.exact))
+    if pairs is None:
         values, indices = (asked.exact @ known.exact.T).topk(min(best.shape[1], len(known.exact)))
         _merge(best, where, values, indices + offset)
         return
-    rows, columns = found
+    rows, columns = pairs
     values = coarse[rows, columns] if coarse.dtype == known.exact.dtype else _products(asked.exact, rows, known.exact, columns)
     nearer = values > best[rows, -1]
     _merge_pairs(best, where, rows[nearer], values[nearer], columns[nearer] + offset)
@@ -161,12 +161,12 @@ def _merge_pairs(best: Tensor, where: Tensor, rows: Tensor, values: Tensor, indi
     if not len(touched):
         return
     line = torch.arange(len(touched), device=rows.device).repeat_interleave(counts)
-    place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[line]
+    column = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[line]
     shape = len(touched), int(counts.max())
     table = best.new_full(shape, -torch.inf)
-    table[line, place] = values
+    table[line, column] = values
     numbers = where.new_full(shape, -1)
-    numbers[line, place] = indices
+    numbers[line, column] = indices
     some, places = best[touched], where[touched]
     _merge(some, places, table, numbers)
     best[touched], where[touched] = some, places

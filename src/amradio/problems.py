@@ -50,7 +50,7 @@ FLAGS = {
 """Flags of other trainers that no key has as its last word -> the key of a recipe; the rest is found by `SYNONYMS`."""
 
 
-class _Place(NamedTuple):
+class _Location(NamedTuple):
     """Where a complaint is: the key as it was written, the settings classes that can stand there, and the complaint's last word."""
 
     key: str
@@ -59,35 +59,35 @@ class _Place(NamedTuple):
 
 def problems_of(cls: type[pydantic.BaseModel], data: Any, error: pydantic.ValidationError, where: str = "") -> list[str]:
     """One sentence for every key with a problem; the alternatives of a union are one problem."""
-    found: dict[str, list[Any]] = {}
+    groups: dict[str, list[Any]] = {}
     for detail in error.errors(include_url=False):
-        place = _place(cls, data, detail)
-        found.setdefault(place.key, []).append((place, detail))
-    return [_problem(cls, where + key if key else where.removesuffix(": "), details) for key, details in found.items()]
+        location = _locate(cls, data, detail)
+        groups.setdefault(location.key, []).append((location, detail))
+    return [_problem(cls, where + key if key else where.removesuffix(": "), details) for key, details in groups.items()]
 
 
-def _problem(cls: type[pydantic.BaseModel], key: str, details: Sequence[tuple[_Place, Any]]) -> str:
+def _problem(cls: type[pydantic.BaseModel], key: str, details: Sequence[tuple[_Location, Any]]) -> str:
     prefix = f"{key}: " if key else ""
-    for place, detail in details:
+    for location, detail in details:
         kind, name = detail["type"], str(detail["loc"][-1]) if detail["loc"] else ""
         if kind == "extra_forbidden":
-            return f"{prefix}there is no such key; {_key_hint(cls, name, place.classes)}"
+            return f"{prefix}there is no such key; {_key_hint(cls, name, location.classes)}"
         if kind == "missing":
             return f"{prefix}this key is required and missing"
         if kind == "union_tag_invalid":
-            return f"{prefix}there is no type {brief(detail['ctx']['tag'])}; {_type_hint(str(detail['ctx']['tag']), place.classes)}"
+            return f"{prefix}there is no type {brief(detail['ctx']['tag'])}; {_type_hint(str(detail['ctx']['tag']), location.classes)}"
         if kind == "union_tag_not_found":
-            return _without_type(prefix, detail["input"], place.classes)
+            return _without_type(prefix, detail["input"], location.classes)
         if kind in ("value_error", "assertion_error"):
             return prefix + detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     return prefix + _expected([detail for _, detail in details])
 
 
-def _without_type(prefix: str, found: Any, classes: Sequence[type[pydantic.BaseModel]]) -> str:
+def _without_type(prefix: str, value: Any, classes: Sequence[type[pydantic.BaseModel]]) -> str:
     names = ", ".join(_types(classes))
-    if isinstance(found, Mapping):
+    if isinstance(value, Mapping):
         return f"{prefix}'type' is missing; there is: {names}"
-    return f"{prefix}should be a type or a mapping with a type, found {_found(found)}; there is: {names}"
+    return f"{prefix}should be a type or a mapping with a type, found {_found(value)}; there is: {names}"
 
 
 _PHRASES = (
@@ -118,9 +118,9 @@ def _expected(details: Sequence[Any]) -> str:
         phrase = next((plain for pattern, plain in _PHRASES if re.fullmatch(pattern, phrase)), phrase)
         if phrase not in wanted:
             wanted.append(phrase)
-    found = _found(details[0].get("input"), numbers=any("_type" in d["type"] and d["type"] != "string_type" for d in details))
+    shown_value = _found(details[0].get("input"), numbers=any("_type" in d["type"] and d["type"] != "string_type" for d in details))
     text = ("should be " + " or ".join(wanted) if wanted else "; ".join(dict.fromkeys(others))).replace("should be have", "should have")
-    return f"{text}, found {found}"
+    return f"{text}, found {shown_value}"
 
 
 def _found(value: Any, numbers: bool = False) -> str:
@@ -132,7 +132,7 @@ def _found(value: Any, numbers: bool = False) -> str:
 
 
 def _key_hint(cls: type[pydantic.BaseModel], name: str, classes: Sequence[type[pydantic.BaseModel]]) -> str:
-    names = {field for found in classes for field in found.model_fields}
+    names = {field for settings in classes for field in settings.model_fields}
     known = [key for key, others in SYNONYMS.items() if name.lower() in others and key in names]
     if known:
         return "did you mean " + " or ".join(f"'{key}'" for key in known) + "?"
@@ -152,11 +152,11 @@ def key_of_flag(cls: type[pydantic.BaseModel], flag: str) -> str | None:
     """
     name = flag.lstrip("-").replace("-", "_").lower()
     keys = list(_keys(cls))
-    found = next((key for key, flags in FLAGS.items() if name in flags and key.partition(".")[0] in keys), None)
-    if found is None and name.replace("__", ".") in keys:
+    key_of_name = next((key for key, flags in FLAGS.items() if name in flags and key.partition(".")[0] in keys), None)
+    if key_of_name is None and name.replace("__", ".") in keys:
         return name.replace("__", ".")
     wanted = [name, *(key for key, others in SYNONYMS.items() if name in others)]
-    return found or next((key for last in wanted for key in keys if key.rpartition(".")[2] == last), None)
+    return key_of_name or next((key for last in wanted for key in keys if key.rpartition(".")[2] == last), None)
 
 
 def _keys(cls: type[pydantic.BaseModel]) -> Iterator[str]:
@@ -165,17 +165,17 @@ def _keys(cls: type[pydantic.BaseModel]) -> Iterator[str]:
     for prefix, here in waiting:
         for name, field in here.model_fields.items():
             yield prefix + name
-            found, item = _unwrapped(annotation_of(field)), ""
-            if get_origin(found) is list:
-                found, item = _unwrapped(get_args(found)[0]), ".0"
-            if isinstance(found, type) and issubclass(found, pydantic.BaseModel) and prefix.count(".") < 6:
-                waiting.append((f"{prefix}{name}{item}.", found))
+            kind, item = _unwrapped(annotation_of(field)), ""
+            if get_origin(kind) is list:
+                kind, item = _unwrapped(get_args(kind)[0]), ".0"
+            if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel) and prefix.count(".") < 6:
+                waiting.append((f"{prefix}{name}{item}.", kind))
 
 
 def _unwrapped(annotation: Any) -> Any:
     """The one thing that an annotation can be besides None."""
-    found = [option for option in _options(annotation) if option is not type(None)]
-    return found[0] if len(found) == 1 else None
+    options = [option for option in _options(annotation) if option is not type(None)]
+    return options[0] if len(options) == 1 else None
 
 
 def _type_hint(tag: str, classes: Sequence[type[pydantic.BaseModel]]) -> str:
@@ -189,16 +189,16 @@ def _type_hint(tag: str, classes: Sequence[type[pydantic.BaseModel]]) -> str:
 
 def _types(classes: Sequence[type[pydantic.BaseModel]]) -> list[str]:
     """The words that `type` can be."""
-    return [found.model_fields["type"].default for found in classes if "type" in found.model_fields]
+    return [settings.model_fields["type"].default for settings in classes if "type" in settings.model_fields]
 
 
-def _place(cls: type[pydantic.BaseModel], data: Any, detail: Any) -> _Place:
+def _locate(cls: type[pydantic.BaseModel], data: Any, detail: Any) -> _Location:
     """Follows pydantic's location, which also contains tags and members of unions that the user never wrote."""
     options, parts, tagged = [cls], [], False
     loc = detail["loc"]
     for number, part in enumerate(loc):
         classes = _classes(options)
-        by_tag = [found for found in classes if "type" in found.model_fields and found.model_fields["type"].default == part]
+        by_tag = [member for member in classes if "type" in member.model_fields and member.model_fields["type"].default == part]
         if by_tag and len(classes) > 1 and not tagged:
             options, tagged = by_tag, True
             continue
@@ -208,18 +208,18 @@ def _place(cls: type[pydantic.BaseModel], data: Any, detail: Any) -> _Place:
             isinstance(data, Sequence) and not isinstance(data, str) and isinstance(part, int) and part < len(data)
         ):
             data = data[part]
-        elif isinstance(data, str) and any(_below(found, part) for found in options):
+        elif isinstance(data, str) and any(_below(member, part) for member in options):
             pass  # within the file that this text names
         elif not (is_last and detail["type"] in ("missing", "extra_forbidden")):
             continue  # a member of a union, a function, `[key]`
         parts.append(shown(part if isinstance(part, int) else str(part)[:60]))
         if not (is_last and detail["type"] == "extra_forbidden"):
-            options = [option for found in options for option in _below(found, part)]
-    return _Place(".".join(parts), _classes(options))
+            options = [option for member in options for option in _below(member, part)]
+    return _Location(".".join(parts), _classes(options))
 
 
 def _classes(options: Sequence[Any]) -> list[type[pydantic.BaseModel]]:
-    return [found for found in options if isinstance(found, type) and issubclass(found, pydantic.BaseModel)]
+    return [option for option in options if isinstance(option, type) and issubclass(option, pydantic.BaseModel)]
 
 
 def _options(annotation: Any) -> list[Any]:
@@ -228,7 +228,7 @@ def _options(annotation: Any) -> list[Any]:
     if origin is Annotated:
         return _options(get_args(annotation)[0])
     if origin in (Union, types.UnionType):
-        return [found for argument in get_args(annotation) for found in _options(argument)]
+        return [option for argument in get_args(annotation) for option in _options(argument)]
     return [annotation]
 
 

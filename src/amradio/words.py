@@ -41,17 +41,19 @@ def read_words(words: Sequence[str], start: Mapping[str, Any] | None = None, kin
 
 def _whole_words(words: Sequence[str], problems: list[str]) -> Iterator[str]:
     """The words, less those that are pieces of one: `student={type: timm, ...}` without quotes is cut by the shell at each space."""
-    place = 0
-    while place < len(words):
-        word = words[place]
+    number = 0
+    while number < len(words):
+        word = words[number]
         _, equals, value = word.partition("=")
-        place += 1
+        number += 1
         if equals and value[:1] in ("{", "[") and _closing(value) is None:
-            end = next((n for n in range(place + 1, min(place + 60, len(words)) + 1) if _closing(" ".join([value, *words[place:n]]))), None)
+            end = next(
+                (n for n in range(number + 1, min(number + 60, len(words)) + 1) if _closing(" ".join([value, *words[number:n]]))), None
+            )
             if end is not None:
-                whole = " ".join(words[place - 1 : end])
+                whole = " ".join(words[number - 1 : end])
                 problems.append(f"{_in_short(word)}: the shell cut this word at its spaces; put it into quotes: '{shown(whole[:300])}'")
-                place = end
+                number = end
                 continue
         yield word
 
@@ -59,17 +61,17 @@ def _whole_words(words: Sequence[str], problems: list[str]) -> Iterator[str]:
 def _closing(text: str) -> int | None:
     """The place of the bracket that closes the one at the start of `text`, brackets in quotes apart; None where none does."""
     depth, quote = 0, ""
-    for place, character in enumerate(text):
+    for position, character in enumerate(text):
         if quote:
             quote = "" if character == quote else quote
-        elif character in "'\"" and text[place - 1] in " ,:[{":
+        elif character in "'\"" and text[position - 1] in " ,:[{":
             quote = character
         elif character in "[{":
             depth += 1
         elif character in "]}":
             depth -= 1
             if depth == 0:
-                return place
+                return position
     return None
 
 
@@ -95,18 +97,18 @@ def only_keys(words: Sequence[str], where: str) -> None:
 
 def _read_word(word: str, kind: Kind | None) -> dict[str, Any]:
     if names_file(word):
-        found = _read_file(word)
-        _check_kind(word, found, kind)
-        return found
+        tree = _read_file(word)
+        _check_kind(word, tree, kind)
+        return tree
     key, _, value = word.partition("=")
     if not _KEY.fullmatch(key):
         raise UserError(f"{_in_short(word)}: {_in_short(key)} is not a key; write words as key.part=value")
     if key.count(".") >= DEEPEST_KEY:
         raise UserError(f"{_in_short(word)}: a key of {key.count('.') + 1:,} parts; at most {DEEPEST_KEY} are taken")
-    found: Any = word_value(value, _in_short(word))
+    tree: Any = word_value(value, _in_short(word))
     for part in reversed(key.split(".")):
-        found = {part: found}
-    return found
+        tree = {part: tree}
+    return tree
 
 
 def word_value(text: str, where: str) -> Any:
@@ -124,29 +126,29 @@ def word_value(text: str, where: str) -> Any:
     if _QUOTED.fullmatch(bare):
         return parse_yaml(bare, where)
     try:
-        found = plain_value(bare)
+        value = plain_value(bare)
     except UserError as error:
         raise UserError(f"{where}: {error.problems[0]}") from None
-    return text if isinstance(found, str) else found
+    return text if isinstance(value, str) else value
 
 
 def _read_file(word: str) -> dict[str, Any]:
     path = locate(word)
-    found = parse_yaml(read_text(path, LARGEST_RECIPE), shown(path))
-    if not isinstance(found, dict):
-        kind = "an empty file" if found is None else f"{brief(found)}"
+    tree = parse_yaml(read_text(path, LARGEST_RECIPE), shown(path))
+    if not isinstance(tree, dict):
+        kind = "an empty file" if tree is None else f"{brief(tree)}"
         raise UserError(f"{shown(path)}: a recipe is a mapping of keys to values, found {kind}")
-    return found
+    return tree
 
 
-def _check_kind(word: str, found: Mapping[str, Any], wanted: Kind | None) -> None:
+def _check_kind(word: str, tree: Mapping[str, Any], wanted: Kind | None) -> None:
     """Raises UserError where a file is plainly of the other kind."""
-    if wanted == "evaluation" and "evaluations" not in found and found.keys() & RECIPE_KEYS:
+    if wanted == "evaluation" and "evaluations" not in tree and tree.keys() & RECIPE_KEYS:
         raise UserError(
             f"{_in_short(word)}: this is a recipe, for `amradio distill`; give an evaluation file, e.g. {' or '.join(_shipped(wanted))} "
             "(`amradio recipes` lists them)"
         )
-    if wanted == "recipe" and "evaluations" in found:
+    if wanted == "recipe" and "evaluations" in tree:
         raise UserError(
             f"{_in_short(word)}: this is an evaluation file, for `amradio evaluate PATH {shown(word[:100])}`; give a recipe, e.g. starter "
             f"(`amradio recipes` lists them); evaluate.suite={shown(word[:100])} runs it during the training"

@@ -93,19 +93,19 @@ class _Reader:
         """None while the value is being read."""
 
     def refuse(self, problem: str, line: int | None = None) -> NoReturn:
-        place = f" line {line + 1}:" if line is not None and self.has_lines else ""
-        raise UserError(f"{self.where}:{place} {problem}")
+        prefix = f" line {line + 1}:" if line is not None and self.has_lines else ""
+        raise UserError(f"{self.where}:{prefix} {problem}")
 
     def document(self) -> Any:
-        found, documents = None, 0
+        value, documents = None, 0
         for event in self.events:
             if isinstance(event, DocumentStartEvent):
                 documents += 1
                 if documents > 1:
                     self.refuse("a second document begins; put it into a file of its own", event.start_mark.line)
-                found = self.node(next(self.events), 0).value
-            assert documents or isinstance(event, StreamStartEvent) or found is None
-        return found
+                value = self.node(next(self.events), 0).value
+            assert documents or isinstance(event, StreamStartEvent) or value is None
+        return value
 
     def node(self, event: Any, depth: int) -> _Node:
         line = event.start_mark.line
@@ -118,27 +118,27 @@ class _Reader:
         if event.anchor is not None:
             self.anchors[event.anchor] = None
         if isinstance(event, ScalarEvent):
-            found = _Node(self.scalar(event), 1, 0)
+            node = _Node(self.scalar(event), 1, 0)
         elif isinstance(event, SequenceStartEvent):
             items = [self.node(event, depth + 1) for event in self.until_end()]
-            found = self.joined([item.value for item in items], items, line)
+            node = self.joined([item.value for item in items], items, line)
         else:
             assert isinstance(event, MappingStartEvent)
-            found = self.mapping(event, depth)
+            node = self.mapping(event, depth)
         if event.anchor is not None:
-            self.anchors[event.anchor] = found
-        return found
+            self.anchors[event.anchor] = node
+        return node
 
     def alias(self, event: Any, depth: int) -> _Node:
         line, name = event.start_mark.line, _in_short(event.anchor)
         if event.anchor not in self.anchors:
             self.refuse(f"*{name}: there is no anchor &{name} above it; a text that begins with * needs quotes", line)
-        found = self.anchors[event.anchor]
-        if found is None:
+        node = self.anchors[event.anchor]
+        if node is None:
             self.refuse(f"*{name}: the anchor &{name} contains itself", line)
-        if depth + found.height > DEEPEST:
+        if depth + node.height > DEEPEST:
             self.refuse(f"*{name}: nested more than {DEEPEST} levels deep", line)
-        return found
+        return node
 
     def until_end(self) -> Iterator[Any]:
         for event in self.events:
@@ -154,7 +154,7 @@ class _Reader:
 
     def mapping(self, start: Any, depth: int) -> _Node:
         merged: dict[Any, Any] = {}
-        own: dict[Any, Any] = {}
+        entries: dict[Any, Any] = {}
         lines: dict[str, int] = {}
         parts: list[_Node] = []
         for event in self.until_end():
@@ -166,18 +166,18 @@ class _Reader:
             next_event = next(self.events)
             if start.flow_style:
                 self.check_colon(event, next_event)
-            found = self.node(next_event, depth + 1)
-            parts.append(found)
+            value_node = self.node(next_event, depth + 1)
+            parts.append(value_node)
             if str(key) in lines:
                 first, second = lines[str(key)] + 1, line + 1
                 at = f"in lines {first} and {second}" if first != second else "twice" + f" in line {first}" * self.has_lines
                 self.refuse(f"the key '{_in_short(str(key))}' stands {at}; keep one")
             lines[str(key)] = line
             if is_merge:
-                merged = self.merged(found.value, line)
+                merged = self.merged(value_node.value, line)
             else:
-                own[key] = found.value
-        return self.joined({**merged, **own}, parts, start.start_mark.line)
+                entries[key] = value_node.value
+        return self.joined({**merged, **entries}, parts, start.start_mark.line)
 
     def check_colon(self, key: Any, value: Any) -> None:
         r"""`{type:timm}` is a mapping with the key `type:timm`, which nobody means."""
@@ -187,9 +187,9 @@ class _Reader:
             right = f"'{_in_short(name)}: {_in_short(rest)}'"
             self.refuse(f"'{_in_short(key.value)}' has no value: YAML wants a space after the colon; write {right}", key.start_mark.line)
 
-    def merged(self, found: Any, line: int) -> dict[Any, Any]:
+    def merged(self, value: Any, line: int) -> dict[Any, Any]:
         """The mappings of a merge key; the first of a list wins."""
-        maps = found if isinstance(found, list) else [found]
+        maps = value if isinstance(value, list) else [value]
         if not all(isinstance(part, dict) for part in maps):
             self.refuse("'<<' merges a mapping (*anchor) or a list of mappings; quote the key to have it as a text", line)
         together: dict[Any, Any] = {}

@@ -47,21 +47,23 @@ def distill(
     here; and during the run where numbers stop being finite or the disk refuses. Where a signal stops the run, raises RunStoppedError
     (a SystemExit) after the checkpoint.
     """
-    own = dict(teachers or {})
+    custom_teachers = dict(teachers or {})
     if recipe.engine.threads:
         torch.set_num_threads(min(recipe.engine.threads, os.cpu_count() or 1))
     with outlive_console(), failures_of_peers(), closing(Processes(find_device(recipe.engine.device))) as processes:
-        return _distill(recipe, own, processes, student, within)
+        return _distill(recipe, custom_teachers, processes, student, within)
 
 
-def _distill(recipe: Recipe, own: Mapping[str, Teacher], processes: Processes, student: Student | None, within: float | None) -> Path:
+def _distill(
+    recipe: Recipe, custom_teachers: Mapping[str, Teacher], processes: Processes, student: Student | None, within: float | None
+) -> Path:
     folder = RunFolder(recipe.out, recipe.engine.keep)
     log = Log(aloud=processes.is_first)
     with folder.lock() as lock:
         processes.first_does(lambda: lock.take() if folder.is_run else None)
         data = OpenData(recipe.data)
-        loaded, problems = _load(recipe, data, own, folder, log.say)
-        met = list(dict.fromkeys(problem for found in processes.gather(problems) for problem in found))
+        loaded, problems = _load(recipe, data, custom_teachers, folder, log.say)
+        met = list(dict.fromkeys(problem for process_problems in processes.gather(problems) for problem in process_problems))
         if met:
             raise UserError(*met, on_all_processes=True)
         trainer = Trainer(recipe, loaded, processes, log, student, data)
@@ -76,7 +78,9 @@ def _distill(recipe: Recipe, own: Mapping[str, Teacher], processes: Processes, s
     return folder.path
 
 
-def _load(recipe: Recipe, data: OpenData, own: Mapping[str, Teacher], folder: RunFolder, say: Say) -> tuple[dict[str, Teacher], list[str]]:
+def _load(
+    recipe: Recipe, data: OpenData, custom_teachers: Mapping[str, Teacher], folder: RunFolder, say: Say
+) -> tuple[dict[str, Teacher], list[str]]:
     """The teachers, and what stands against the run: all that can be found out before anything is written."""
     problems = recipe.memory_problems(int(os.environ.get("WORLD_SIZE", "1")))
     if problems:
@@ -87,14 +91,14 @@ def _load(recipe: Recipe, data: OpenData, own: Mapping[str, Teacher], folder: Ru
     problems += check_data(recipe, data) + check_extras(recipe)
     problems += [
         f"teachers: '{name}' was passed, but the recipe has no teacher of that name and the type 'custom'"
-        for name in own
+        for name in custom_teachers
         if name not in recipe.teachers or recipe.teachers[name].type != "custom"
     ]
     loaded: dict[str, Teacher] = {}
     if not is_writable:  # the teachers may take minutes, and another folder is needed first
         return loaded, problems
     try:
-        loaded = load_teachers(recipe, own, say)
+        loaded = load_teachers(recipe, custom_teachers, say)
     except UserError as error:
         problems += error.problems
     return loaded, problems

@@ -54,11 +54,11 @@ def _machine() -> Iterator[tuple[str, str, str]]:
 def _shared_memory() -> tuple[str, str, str]:
     """/dev/shm, through which loading processes hand over their batches."""
     try:
-        found = shutil.disk_usage("/dev/shm")
+        usage = shutil.disk_usage("/dev/shm")
     except OSError:
         return "shared memory", "no /dev/shm", "batches of loading processes pass through it: data.num_workers=0 does without"
-    size = f"/dev/shm: {found.total / 2**30:.2f} GiB, {found.free / 2**30:.2f} free"
-    if found.free >= LITTLE_SHARED_MEMORY:
+    size = f"/dev/shm: {usage.total / 2**30:.2f} GiB, {usage.free / 2**30:.2f} free"
+    if usage.free >= LITTLE_SHARED_MEMORY:
         return "shared memory", size, "batches of loading processes pass through it"
     return "shared memory", size, "little for loading processes: start the container with --shm-size=8g, or take data.num_workers=0"
 

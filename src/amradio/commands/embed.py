@@ -37,10 +37,10 @@ def embed(path: str | Path, images: str | Path | SourceSettings, out: str | Path
     )
     description = source.describe()
     model = model.to(device)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     with PHASES.phase(f"features of {description}"), outlive_console():
         done = embed_images(model, source, file, settings, PHASES.progress)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     computed = done.num_images + len(done.broken) - done.num_resumed
     print_text(f"{done.num_images:,} of {source.describe()} -> {done.path}: {computed / seconds:.0f} images/s, {seconds:.1f} s")
     if done.num_resumed:

@@ -79,20 +79,23 @@ def evaluate_models(
     return results
 
 
-def teachers_of(path: Path, own: Mapping[str, Teacher], suite: Suite) -> dict[str, Teacher]:
-    """The teachers of a run folder, in the precision of the suite unless the recipe fixes it, and `own`; of a model folder `own` alone.
+def teachers_of(path: Path, custom_teachers: Mapping[str, Teacher], suite: Suite) -> dict[str, Teacher]:
+    """The teachers of a run folder and `custom_teachers`; of a model folder `custom_teachers` alone.
 
-    Raises UserError where one cannot be loaded.
+    They are in the precision of the suite unless the recipe fixes it. Raises UserError where one cannot be loaded.
     """
     recipe = _recipe_of(path)
     if recipe is None:
-        return dict(own)
-    missing = [name for name, settings in recipe.teachers.items() if settings.type == "custom" and name not in own]
+        return dict(custom_teachers)
+    missing = [name for name, settings in recipe.teachers.items() if settings.type == "custom" and name not in custom_teachers]
     if missing:
         raise UserError(
             *(f"teachers: '{name}' is of type custom, an object; pass it: amradio.evaluate(..., teachers=...)" for name in missing)
         )
-    return {**load_teachers(for_suite(recipe, suite), {name: own[name] for name in own if name in recipe.teachers}), **own}
+    return {
+        **load_teachers(for_suite(recipe, suite), {name: custom_teachers[name] for name in custom_teachers if name in recipe.teachers}),
+        **custom_teachers,
+    }
 
 
 def agreement_of(path: Path, model: Model) -> AgreementProtocol:

@@ -89,39 +89,39 @@ def export(
     if image_size is not None and not form.takes_image_size:
         raise UserError(f"image_size: what is written as '{form.name}' takes images of every legal size; leave it out")
     with PHASES.phase(f"reading {path}"):
-        found = formats.read(path)
+        loaded = formats.read(path)
     (chosen, left_out), _, _ = together(
-        lambda: _choose_heads(found, form, heads), lambda: _check_dtype(dtype), lambda: _check_image_size(found, image_size)
+        lambda: _choose_heads(loaded, form, heads), lambda: _check_dtype(dtype), lambda: _check_image_size(loaded, image_size)
     )
     model = _cast(_with_licences(chosen), dtype)
     settings = ExportSettings(tuple(model.config.heads), _dtype_of(model.network), image_size)
     reasons = form.unsupported_reasons(model.config, model.network)
     if reasons:
         raise UserError(*(f"{path}: cannot be written as '{form.name}': {reason}" for reason in reasons))
-    with _aside(form, target) as place:
+    with _aside(form, target) as written:
         with PHASES.phase(f"writing format {form.name}"):
-            form.write(place, model, settings)
+            form.write(written, model, settings)
         with PHASES.phase(f"reloading it with {form.reader} and comparing"):
-            differences = compare(form, place, model, settings)
-            rules = form.rules(place, model, settings)
-            _check_ancestors(form, place, model)
-        lines = form.snippet(place, settings)
+            differences = compare(form, written, model, settings)
+            rules = form.rules(written, model, settings)
+            _check_ancestors(form, written, model)
+        lines = form.snippet(written, settings)
         if not form.suffix:
-            text = card(model.config, model.network, {form.name: lines.replace(str(place), PLACEHOLDER)})
-            (place / CARD_FILE).write_text(text, encoding="utf-8")
-    exported = Exported(target, differences, left_out, lines.replace(str(place), str(target)), rules)
-    _report(exported, form, found, settings)
+            text = card(model.config, model.network, {form.name: lines.replace(str(written), PLACEHOLDER)})
+            (written / CARD_FILE).write_text(text, encoding="utf-8")
+    exported = Exported(target, differences, left_out, lines.replace(str(written), str(target)), rules)
+    _report(exported, form, loaded, settings)
     return exported
 
 
 def _format(name: str) -> Format:
-    found = next((form for form in formats.FORMATS if form.name == name), None)
-    if found is None:
+    form_named = next((form for form in formats.FORMATS if form.name == name), None)
+    if form_named is None:
         there = [form.name for form in formats.FORMATS]
         reader, format_of_it = READERS.get(name.lower(), ("", ""))
         hint = f"{reader} reads '{format_of_it}'" if reader else nearest(name, there).removesuffix(f"there is: {', '.join(sorted(there))}")
         raise UserError(f"format: there is no '{name}'; {hint + '; ' if hint else ''}there is: {', '.join(there)}")
-    return found
+    return form_named
 
 
 def _check_out(form: Format, out: Path) -> None:
@@ -132,19 +132,19 @@ def _check_out(form: Format, out: Path) -> None:
         raise UserError(f"out: {out} exists; nothing was touched; give another name")
 
 
-def _choose_heads(found: LoadedModel, form: Format, wanted: str | Sequence[str] | None) -> tuple[LoadedModel, tuple[str, ...]]:
+def _choose_heads(loaded: LoadedModel, form: Format, wanted: str | Sequence[str] | None) -> tuple[LoadedModel, tuple[str, ...]]:
     """The model with the wanted heads alone, and the heads that the format has no place for."""
-    there, places = found.config.heads, form.supported_heads(found.config)
+    there, places = loaded.config.heads, form.supported_heads(loaded.config)
     names = tuple(name for name in there if name in places) if wanted is None else tuple(head_names(wanted, there))
     lost = [name for name in names if name not in places]
     problems = [f"heads: format '{form.name}' has no place for head '{name}'; leave it out" for name in lost]
     if problems:
         raise UserError(*problems)
-    network = found.network
+    network = loaded.network
     kept = network.with_heads(names)
-    config = found.config.model_copy(update={"heads": {name: there[name] for name in names}})
+    config = loaded.config.model_copy(update={"heads": {name: there[name] for name in names}})
     left_out = tuple(name for name in there if name not in places) if wanted is None else ()
-    return LoadedModel(config, kept, found.ignored_keys, found.ours), left_out
+    return LoadedModel(config, kept, loaded.ignored_keys, loaded.ours), left_out
 
 
 def _with_licences(model: LoadedModel) -> LoadedModel:
@@ -157,10 +157,10 @@ def _with_licences(model: LoadedModel) -> LoadedModel:
     return model._replace(config=model.config.model_copy(update={"heads": heads}))
 
 
-def _check_ancestors(form: Format, place: Path, model: LoadedModel) -> None:
+def _check_ancestors(form: Format, written: Path, model: LoadedModel) -> None:
     """Raises UserError where the written file does not state every model that this one was distilled from."""
-    stated = form.stated_ancestors(place)
-    lost = [each.name for each in model.config.distilled_from if each.model_dump() not in stated]
+    stated = form.stated_ancestors(written)
+    lost = [ancestor.name for ancestor in model.config.distilled_from if ancestor.model_dump() not in stated]
     if lost:
         raise UserError(f"export: the written file does not state that the model was distilled from {', '.join(lost)}; nothing was kept")
 
@@ -170,13 +170,13 @@ def _check_dtype(dtype: str | None) -> None:
         raise UserError(f"dtype: there is no '{dtype}'; {nearest(str(dtype), DTYPES)}")
 
 
-def _check_image_size(found: LoadedModel, size: int | None) -> None:
+def _check_image_size(loaded: LoadedModel, size: int | None) -> None:
     """Raises UserError with the nearest legal size where the model does not take this one."""
     if size is None:
         return
     if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= LARGEST:
         raise UserError(f"image_size: should be px from 1 to {LARGEST:,}, found {brief(size)}")
-    legal = found.network.student.nearest_size(size, size)
+    legal = loaded.network.student.nearest_size(size, size)
     if legal != (size, size):
         raise UserError(f"image_size: the model does not take {size} px; the nearest legal size is {legal[0]}")
 
@@ -190,8 +190,8 @@ def _cast(model: LoadedModel, dtype: str | None) -> LoadedModel:
 
 
 def _dtype_of(network: Network) -> str:
-    found = next(parameter.dtype for parameter in network.parameters())
-    return next(name for name, dtype in DTYPES.items() if dtype == found)
+    weights_dtype = next(parameter.dtype for parameter in network.parameters())
+    return next(name for name, dtype in DTYPES.items() if dtype == weights_dtype)
 
 
 @contextmanager
@@ -201,21 +201,21 @@ def _aside(form: Format, out: Path) -> Iterator[Path]:
     A file gets a folder to itself, under its own name: ONNX puts large weights into a second file, which goes along, and first.
     """
     aside = out.with_name(f".part-{out.name}")
-    place = aside / out.name if form.suffix else aside
+    written = aside / out.name if form.suffix else aside
     with disk_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
     with Lock(out.with_name(f".{out.name}.lock"), f"out: {out}") as lock:
         lock.take()
-        yield from _written_aside(form, out, aside, place)
+        yield from _written_aside(form, out, aside, written)
 
 
-def _written_aside(form: Format, out: Path, aside: Path, place: Path) -> Iterator[Path]:
+def _written_aside(form: Format, out: Path, aside: Path, written: Path) -> Iterator[Path]:
     with disk_errors(out.parent):
         _remove(aside)  # of an export that was killed
         aside.mkdir()
     try:
         with disk_errors(out.parent):
-            yield place
+            yield written
             moves = {path: out.with_name(path.name) for path in sorted(aside.iterdir(), reverse=True)} if form.suffix else {aside: out}
             taken = [target for target in moves.values() if target.is_file()]
             if taken:
@@ -259,26 +259,26 @@ def compare(form: Format, target: Path, model: LoadedModel, settings: ExportSett
 
 def _differences(ours: Mapping[str, Features], theirs: Mapping[str, Features]) -> dict[str, float | None]:
     """By output; infinite where a head is missing, or an output not finite or of another shape; None where the library has no such kind."""
-    found: dict[str, float | None] = {}
+    differences: dict[str, float | None] = {}
     for name, features in ours.items():
         if name not in theirs:
-            found[name] = float("inf")
+            differences[name] = float("inf")
             continue
         for kind in KINDS:
-            own, other = features.of(kind), theirs[name].of(kind)
-            if own is None or other is None:
-                found |= {} if own is None else {f"{name}/{kind}": None}
+            expected, actual = features.of(kind), theirs[name].of(kind)
+            if expected is None or actual is None:
+                differences |= {} if expected is None else {f"{name}/{kind}": None}
                 continue
-            same_shape = own.shape == other.shape and bool(other.isfinite().all())
-            gap = (own - other.float()).abs().max().item() if same_shape else float("inf")
-            found[f"{name}/{kind}"] = gap / max(1.0, own.std().item())
-    return found
+            same_shape = expected.shape == actual.shape and bool(actual.isfinite().all())
+            gap = (expected - actual.float()).abs().max().item() if same_shape else float("inf")
+            differences[f"{name}/{kind}"] = gap / max(1.0, expected.std().item())
+    return differences
 
 
-def _report(exported: Exported, form: Format, found: LoadedModel, settings: ExportSettings) -> None:
+def _report(exported: Exported, form: Format, loaded: LoadedModel, settings: ExportSettings) -> None:
     files = [exported.path] if exported.path.is_file() else [path for path in exported.path.rglob("*") if path.is_file()]
     megabytes = sum(path.stat().st_size for path in files) / 1e6
-    print_text(f"{exported.path}: {found.config.student.type} in format '{form.name}', {settings.dtype}, {megabytes:,.1f} MB")
+    print_text(f"{exported.path}: {loaded.config.student.type} in format '{form.name}', {settings.dtype}, {megabytes:,.1f} MB")
     if exported.differences:
         print_text(f"Reloaded with {form.reader}. Largest difference from the model, at two sizes or at the only one:")
         print_table(
@@ -292,7 +292,7 @@ def _report(exported: Exported, form: Format, found: LoadedModel, settings: Expo
         print_text(f"The official reader's published rules, computed from the written file, give the same model: {exported.rules}")
     if exported.left_out:
         print_text(f"Left out, because the format has no place for them: {', '.join(exported.left_out)}")
-    if found.ignored_keys:
-        more = f" and {len(found.ignored_keys) - MANY} more" if len(found.ignored_keys) > MANY else ""
-        print_text(f"In the file that was read, but not used by the model: {', '.join(found.ignored_keys[:MANY])}{more}")
+    if loaded.ignored_keys:
+        more = f" and {len(loaded.ignored_keys) - MANY} more" if len(loaded.ignored_keys) > MANY else ""
+        print_text(f"In the file that was read, but not used by the model: {', '.join(loaded.ignored_keys[:MANY])}{more}")
     print(f"\nLoad it:\n\n{exported.snippet}")

@@ -82,21 +82,21 @@ def list_recipes(name: str | None = None, as_json: bool = False) -> None:
 
     Raises UserError where there is none of this name.
     """
-    found = shipped()
+    entries = shipped()
     if name is not None:
-        one = next((entry for entry in found if entry.name == name.removesuffix(".yaml")), None)
+        one = next((entry for entry in entries if entry.name == name.removesuffix(".yaml")), None)
         if one is None:
-            raise UserError(f"there is no recipe '{name}'; {nearest(name, [entry.name for entry in found])}")
+            raise UserError(f"there is no recipe '{name}'; {nearest(name, [entry.name for entry in entries])}")
         print(one.path.read_text(encoding="utf-8"), end="")
     elif as_json:
-        print(json.dumps([entry._asdict() | {"path": str(entry.path)} for entry in found], indent=1))
+        print(json.dumps([entry._asdict() | {"path": str(entry.path)} for entry in entries], indent=1))
     else:
         for kind, title in (
             ("recipe", "Recipes, for `amradio distill NAME`"),
             ("evaluation", "Evaluation files, for `amradio evaluate PATH NAME`"),
         ):
             print(f"{title}\n")
-            for entry in found:
+            for entry in entries:
                 if entry.kind == kind:
                     print(entry.name)
                     print_text(entry.about, "    ", "    ")

@@ -217,7 +217,7 @@ def _stray(word: str, following: Sequence[str], verb: Parser) -> str:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
         hint = f"did you mean '{near[0]}'?" if near else nearest(name, known)
         if takes_words and not near:
-            value = value if equals else next((each for each in following if not each.startswith("-")), "...")
+            value = value if equals else next((word_after for word_after in following if not word_after.startswith("-")), "...")
             hint = f"settings are written without dashes: {_as_word(name, value, verb)}"
         return f"there is no option '{name}'; {hint}"
     option = f"--{name.replace('_', '-')}"

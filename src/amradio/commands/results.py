@@ -95,24 +95,24 @@ def _with_inputs(columns: Sequence[Column], inputs: Mapping[str, Mapping[str, st
     if all(len(sizes) == 1 for sizes in together.values()):
         common = [InputColumn("px", {row: min(sizes) for row, sizes in together.items()})] if together else []
         return [*common, *columns]
-    found: list[Column | InputColumn] = []
+    table_columns: list[Column | InputColumn] = []
     for name in names:
-        found += [InputColumn(f"{name}\npx", shown[name])] if name in shown else []
-        found += [column for column in columns if column.title.split("\n")[0] == name]
-    return found
+        table_columns += [InputColumn(f"{name}\npx", shown[name])] if name in shown else []
+        table_columns += [column for column in columns if column.title.split("\n")[0] == name]
+    return table_columns
 
 
 def headline_columns(results: Mapping[str, Result]) -> list[Column]:
     """The columns of the table; those without a value are left out."""
-    found = []
+    columns = []
     for name, result in results.items():
         for metric in result.metrics:
             values = {model: row[metric.name] for model, row in result.rows.items() if metric.name in row}
             if metric.headline and values:
                 unit = " %" if metric.unit == "%" else ""
                 below = below_floor(result, metric)
-                found.append(Column(f"{name}\n{metric.title}{unit}", metric, values, result.floors.get(metric.name), below))
-    return found
+                columns.append(Column(f"{name}\n{metric.title}{unit}", metric, values, result.floors.get(metric.name), below))
+    return columns
 
 
 def best_of(column: Column) -> list[str]:
@@ -125,24 +125,24 @@ def best_of(column: Column) -> list[str]:
 
 def gap(column: Column, student: str, teachers: Sequence[str]) -> float | None:
     """Student minus the best of the teachers, in points; None where one has no value or the column has no points."""
-    found = [column.values[name] for name in teachers if name in column.values]
-    if column.metric.unit == "" or column.metric.better is None or student not in column.values or not found:
+    scores = [column.values[name] for name in teachers if name in column.values]
+    if column.metric.unit == "" or column.metric.better is None or student not in column.values or not scores:
         return None
-    best = (max if column.metric.better == "higher" else min)(found)
+    best = (max if column.metric.better == "higher" else min)(scores)
     return (column.values[student] - best) * (100 if column.metric.unit == "cos" else 1)
 
 
 def _gaps(names: Sequence[str]) -> list[tuple[str, tuple[str, list[str]]]]:
     """(title, (student's row, teachers' rows)): the backbone against the best teacher, each head against its own."""
     teachers = [name for name in names if name.startswith("teacher/")]
-    found = [("gap to best teacher", ("student", teachers))] if "student" in names and teachers else []
+    gaps = [("gap to best teacher", ("student", teachers))] if "student" in names and teachers else []
     heads = [name.removeprefix("student/") for name in names if name.startswith("student/")]
-    return found + [(f"gap {head}", (f"student/{head}", [f"teacher/{head}"])) for head in heads if f"teacher/{head}" in teachers]
+    return gaps + [(f"gap {head}", (f"student/{head}", [f"teacher/{head}"])) for head in heads if f"teacher/{head}" in teachers]
 
 
 def _gap(column: Column, student: str, teachers: Sequence[str]) -> str:
-    found = gap(column, student, teachers)
-    return NOTHING if found is None else f"{found:+.1f}"
+    difference = gap(column, student, teachers)
+    return NOTHING if difference is None else f"{difference:+.1f}"
 
 
 def _cell(column: Column | InputColumn, name: str) -> str:

@@ -115,13 +115,13 @@ def _pixels(image: Image.Image, factor: int, part: Box | None = None) -> np.ndar
     if factor == 1 and part is None and width * height <= STRIP:
         return np.asarray(_to_rgb(image))
     image.load()
-    found = np.empty((-(-height // factor), -(-width // factor), 3), dtype=np.uint8)
+    pixels = np.empty((-(-height // factor), -(-width // factor), 3), dtype=np.uint8)
     rows = max(1, STRIP // width // factor) * factor
     for row in range(0, height, rows):
         strip = _to_rgb(image.crop((left, top + row, right, min(top + row + rows, bottom))))
         strip = strip.reduce(factor) if factor > 1 else strip
-        found[row // factor : row // factor + strip.height] = np.asarray(strip)
-    return found
+        pixels[row // factor : row // factor + strip.height] = np.asarray(strip)
+    return pixels
 
 
 def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
@@ -264,7 +264,7 @@ def centre_box(width: int, height: int) -> Box:
 
 
 def random_box(draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float], width: int, height: int) -> Box:
-    """The box of torchvision's RandomResizedCrop, drawn from 22 numbers in [0, 1): ten tries of area and ratio, then a place.
+    """The box of torchvision's RandomResizedCrop, drawn from 22 numbers in [0, 1): ten tries of area and ratio, then a position.
 
     scale: the part of the area; ratio: width to height, log-uniform. Where no try fits, the largest central box of a legal
     ratio.

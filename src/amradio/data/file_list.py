@@ -8,7 +8,7 @@ from ..files import read_lines
 from .folder import Folder
 from .guard import read_file
 from .names import PassedOver
-from .source import Place
+from .source import ImageId
 
 LARGEST_LIST = 4 << 30
 """Bytes of a list: a hundred million paths of forty letters."""
@@ -40,9 +40,9 @@ class FileList(Folder):
         stripped = line.strip()
         return line if stripped and line != stripped and os.path.lexists(self.path / line) else stripped
 
-    def read(self, place: Place) -> bytes:
+    def read(self, image_id: ImageId) -> bytes:
         """The bytes of the file; `~` is the home folder, unless a file has that name. Raises UnreadableError or OSError."""
-        name = self.name(place)
+        name = self.name(image_id)
         is_home = name.startswith("~") and not os.path.lexists(self.path / name)
         return read_file(self.path / (os.path.expanduser(name) if is_home else name))
 

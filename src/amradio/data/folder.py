@@ -11,7 +11,7 @@ from ..errors import UserError, shown
 from ..files import user_path
 from .guard import read_file
 from .names import EXTENSIONS, PassedOver, to_key
-from .source import Place, Source, SourceSettings
+from .source import ImageId, Source, SourceSettings
 from .walk import walk
 
 
@@ -33,8 +33,8 @@ class Folder(Source):
     def __init__(self, path: str) -> None:
         self.path = user_path(path)
         if not self.path.is_dir():
-            found = "this is a file" if self.path.exists() else "there is no such folder"
-            raise UserError(f"{shown(self.path)}: {found}; give the path of a folder of images")
+            reason = "this is a file" if self.path.exists() else "there is no such folder"
+            raise UserError(f"{shown(self.path)}: {reason}; give the path of a folder of images")
         self.passed = PassedOver()
         names = sorted(walk(self.path, self.passed))
         if not names:
@@ -64,16 +64,16 @@ class Folder(Source):
         """How many files there are, at most `limit`."""
         return len(self.ends) if limit is None else min(limit, len(self.ends))
 
-    def name(self, place: Place) -> str:
+    def name(self, image_id: ImageId) -> str:
         """The path relative to the folder, as `os.fsdecode` gives it."""
-        assert isinstance(place, int)
-        start = int(self.ends[place - 1]) if place else 0
-        return os.fsdecode(self.letters[start : int(self.ends[place])].numpy().tobytes())
+        assert isinstance(image_id, int)
+        start = int(self.ends[image_id - 1]) if image_id else 0
+        return os.fsdecode(self.letters[start : int(self.ends[image_id])].numpy().tobytes())
 
-    def key(self, place: Place) -> str:
+    def key(self, image_id: ImageId) -> str:
         """The path relative to the folder, with `/`, as `names.to_key` writes it."""
-        return to_key(self.name(place))
+        return to_key(self.name(image_id))
 
-    def read(self, place: Place) -> bytes:
+    def read(self, image_id: ImageId) -> bytes:
         """The bytes of the file. Raises UnreadableError or OSError."""
-        return read_file(self.path / self.name(place))
+        return read_file(self.path / self.name(image_id))

@@ -33,7 +33,7 @@ class WholeImage(NamedTuple):
     """One image of a source."""
 
     number: int
-    """Its place in the source's fixed order."""
+    """Its number in the source's fixed order."""
     key: str
     image: Tensor | None
     """uint8 [3, H, W] RGB, upright; None where it cannot be read."""
@@ -56,8 +56,8 @@ def open_images(images: str | Path | SourceSettings) -> Source:
     if is_shard(path.name) or extension(path.name) in ARCHIVES:
         return WebDataset(str(path), IN_ORDER, IN_ORDER, reads_statistics=False)
     if not path.is_file():
-        found = "this is no regular file" if os.path.exists(path) else "there is no such folder or file"
-        raise UserError(f"{shown(path)}: {found}; give a folder of images, a text file with a path on each line, or tar shards")
+        reason = "this is no regular file" if os.path.exists(path) else "there is no such folder or file"
+        raise UserError(f"{shown(path)}: {reason}; give a folder of images, a text file with a path on each line, or tar shards")
     if is_picture(path.name):
         raise UserError(f"{shown(path)}: this is a picture; give its folder, or a text file with the path of a picture on each line")
     return _listed(path)
@@ -65,14 +65,14 @@ def open_images(images: str | Path | SourceSettings) -> Source:
 
 def _listed(path: Path) -> FileList:
     """The pictures that a text file names; raises UserError where the first of them is a shard."""
-    found = FileList(path)
-    first = found.key(found.nth(0))
+    files = FileList(path)
+    first = files.key(files.nth(0))
     if is_shard(first):
         raise UserError(
             f"{shown(path)}: it names tar shards ({shown(first)}); such a list names pictures: give the shards as 'FOLDER/*.tar', or as "
             "'FOLDER/{00000..00099}.tar'"
         )
-    return found
+    return files
 
 
 def _open_folder(path: Path) -> Source:

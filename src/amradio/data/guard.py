@@ -34,16 +34,16 @@ class UnreadableError(Exception):
 def open_file(path: str | Path) -> BinaryIO:
     """A regular file, opened without waiting; pipes, sockets, devices and folders raise UnreadableError, others OSError."""
     try:
-        found = os.stat(path)
-        if stat.S_ISREG(found.st_mode):
+        status = os.stat(path)
+        if stat.S_ISREG(status.st_mode):
             file = open(path, "rb", buffering=0, opener=_without_waiting)  # noqa: SIM115 - the caller closes it
-            found = os.fstat(file.fileno())
-            if stat.S_ISREG(found.st_mode):
+            status = os.fstat(file.fileno())
+            if stat.S_ISREG(status.st_mode):
                 return file
             file.close()  # it became another thing in between
     except ValueError as error:  # a name with a NUL, or with letters that the system cannot write
         raise UnreadableError(f"not a name of a file ({error})") from None
-    raise UnreadableError(f"{special(found.st_mode)}, not a file")
+    raise UnreadableError(f"{special(status.st_mode)}, not a file")
 
 
 def _without_waiting(path: str, flags: int) -> int:

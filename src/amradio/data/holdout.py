@@ -4,7 +4,7 @@ from collections.abc import Hashable
 
 from ..errors import UserError
 from .decode import Encoded
-from .source import Order, Place, Source
+from .source import ImageId, Order, Source
 
 
 class HoldOut(Source):
@@ -27,30 +27,30 @@ class HoldOut(Source):
         """Images of this part, at most `limit`, counted from those of the whole source."""
         total = self.source.count()
         held_out = total // self.every
-        found = held_out if self.held_out else total - held_out
-        return found if limit is None else min(limit, found)
+        size = held_out if self.held_out else total - held_out
+        return size if limit is None else min(limit, size)
 
-    def nth(self, number: int) -> Place:
-        """The place of its `number`-th image, from 0, in the fixed order."""
+    def nth(self, number: int) -> ImageId:
+        """The id of its `number`-th image, from 0, in the fixed order."""
         held_out = number * self.every + self.every - 1
         return self.source.nth(held_out if self.held_out else number + number // (self.every - 1))
 
-    def drawn(self, order: Order, position: int, attempt: int = 0) -> Place:
-        """A place of the random order that is in this part."""
-        return self.nth(order.place_in_epoch(position, self.count(), attempt))
+    def drawn(self, order: Order, position: int, attempt: int = 0) -> ImageId:
+        """The id of an image of the random order that is in this part."""
+        return self.nth(order.number_in_epoch(position, self.count(), attempt))
 
-    def key(self, place: Hashable) -> str:
+    def key(self, image_id: Hashable) -> str:
         """The key that the whole source gives the image."""
-        return self.source.key(place)
+        return self.source.key(image_id)
 
-    def read(self, place: Hashable) -> Encoded:
+    def read(self, image_id: Hashable) -> Encoded:
         """The encoded image, read by the whole source."""
-        return self.source.read(place)
+        return self.source.read(image_id)
 
     def notes(self) -> tuple[str, ...]:
         """What the whole source has to tell."""
         return self.source.notes()
 
-    def remark(self, place: Hashable) -> str:
+    def remark(self, image_id: Hashable) -> str:
         """What the whole source has to tell of an image."""
-        return self.source.remark(place)
+        return self.source.remark(image_id)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from ..errors import UserError, nearest, shown
 from ..files import user_path
 from .guard import MAX_BYTES, UnreadableError, read_file
-from .source import Place, Source, SourceSettings
+from .source import ImageId, Source, SourceSettings
 
 
 class HuggingFaceSettings(SourceSettings):
@@ -50,23 +50,23 @@ class HuggingFace(Source):
         """How many rows there are, at most `limit`."""
         return len(self.table) if limit is None else min(limit, len(self.table))
 
-    def key(self, place: Place) -> str:
+    def key(self, image_id: ImageId) -> str:
         """`split/row`."""
-        return f"{self.split}/{place:09d}"
+        return f"{self.split}/{image_id:09d}"
 
-    def read(self, place: Place) -> bytes:
+    def read(self, image_id: ImageId) -> bytes:
         """The bytes of the image. Raises UnreadableError or OSError."""
         try:
-            found = self.table[place][self.image]
+            value = self.table[image_id][self.image]
         except Exception as error:  # damaged columns raise what pyarrow and the library have
             raise UnreadableError(f"the row cannot be read ({type(error).__name__}: {error})") from None
-        if isinstance(found, dict):
-            found = found.get("bytes") or (found.get("path") and read_file(found["path"]))
-        if not isinstance(found, bytes):
-            raise UnreadableError(f"column '{self.image}' holds no image here, but {type(found).__name__}")
-        if len(found) > MAX_BYTES:
-            raise UnreadableError(f"{len(found):,} bytes are more than the limit of {MAX_BYTES:,} for one picture")
-        return found
+        if isinstance(value, dict):
+            value = value.get("bytes") or (value.get("path") and read_file(value["path"]))
+        if not isinstance(value, bytes):
+            raise UnreadableError(f"column '{self.image}' holds no image here, but {type(value).__name__}")
+        if len(value) > MAX_BYTES:
+            raise UnreadableError(f"{len(value):,} bytes are more than the limit of {MAX_BYTES:,} for one picture")
+        return value
 
 
 def _open_table(datasets: Any, path: str, split: str) -> Any:

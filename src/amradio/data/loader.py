@@ -15,7 +15,7 @@ from . import stateless_random as chance
 from .decode import Box, centre_box, crop_and_resize, random_box
 from .guard import UnreadableError
 from .loading_processes import load_items
-from .source import Order, Place, Source
+from .source import ImageId, Order, Source
 
 MAX_ATTEMPTS = 1000
 """Unreadable images in a row, for one position, after which a run stops."""
@@ -87,12 +87,12 @@ class TrainSteps(Dataset):
             return random_box(numbers, self.crop.scale, self.crop.ratio, width, height)
 
         for attempt in range(MAX_ATTEMPTS):
-            place = self.source.drawn(self.order, position, attempt)
-            found = _view(self.source, place, choose, self.feed.image_size)
-            remarks.extend(filter(None, (self.source.remark(place),)))
-            if isinstance(found, np.ndarray):
-                return self.source.key(place), found[:, ::-1] if numbers[22] < self.crop.flip else found
-            skipped.append(f"{self.source.key(place)}: {found}")
+            image_id = self.source.drawn(self.order, position, attempt)
+            view = _view(self.source, image_id, choose, self.feed.image_size)
+            remarks.extend(filter(None, (self.source.remark(image_id),)))
+            if isinstance(view, np.ndarray):
+                return self.source.key(image_id), view[:, ::-1] if numbers[22] < self.crop.flip else view
+            skipped.append(f"{self.source.key(image_id)}: {view}")
         raise UserError(
             f"{self.source.describe()}: {MAX_ATTEMPTS} unreadable images in a row, the last {skipped[-1]}; "
             "see whether the disk is still there, and take the broken images out"
@@ -110,24 +110,24 @@ class ValSteps(Dataset):
         share = self.feed.share(min(self.feed.batch_size, self.total - first))
         images, keys, skipped, rows, remarks = [], [], [], [], []
         for row, index in enumerate(share):
-            place = self.source.nth(first + index)
-            found = _view(self.source, place, centre_box, self.feed.image_size)
-            remarks.extend(filter(None, (self.source.remark(place),)))
-            if isinstance(found, np.ndarray):
-                images.append(torch.from_numpy(found.copy()).permute(2, 0, 1))
-                keys.append(self.source.key(place))
+            image_id = self.source.nth(first + index)
+            view = _view(self.source, image_id, centre_box, self.feed.image_size)
+            remarks.extend(filter(None, (self.source.remark(image_id),)))
+            if isinstance(view, np.ndarray):
+                images.append(torch.from_numpy(view.copy()).permute(2, 0, 1))
+                keys.append(self.source.key(image_id))
                 rows.append(row)
             else:
-                skipped.append(f"{self.source.key(place)}: {found}")
+                skipped.append(f"{self.source.key(image_id)}: {view}")
         side = self.feed.image_size
         stacked = torch.stack(images) if images else torch.empty(0, 3, side, side, dtype=torch.uint8)
         return Batch(stacked.contiguous(), tuple(keys), _draws(self.feed.seed, step, share)[rows], tuple(skipped), tuple(remarks))
 
 
-def _view(source: Source, place: Place, choose: Callable[[int, int], Box], size: int) -> np.ndarray | str:
+def _view(source: Source, image_id: ImageId, choose: Callable[[int, int], Box], size: int) -> np.ndarray | str:
     """uint8 [size, size, 3], or why there is none."""
     try:
-        return crop_and_resize(source.read(place), choose, size)
+        return crop_and_resize(source.read(image_id), choose, size)
     except UnreadableError as error:
         return str(error)
     except OSError as error:
@@ -169,6 +169,6 @@ def val_loader(source: Source, feed: Feed, limit: int | None, num_workers: int |
 
 def _batches(steps: Dataset, numbers: Iterable[int], num_workers: int | None) -> Iterator[Batch]:
     with closing(load_items(steps, numbers, num_workers)) as items:
-        for found in items:
-            images, keys, draws, skipped, remarks = found
+        for item in items:
+            images, keys, draws, skipped, remarks = item
             yield Batch(images, tuple(keys), draws, tuple(skipped), tuple(remarks))  # pinning turns tuples into lists

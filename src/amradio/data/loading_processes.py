@@ -138,11 +138,11 @@ def _share(item: Any) -> None:
         if item.numel():
             item.share_memory_()
     elif isinstance(item, Mapping):
-        for each in item.values():
-            _share(each)
+        for part in item.values():
+            _share(part)
     elif isinstance(item, list | tuple):
-        for each in item:
-            _share(each)
+        for part in item:
+            _share(part)
 
 
 def _made_here(items: Iterator[Any]) -> Iterator[Any]:
@@ -189,8 +189,8 @@ def _explained(error: Exception, workers: Sequence[Any]) -> str:
 def _shared_memory() -> str:
     """How full the memory is through which batches pass, and what to do."""
     try:
-        found = shutil.disk_usage("/dev/shm")
-        state = f"/dev/shm has {found.total / 2**20:,.0f} MiB, {found.free / 2**20:,.0f} of them free"
+        usage = shutil.disk_usage("/dev/shm")
+        state = f"/dev/shm has {usage.total / 2**20:,.0f} MiB, {usage.free / 2**20:,.0f} of them free"
     except OSError:
         state = "batches pass through shared memory"
     return f"{state}: give the container more (docker run --shm-size=8g), or load in the main process (num_workers=0)"

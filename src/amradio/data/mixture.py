@@ -8,7 +8,7 @@ from ..config import Weight, one_of
 from ..errors import UserError
 from . import stateless_random as chance
 from .decode import Encoded
-from .source import Order, Place, Source, SourceSettings
+from .source import ImageId, Order, Source, SourceSettings
 from .sources import SINGLE_SOURCES
 
 BLOCK = 10_000
@@ -21,7 +21,7 @@ else:
 
 
 class MixtureSettings(SourceSettings):
-    """Named sources with weights; the source of each sample is drawn from the seed and the sample's place in the run."""
+    """Named sources with weights; the source of each sample is drawn from the seed and the sample's number in the run."""
 
     type: Literal["mixture"] = "mixture"
     sources: dict[str, SingleSource] = pydantic.Field(min_length=1)
@@ -55,7 +55,7 @@ class MixtureSettings(SourceSettings):
 
 
 class Mixture(Source):
-    """Sources drawn by weight; a place is (name of the source, place within it)."""
+    """Sources drawn by weight; an id is (name of the source, id within it)."""
 
     def __init__(self, sources: dict[str, Source], weights: dict[str, float]) -> None:
         self.sources, self.weights = sources, weights
@@ -66,9 +66,9 @@ class Mixture(Source):
         """Of all sources."""
         return tuple(note for source in self.sources.values() for note in source.notes())
 
-    def remark(self, place: Place) -> str:
-        """That of the source of the place."""
-        name, inner = self._place(place)
+    def remark(self, image_id: ImageId) -> str:
+        """The key that the image has in its source."""
+        name, inner = self._pair(image_id)
         return self.sources[name].remark(inner)
 
     def describe(self) -> str:
@@ -84,7 +84,7 @@ class Mixture(Source):
                 total += source.count(None if limit is None else limit - total)
         return total
 
-    def nth(self, number: int) -> Place:
+    def nth(self, number: int) -> ImageId:
         """The sources one after another."""
         for name, source in self.sources.items():
             here = source.count(number + 1)
@@ -93,8 +93,8 @@ class Mixture(Source):
             number -= here
         raise IndexError(number)
 
-    def drawn(self, order: Order, position: int, attempt: int = 0) -> Place:
-        """Draws the source by weight; within it, the next place of its own endless order. A stand-in is of the same source."""
+    def drawn(self, order: Order, position: int, attempt: int = 0) -> ImageId:
+        """Draws the source by weight; within it, the next image of its own endless order. A stand-in is of the same source."""
         block, slot = divmod(position, BLOCK)
         slot = chance.permuted(slot, BLOCK, chance.key_of(order.seed, block))
         which = next(number for number, end in enumerate(self.ends) if slot < end)
@@ -103,14 +103,14 @@ class Mixture(Source):
         own_order = order._replace(seed=chance.key_of(order.seed, which))
         return self.names[which], self.sources[self.names[which]].drawn(own_order, own_position, attempt)
 
-    def key(self, place: Place) -> str:
+    def key(self, image_id: ImageId) -> str:
         """`name/key`."""
-        name, inner = self._place(place)
+        name, inner = self._pair(image_id)
         return f"{name}/{self.sources[name].key(inner)}"
 
-    def read(self, place: Place) -> Encoded:
-        """What the source of the place reads."""
-        name, inner = self._place(place)
+    def read(self, image_id: ImageId) -> Encoded:
+        """The image, still encoded, as its source reads it."""
+        name, inner = self._pair(image_id)
         return self.sources[name].read(inner)
 
     def check(self) -> None:
@@ -124,9 +124,9 @@ class Mixture(Source):
         if problems:
             raise UserError(*problems)
 
-    def _place(self, place: Place) -> tuple[str, Place]:
-        assert isinstance(place, tuple)
-        return place
+    def _pair(self, image_id: ImageId) -> tuple[str, ImageId]:
+        assert isinstance(image_id, tuple)
+        return image_id
 
 
 def _by_size(sources: dict[str, Source]) -> dict[str, float]:

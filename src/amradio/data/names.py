@@ -55,7 +55,7 @@ def to_key(name: str) -> str:
 
 def from_key(key: str) -> str:
     """The file's name that `to_key` made a key of, as `os.fsdecode` gives it."""
-    return os.fsdecode(re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), key.encode()))
+    return os.fsdecode(re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), key.encode()))
 
 
 def _is_odd(letter: str) -> bool:

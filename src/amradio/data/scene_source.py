@@ -6,7 +6,7 @@ import numpy as np
 
 from ..config import Positive, SceneSize, Seed
 from .scenes import Scenes
-from .source import Place, Source, SourceSettings
+from .source import ImageId, Source, SourceSettings
 
 
 class ScenesSettings(SourceSettings):
@@ -39,12 +39,12 @@ class SceneSource(Source):
         """How many scenes there are, at most `limit`."""
         return len(self.scenes) if limit is None else min(limit, len(self.scenes))
 
-    def key(self, place: Place) -> str:
+    def key(self, image_id: ImageId) -> str:
         """`scene-<seed>-<index>`."""
-        assert isinstance(place, int)
-        return self.scenes.key(place)
+        assert isinstance(image_id, int)
+        return self.scenes.key(image_id)
 
-    def read(self, place: Place) -> np.ndarray:
+    def read(self, image_id: ImageId) -> np.ndarray:
         """uint8 [image_size, image_size, 3] RGB."""
-        assert isinstance(place, int)
-        return self.scenes.image(place)
+        assert isinstance(image_id, int)
+        return self.scenes.image(image_id)

@@ -115,13 +115,13 @@ def _compose(rng: np.random.Generator) -> tuple[list[Body], list[int], str]:
     bodies = [principal]
     for _ in range(rng.integers(1, MAX_DISTRACTORS + 1)):
         small = rng.uniform(0.085, 0.15)
-        place = _beside(rng, bodies, small)
-        if place is None:
+        spot = _beside(rng, bodies, small)
+        if spot is None:
             continue
         flocks = rng.random() < FLOCK
         colour = principal.colour if flocks else colours[rng.integers(6)]
         texture = principal.texture if flocks else TEXTURES[rng.integers(4)]
-        bodies.append(_body(rng, colour, texture, place, small))
+        bodies.append(_body(rng, colour, texture, spot, small))
     behind = [number for number in range(1, len(bodies)) if rng.random() < 0.5]
     order = [*behind, 0, *(number for number in range(1, len(bodies)) if number not in behind)]
     return bodies, order, size
@@ -132,10 +132,10 @@ def _beside(rng: np.random.Generator, bodies: list[Body], radius: float) -> np.n
     for _ in range(8):
         turn = rng.uniform(0, 2 * np.pi)
         reach = bodies[0].radius * 0.85 + radius * rng.uniform(0.2, 2.0)
-        place = np.array(bodies[0].centre) + reach * np.array((np.cos(turn), np.sin(turn)))
-        clear = all(np.hypot(*(place - body.centre)) > 0.8 * (body.radius + radius) for body in bodies[1:])
-        if clear and place.min() > 0.4 * radius and place.max() < 1 - 0.4 * radius:
-            return place
+        centre = np.array(bodies[0].centre) + reach * np.array((np.cos(turn), np.sin(turn)))
+        clear = all(np.hypot(*(centre - body.centre)) > 0.8 * (body.radius + radius) for body in bodies[1:])
+        if clear and centre.min() > 0.4 * radius and centre.max() < 1 - 0.4 * radius:
+            return centre
     return None
 
 
@@ -146,8 +146,8 @@ def _body(rng: np.random.Generator, colour: str, texture: str, centre: np.ndarra
     if rng.random() > USUAL_TONES:
         pale, deep = deep, pale
     shape = SHAPES[rng.integers(len(SHAPES))]
-    place = (float(centre[0]), float(centre[1]))
-    return Body(shape, texture, colour, place, float(radius), 2 * np.pi * angle, base, pale, deep, (phase[0], phase[1]))
+    position = (float(centre[0]), float(centre[1]))
+    return Body(shape, texture, colour, position, float(radius), 2 * np.pi * angle, base, pale, deep, (phase[0], phase[1]))
 
 
 def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:

@@ -55,8 +55,8 @@ def read_headers(path: str) -> Shard:
                         raise tarfile.ReadError(f"{to_key(member.name)} states a size of {member.size} bytes")
                     members.take(member, file)
     except Exception as error:  # tarfile raises nearly anything on broken headers
-        found = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        problem = f"the shard is broken after {len(members.samples)} images ({found})"
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        problem = f"the shard is broken after {len(members.samples)} images ({reason})"
     if not members.samples and not problem and members.passed.counts:
         problem = members.passed.note("no image in it")[0]
     return Shard(tuple(members.samples.values()), problem, members.passed)
@@ -73,10 +73,10 @@ class _Bounded:
             raise tarfile.ReadError(f"a header of {count:,} bytes")
         return self.file.read(count)
 
-    def seek(self, place: int) -> int:
-        if not 0 <= place <= 2**62:
-            raise tarfile.ReadError(f"a header leads to byte {place:,}")
-        return self.file.seek(place)
+    def seek(self, position: int) -> int:
+        if not 0 <= position <= 2**62:
+            raise tarfile.ReadError(f"a header leads to byte {position:,}")
+        return self.file.seek(position)
 
     def tell(self) -> int:
         return self.file.tell()
@@ -104,23 +104,23 @@ def _archives(file: _Bounded, passed: PassedOver) -> Iterator[tarfile.TarFile]:
         start = _next_data(file, archive.offset + tarfile.BLOCKSIZE)
 
 
-def _next_data(file: _Bounded, place: int) -> int | None:
-    """The first block from `place` on that is not all zeros; None where there is none, or none near."""
-    least = place
-    while place < min(file.size, least + ZEROS):
+def _next_data(file: _Bounded, position: int) -> int | None:
+    """The first block from `position` on that is not all zeros; None where there is none, or none near."""
+    least = position
+    while position < min(file.size, least + ZEROS):
         try:
-            place = os.lseek(file.file.fileno(), place, getattr(os, "SEEK_DATA", os.SEEK_SET))
+            position = os.lseek(file.file.fileno(), position, getattr(os, "SEEK_DATA", os.SEEK_SET))
         except OSError as error:
             if error.errno == errno.ENXIO:  # a hole up to the end
                 return None
-        file.seek(place)
+        file.seek(position)
         piece = file.read(2**20)
         zeros = len(piece) - len(piece.lstrip(b"\0"))
         if zeros < len(piece):
-            return least + (place + zeros - least) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+            return least + (position + zeros - least) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
         if not piece:
             return None
-        place += len(piece)
+        position += len(piece)
     return None
 
 
@@ -130,7 +130,7 @@ class _Members:
     def __init__(self) -> None:
         self.samples: dict[str, Sample] = {}
         self.passed = PassedOver()
-        self._places: dict[str, tuple[int, int]] = {}
+        self._extents: dict[str, tuple[int, int]] = {}
         self._hold_pictures: dict[str, bool] = {}
 
     def take(self, member: tarfile.TarInfo, file: _Bounded) -> None:
@@ -140,7 +140,7 @@ class _Members:
         if not is_picture(member.name):
             self._pass_other(member, file)
             return
-        reason, place = self._place(member)
+        reason, extent = self._extent(member)
         if is_hidden_path(member.name):
             reason = "a hidden file"
         name = os.path.splitext(member.name)[0].removeprefix("./")
@@ -149,14 +149,14 @@ class _Members:
         if reason:
             self.passed.add(reason, member.name)
         else:
-            self.samples[name] = Sample(to_key(name), *place)
-            self._places[member.name] = place
+            self.samples[name] = Sample(to_key(name), *extent)
+            self._extents[member.name] = extent
 
-    def _place(self, member: tarfile.TarInfo) -> tuple[str, tuple[int, int]]:
+    def _extent(self, member: tarfile.TarInfo) -> tuple[str, tuple[int, int]]:
         """Why a picture's bytes are not in the archive as they are, or where they are."""
         if member.islnk():
-            place = self._places.get(member.linkname)
-            return ("", place) if place else ("a hard link to nothing before it", (0, 0))
+            extent = self._extents.get(member.linkname)
+            return ("", extent) if extent else ("a hard link to nothing before it", (0, 0))
         if member.issym():
             return "a symbolic link", (0, 0)
         if member.issparse():
@@ -184,10 +184,10 @@ class _Members:
 def stated_count(shard: str) -> int:
     """The number of images as img2dataset stated it beside the shard; -1 where it did not, or the shard is too small for so many."""
     try:
-        found = read_json(Path(os.path.splitext(shard)[0] + "_stats.json"), largest=2**20)
+        stated = read_json(Path(os.path.splitext(shard)[0] + "_stats.json"), largest=2**20)
         size = os.stat(shard).st_size
     except (UserError, OSError):
         return -1
-    count = found.get("successes")
+    count = stated.get("successes")
     fits = isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= size // (2 * tarfile.BLOCKSIZE)
     return count if fits else -1

@@ -1,4 +1,4 @@
-"""What every source of images is: pictures by place, in a fixed order and in an endless shuffled one."""
+"""What every source of images is: images by id, in a fixed order and in an endless shuffled one."""
 
 from collections.abc import Hashable
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from .decode import Encoded, UnreadableError, decode
 PHASES = 8
 """Steps after which a source may return to the same shard; a multiple of the usual numbers of workers."""
 
-Place = Hashable
+ImageId = Hashable
 """Where a picture lies within its source: a number, or what the source chose."""
 
 
@@ -22,7 +22,7 @@ class Order(NamedTuple):
     batch_size: int
     """Of the whole step, all processes together."""
 
-    def place_in_epoch(self, position: int, count: int, attempt: int) -> int:
+    def number_in_epoch(self, position: int, count: int, attempt: int) -> int:
         """The number at `position` of an order that goes through `range(count)` again and again, each time in another order."""
         epoch, number = divmod(position + attempt * PHASES * self.batch_size, count)
         return chance.permuted(number, count, chance.key_of(self.seed, epoch))
@@ -39,19 +39,19 @@ class Source:
         """How many images there are, counted no further than `limit`."""
         raise NotImplementedError
 
-    def nth(self, number: int) -> Place:
-        """The place of image `number` < count() in the fixed order."""
+    def nth(self, number: int) -> ImageId:
+        """The id of image `number` < count() in the fixed order."""
         return number
 
-    def drawn(self, order: Order, position: int, attempt: int = 0) -> Place:
-        """The place at `position` >= 0 of the endless shuffled order; attempt k > 0 is what stands in for k unreadable ones."""
-        return order.place_in_epoch(position, self.count(), attempt)
+    def drawn(self, order: Order, position: int, attempt: int = 0) -> ImageId:
+        """The id at `position` >= 0 of the endless shuffled order; attempt k > 0 is what stands in for k unreadable ones."""
+        return order.number_in_epoch(position, self.count(), attempt)
 
-    def key(self, place: Place) -> str:
+    def key(self, image_id: ImageId) -> str:
         """The name of a picture, unique within the source."""
         raise NotImplementedError
 
-    def read(self, place: Place) -> Encoded:
+    def read(self, image_id: ImageId) -> Encoded:
         """The picture, still encoded. Raises UnreadableError or OSError."""
         raise NotImplementedError
 
@@ -60,24 +60,24 @@ class Source:
         return self.count()
 
     def notes(self) -> tuple[str, ...]:
-        """What was passed over when the images were listed, one sentence a place, with numbers and names; mostly empty."""
+        """What was passed over when the images were listed, one sentence a reason, with numbers and names; mostly empty."""
         return ()
 
-    def remark(self, place: Place) -> str:
-        """What is to be told when the image at `place` is read, besides that image; mostly empty. Raises nothing."""
-        del place
+    def remark(self, image_id: ImageId) -> str:
+        """What is to be told when the image at `image_id` is read, besides that image; mostly empty. Raises nothing."""
+        del image_id
         return ""
 
     def check(self) -> None:
         """Raises UserError where not one picture can be read."""
         problems: list[str] = []
         while self.count(len(problems) + 1) > len(problems):
-            place = self.nth(len(problems))
+            image_id = self.nth(len(problems))
             try:
-                decode(self.read(place))
+                decode(self.read(image_id))
                 return
             except (UnreadableError, OSError) as error:
-                problems.append(f"{self.key(place)}: {error}")
+                problems.append(f"{self.key(image_id)}: {error}")
         if not problems:
             raise UserError(f"{self.describe()}: there is no image in it; name a source that holds images")
         raise UserError(f"{self.describe()}: not one can be read; the first: {'; '.join(problems[:3])}")

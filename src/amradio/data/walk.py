@@ -49,14 +49,14 @@ def walk(root: Path, passed: PassedOver, wanted: Callable[[str], bool] = is_pict
 
 def _above(root: Path) -> set[tuple[int, int]]:
     """The folders that contain `root`: a link to one of them would lead out of it and back."""
-    found = set()
+    folders = set()
     for folder in Path(os.path.realpath(root)).parents:
         try:
             status = os.stat(folder)
         except OSError:
             continue
-        found.add((status.st_dev, status.st_ino))
-    return found
+        folders.add((status.st_dev, status.st_ino))
+    return folders
 
 
 def _kind(entry: os.DirEntry[str]) -> str:

@@ -16,6 +16,7 @@ the shard (`00000_stats.json`, `successes`); without that file, the headers are 
 
 import bisect
 import glob
+import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -30,7 +31,7 @@ from . import stateless_random as chance
 from .guard import UnreadableError, read_file
 from .names import EXTENSIONS, PassedOver, extension, is_shard, to_key
 from .shard import Shard, read_headers, stated_count
-from .source import PHASES, Order, Place, Source, SourceSettings
+from .source import PHASES, ImageId, Order, Source, SourceSettings
 from .walk import walk
 
 
@@ -65,13 +66,13 @@ class _Walk:
         self.ends.append(self.total() + count)
 
     def find(self, number: int) -> tuple[int, int]:
-        """The shard of image `number` < total(), and its place there."""
+        """The shard of image `number` < total(), and its number there."""
         at = bisect.bisect_right(self.ends, number)
         return self.shards[at], number - (self.ends[at - 1] if at else 0)
 
 
 class WebDataset(Source):
-    """Images of tar shards; a place is (shard, image in the shard)."""
+    """Images of tar shards; an id is (shard, image in the shard)."""
 
     def __init__(self, path: str, shuffle_buffer: int, lanes: int, reads_statistics: bool = True) -> None:
         """reads_statistics: whether the number of images is taken from the file beside a shard, where there is one; the settings'
@@ -118,7 +119,7 @@ class WebDataset(Source):
         walk = self._fixed_walk(limit)
         return walk.total() if limit is None else min(limit, walk.total())
 
-    def nth(self, number: int) -> Place:
+    def nth(self, number: int) -> ImageId:
         """Image `number` of all shards one after another."""
         return self._fixed_walk(number + 1).find(number)
 
@@ -129,7 +130,7 @@ class WebDataset(Source):
             walk.add(shard, self._count(shard))
         return walk
 
-    def drawn(self, order: Order, position: int, attempt: int = 0) -> Place:
+    def drawn(self, order: Order, position: int, attempt: int = 0) -> ImageId:
         """The image at `position` of the lanes' order (see the head of this file)."""
         lanes, run = self._layout(order.batch_size)
         chunk, within = divmod(position + attempt * PHASES * order.batch_size, run)
@@ -180,9 +181,9 @@ class WebDataset(Source):
         self._opened.move_to_end(shard)
         return self._opened[shard]
 
-    def key(self, place: Place) -> str:
+    def key(self, image_id: ImageId) -> str:
         """`shard/name`, the shard without `.tar` and relative to the folder that holds all of them."""
-        shard, number = self._place(place)
+        shard, number = self._shard_and_number(image_id)
         samples = self._open(shard).samples
         return f"{self._name(shard)}/{samples[number].key}" if number < len(samples) else f"{self._name(shard)}.tar"
 
@@ -190,9 +191,9 @@ class WebDataset(Source):
         path = os.path.relpath(self.shards[shard], self.root)
         return to_key(os.path.splitext(path)[0] if is_shard(path) else path)
 
-    def remark(self, place: Place) -> str:
+    def remark(self, image_id: ImageId) -> str:
         """With the first image of a shard, what was passed over in it; empty for the others."""
-        shard, number = self._place(place)
+        shard, number = self._shard_and_number(image_id)
         if number:
             return ""
         opened = self._open(shard)
@@ -202,9 +203,9 @@ class WebDataset(Source):
         )
         return "; ".join((*opened.passed.note(f"{self._name(shard)}.tar"), *([f"{self._name(shard)}.tar: {fewer}"] if fewer else [])))
 
-    def read(self, place: Place) -> bytes:
+    def read(self, image_id: ImageId) -> bytes:
         """The bytes of the image. Raises UnreadableError or OSError."""
-        shard, number = self._place(place)
+        shard, number = self._shard_and_number(image_id)
         opened = self._open(shard)
         if number >= len(opened.samples):
             fewer = f"{len(opened.samples)} images found, {self._count(shard)} stated beside the shard"
@@ -217,42 +218,42 @@ class WebDataset(Source):
             raise UnreadableError("the shard ends within this image")
         return data
 
-    def _place(self, place: Place) -> tuple[int, int]:
-        assert isinstance(place, tuple)
-        return place
+    def _shard_and_number(self, image_id: ImageId) -> tuple[int, int]:
+        assert isinstance(image_id, tuple)
+        return image_id
 
 
-def _files(place: str, passed: PassedOver) -> Iterable[str]:
+def _files(path: str, passed: PassedOver) -> Iterable[str]:
     """`` for a file, the shards below it for a folder."""
-    if os.path.isdir(place):
-        return walk(Path(place), passed, is_shard)
-    if os.path.isfile(place):
+    if os.path.isdir(path):
+        return walk(Path(path), passed, is_shard)
+    if os.path.isfile(path):
         return ("",)
-    passed.add("no regular file", place)
+    passed.add("no regular file", path)
     return ()
 
 
 def _find_shards(path: str, passed: PassedOver) -> list[str]:
     """The files that `path` stands for, sorted; UserError where one is missing. passed: takes what a folder of shards has besides."""
-    found: list[str] = []
+    shards: list[str] = []
     parts = [[part] if local_path(part) else expand_braces(part, "path") for part in path.split("::")]  # a file may have braces in its name
-    for pattern in (each for part in parts for each in part):
+    for pattern in itertools.chain.from_iterable(parts):
         if pattern.startswith("pipe:"):
             raise UserError(f"{shown(pattern)}: shards are read from a local or mounted disk; download or mount them and give the path")
-        place = os.path.abspath(user_path(pattern))
+        location = os.path.abspath(user_path(pattern))
         files = [
             os.path.normpath(os.path.join(there, file))
-            for there in ([place] if os.path.lexists(place) else glob.glob(place, recursive=True))
+            for there in ([location] if os.path.lexists(location) else glob.glob(location, recursive=True))
             for file in _files(there, passed)
         ]
         if not files:
-            lacks = "no tar shard in this folder or below it" if os.path.isdir(place) else "no such tar shard"
+            lacks = "no tar shard in this folder or below it" if os.path.isdir(location) else "no such tar shard"
             raise UserError(
-                f"{shown(place)}: there is {lacks}; give a folder, '/data/{{00000..00099}}.tar' or '/data/*.tar'",
-                *passed.note(place),
+                f"{shown(location)}: there is {lacks}; give a folder, '/data/{{00000..00099}}.tar' or '/data/*.tar'",
+                *passed.note(location),
             )
-        found.extend(files)
-    packed = [file for file in found if extension(file) in (".gz", ".tgz", ".bz2", ".xz", ".zst")]
+        shards.extend(files)
+    packed = [file for file in shards if extension(file) in (".gz", ".tgz", ".bz2", ".xz", ".zst")]
     if packed:
         raise UserError(f"{shown(packed[0])}: shards must not be compressed, the images in them already are; unpack it to a .tar file")
-    return sorted(set(found))
+    return sorted(set(shards))

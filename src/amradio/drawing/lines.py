@@ -28,7 +28,7 @@ def draw_lines(lines: Sequence[Line], path: Path, title: str) -> None:
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def to_pixels(x: float, y: float) -> tuple[float, float]:
         across = (x - xs[0]) / (xs[-1] - xs[0]) if xs[-1] > xs[0] else 0.5
         up = (y - low) / (high - low)
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
@@ -36,13 +36,13 @@ def draw_lines(lines: Sequence[Line], path: Path, title: str) -> None:
     pen.text((LEFT, 14), title, fill="black", font=font)
     for tick in range(5):
         y = low + tick * (high - low) / 4
-        pen.line([place(xs[0], y) if len(xs) > 1 else (LEFT, place(0, y)[1]), (WIDTH - RIGHT, place(0, y)[1])], fill="#dddddd")
-        pen.text((12, place(0, y)[1] - 8), f"{y:.2f}", fill="black", font=font)
+        pen.line([to_pixels(xs[0], y) if len(xs) > 1 else (LEFT, to_pixels(0, y)[1]), (WIDTH - RIGHT, to_pixels(0, y)[1])], fill="#dddddd")
+        pen.text((12, to_pixels(0, y)[1] - 8), f"{y:.2f}", fill="black", font=font)
     for x in xs:
-        pen.text((place(x, low)[0] - 12, HEIGHT - BOTTOM + 8), f"{x:g}", fill="black", font=font)
+        pen.text((to_pixels(x, low)[0] - 12, HEIGHT - BOTTOM + 8), f"{x:g}", fill="black", font=font)
     for number, line in enumerate(lines):
         colour = COLOURS[number % len(COLOURS)]
-        points = [place(*point) for point in line.points]
+        points = [to_pixels(*point) for point in line.points]
         pen.line(points, fill=colour, width=3)
         for x, y in points:
             pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)

@@ -21,9 +21,9 @@ def share_statistics(module: nn.Module) -> None:
 
     They keep their parameters, buffers and types (as subclasses). All processes must run the same modules in the same order.
     """
-    for found in module.modules():
-        if isinstance(found, _BatchNorm) and not isinstance(found, nn.SyncBatchNorm | _Shared):
-            found.__class__ = _shared(type(found))
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm | _Shared):
+            norm.__class__ = _shared(type(norm))
 
 
 @cache
@@ -37,12 +37,12 @@ class _Shared(_BatchNorm):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        found, mean, variance, count = _WholeBatchNorm.apply(input, self.weight, self.bias, self.eps)  # type: ignore[misc]
+        output, mean, variance, count = _WholeBatchNorm.apply(input, self.weight, self.bias, self.eps)  # type: ignore[misc]
         self._follow(mean, variance * count / (count - 1).clamp(min=1))
         if isinstance(self, BatchNormAct2d):
             drop, act = cast(nn.Module, self.drop), cast(nn.Module, self.act)
-            return act(drop(found))
-        return found
+            return act(drop(output))
+        return output
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
@@ -62,9 +62,9 @@ class _WholeBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         variance, mean = torch.var_mean(input.float(), _others(input), correction=0)
-        own = torch.tensor([input.numel() // input.shape[1]], dtype=torch.float64)
+        local_count = torch.tensor([input.numel() // input.shape[1]], dtype=torch.float64)
         mean, variance = mean.double(), variance.double()
-        sums = torch.cat([own, own * mean, own * (variance + mean.square())])
+        sums = torch.cat([local_count, local_count * mean, local_count * (variance + mean.square())])
         dist.all_reduce(sums)
         count = sums[0]
         mean, square = (sums[1:] / count).chunk(2)
@@ -80,15 +80,15 @@ class _WholeBatchNorm(torch.autograd.Function):
         gradient = gradients[0].float()
         shape = [1, -1] + [1] * (input.ndim - 2)
         normalized = (input.float() - mean.view(shape)) * scale.view(shape)
-        own = torch.stack([gradient.sum(_others(input)), (gradient * normalized).sum(_others(input))])
+        local_sums = torch.stack([gradient.sum(_others(input)), (gradient * normalized).sum(_others(input))])
         # Gradients of weight and bias are this process's own: DistributedDataParallel averages them.
-        parameters = [own[1].to(weight.dtype) if weight is not None else None, own[0] if weight is not None else None]
-        whole = own.double()
+        parameters = [local_sums[1].to(weight.dtype) if weight is not None else None, local_sums[0] if weight is not None else None]
+        whole = local_sums.double()
         dist.all_reduce(whole)
-        shift, slope = ((each / count).float().view(shape) for each in whole)
+        shift, slope = ((total / count).float().view(shape) for total in whole)
         factor = scale if weight is None else scale * weight.float()
-        found = (gradient - shift - normalized * slope) * factor.view(shape)
-        return found.to(input.dtype), parameters[0], parameters[1], None
+        result = (gradient - shift - normalized * slope) * factor.view(shape)
+        return result.to(input.dtype), parameters[0], parameters[1], None
 
 
 def _others(input: Tensor) -> list[int]:

@@ -100,8 +100,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the whole checkpoints, ascending; copies under other names (`step_000000060.bak`) are not among them."""
-        found = [re.fullmatch(rf"{PREFIX}(\d{{9,}})", file.parent.name, re.ASCII) for file in self.folder.glob(f"{PREFIX}*/{STATE}")]
-        return sorted(step for match in found if match and match[0] == self.path(step := int(match[1])).name)
+        matches = [re.fullmatch(rf"{PREFIX}(\d{{9,}})", file.parent.name, re.ASCII) for file in self.folder.glob(f"{PREFIX}*/{STATE}")]
+        return sorted(step for match in matches if match and match[0] == self.path(step := int(match[1])).name)
 
     def load(self) -> Checkpoint | None:
         """The newest checkpoint, None where there is none. Never unpickles code.
@@ -152,14 +152,14 @@ def _verified(folder: Path, state: Mapping[str, Any], checksums: Any, before: in
 
 def _read_pickle(file: Path) -> dict[str, Any]:
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its text advises to read the file with weights_only=False, which may run code in it
         if "weights_only" in str(error):
             raise ValueError("not a file of tensors and plain values, which is all that a checkpoint has; nothing in it was run") from None
         raise
-    if not isinstance(found, dict):
-        raise TypeError(f"it is a {type(found).__name__} and not a mapping")
-    return found
+    if not isinstance(state, dict):
+        raise TypeError(f"it is a {type(state).__name__} and not a mapping")
+    return state
 
 
 def _read(file: Path, reader: Any, before: int | None) -> Any:

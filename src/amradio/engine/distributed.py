@@ -60,8 +60,8 @@ class Processes:
         """
         if self.world_size == 1:
             return rows, slice(None)
-        own = slice(self.rank * len(rows), (self.rank + 1) * len(rows))
-        return cast(Tensor, _Gathered.apply(rows, own)), own
+        local = slice(self.rank * len(rows), (self.rank + 1) * len(rows))
+        return cast(Tensor, _Gathered.apply(rows, local)), local
 
     def average(self, tensor: Tensor) -> Tensor:
         """The mean over all processes, in place."""
@@ -82,17 +82,17 @@ class Processes:
         """Whether `flag` is true on any process; all must call it."""
         if self.world_size == 1:
             return flag
-        found = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return bool(found.item())
+        flags = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags.item())
 
     def gather(self, value: T) -> list[T]:
         """The value of every process, in rank order, on all processes."""
         if self.world_size == 1:
             return [value]
-        found: list[T] = [value] * self.world_size
-        dist.all_gather_object(found, value)
-        return found
+        values: list[T] = [value] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def first_does(self, work: Callable[[], T]) -> T:
         """Process 0 does `work`, for as long as it takes; all get its result, or its UserError."""
@@ -119,17 +119,17 @@ class _Gathered(torch.autograd.Function):
     """(rows, which of the result are these) -> the rows of all processes."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, own: slice) -> Tensor:
-        ctx.own = own
-        found = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(found, rows.contiguous())
-        return torch.cat(found)
+    def forward(ctx: Any, rows: Tensor, local: slice) -> Tensor:
+        ctx.local = local
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         whole = gradients[0].contiguous().clone()
         dist.all_reduce(whole)
-        return whole[ctx.own], None
+        return whole[ctx.local], None
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def _is_named(handle: int, file: Path) -> bool:
 
 def _holder(handle: int) -> str:
     try:
-        found = json.loads(os.pread(handle, 4096, 0))
-        return shown(f"process {found['pid']} on {found['host']}, since {found['since']}")
+        holder = json.loads(os.pread(handle, 4096, 0))
+        return shown(f"process {holder['pid']} on {holder['host']}, since {holder['since']}")
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

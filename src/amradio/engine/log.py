@@ -212,12 +212,12 @@ class Log:
         steps = [(line, _step_of(line)) for line in lines if line.strip()]
         if _step_of(cut) is not None:
             steps.append((cut, _step_of(cut)))
-        damaged = [line for line, found in steps if found is None]
+        damaged = [line for line, line_step in steps if line_step is None]
         with disk_errors(self.folder):
             if damaged:
                 with open(self.folder / "metrics.damaged.txt", "ab") as file:
                     file.writelines(line + b"\n" for line in damaged)
-            write_aside(path, b"".join(line + b"\n" for line, found in steps if found is not None and found <= step))
+            write_aside(path, b"".join(line + b"\n" for line, line_step in steps if line_step is not None and line_step <= step))
         if damaged:
             self.warn(f"{path}: {len(damaged)} damaged lines (no JSON object with a step) were moved to metrics.damaged.txt beside it")
 
@@ -225,10 +225,10 @@ class Log:
 def _step_of(line: bytes) -> int | None:
     """None where the line is not of `record`."""
     try:
-        found = json.loads(line.decode("utf-8"))
+        record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
-    step = found.get("step") if isinstance(found, dict) else None
+    step = record.get("step") if isinstance(record, dict) else None
     return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 

@@ -88,8 +88,8 @@ class Monitor:
         if not self._steps:
             return
         self._taken = None  # the line of the interval says what is left
-        always = [name for name in self._steps[-1].metrics if all(name in each.metrics for each in self._steps)]
-        table = torch.stack([torch.stack([each.metrics[name].float() for name in always]) for each in self._steps])
+        always = [name for name in self._steps[-1].metrics if all(name in taken.metrics for taken in self._steps)]
+        table = torch.stack([torch.stack([taken.metrics[name].float() for name in always]) for taken in self._steps])
         average = self.processes.average(table.clone()).cpu()
         if not torch.isfinite(average).all():
             self._report_non_finite(always, table.cpu(), average)
@@ -142,32 +142,32 @@ class Monitor:
 
     def _report_remarks(self) -> None:
         """Each remark once, whichever process met it."""
-        found = {remark: None for remarks in self.processes.gather(self._remarks) for remark in remarks if remark not in self._remarked}
+        news = {remark: None for remarks in self.processes.gather(self._remarks) for remark in remarks if remark not in self._remarked}
         self._remarks = []
-        self._remarked.update(found)
-        for remark in found:
+        self._remarked.update(news)
+        for remark in news:
             self.log.warn(remark)
 
     def _report_skipped(self) -> None:
-        found = [reason for reasons in self.processes.gather(self._skipped) for reason in reasons]
+        reasons_of_all = [reason for reasons in self.processes.gather(self._skipped) for reason in reasons]
         self._skipped = []
-        if not found:
+        if not reasons_of_all:
             return
-        self.num_skipped += len(found)
-        images = list(dict.fromkeys(found))
+        self.num_skipped += len(reasons_of_all)
+        images = list(dict.fromkeys(reasons_of_all))
         named = "; ".join(images[:NAMED_SKIPS])
         rest = f"; and {len(images) - NAMED_SKIPS} more" if len(images) > NAMED_SKIPS else ""
         what = "1 unreadable image was" if len(images) == 1 else f"{len(images)} unreadable images were"
         self.log.warn(f"{what} skipped ({self.num_skipped} skips in all): {named}{rest}")
 
-    def _report_non_finite(self, names: Sequence[str], own: Tensor, average: Tensor) -> None:
+    def _report_non_finite(self, names: Sequence[str], table: Tensor, average: Tensor) -> None:
         first = int((~torch.isfinite(average)).any(1).nonzero()[0])
         bad = [name for name, value in zip(names, average[first], strict=True) if not torch.isfinite(value)]
         culprits = [name for name in bad if "/" in name] or bad
         # The gradients were averaged already, so of the gradient's norm no process can say that it was its own.
-        here = not torch.isfinite(own[first, [names.index(name) for name in culprits]]).all()
-        keys = [key for each in self._steps[first].keys for key in each] if here else []
-        keys = list(dict.fromkeys(key for found in self.processes.gather(keys) for key in found))
+        here = not torch.isfinite(table[first, [names.index(name) for name in culprits]]).all()
+        keys = [key for piece in self._steps[first].keys for key in piece] if here else []
+        keys = list(dict.fromkeys(key for process_keys in self.processes.gather(keys) for key in process_keys))
         step = self._steps[first].step
         raise UserError(
             f"step {step}: not a finite number: {', '.join(culprits)}; images of that step: {', '.join(keys[:16])}"

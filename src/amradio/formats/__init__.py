@@ -20,31 +20,31 @@ FORMATS: tuple[Format, ...] = (ModelFolder(), RemoteCode(), Transformers(), Timm
 """The first that recognises a path reads it; torchhub takes any file of torch.save, so it stands last."""
 
 
-def read(path: str | Path, align_corners: bool | None = None, own: Student | None = None) -> LoadedModel:
+def read(path: str | Path, align_corners: bool | None = None, custom_student: Student | None = None) -> LoadedModel:
     """Reads a model in whichever format it is; see `Format.read`. Raises UserError, also where no format recognises it.
 
-    own: the object that takes the weights of a student of type `custom`; only our own model folder can have one.
+    custom_student: the object that takes the weights of a student of type `custom`; only our own model folder can have one.
     """
     text = str(path)
     problem = path_problem(text)
     path = Path() if problem else user_path(text)
     if problem or not path.exists():
         raise UserError(problem) if problem and not hub_name(text) else absent(text)
-    form: Format | None = ModelFolder() if own is not None else next((form for form in FORMATS if form.recognises(path)), None)
+    form: Format | None = ModelFolder() if custom_student is not None else next((form for form in FORMATS if form.recognises(path)), None)
     if form is None:
         raise refuse(path, FORMATS)
     try:
-        found = ModelFolder().read(path, align_corners, own) if own is not None else form.read(path, align_corners)
+        loaded = ModelFolder().read(path, align_corners, custom_student) if custom_student is not None else form.read(path, align_corners)
     except UserError:
         raise
     except Exception as error:  # values that no reader expects: a damaged file, or one of an unknown kind
         kind = type(error).__name__
         raise UserError(f"{path}: cannot be read as '{form.name}' ({kind}: {first_line(error)}); copy or download it again") from None
-    if not found.ours:
-        found = found._replace(config=found.config.descended([official(path, form.name)]))
-    if form.name == ModelFolder.name or found.config.origin:
-        return found
-    return found._replace(config=found.config.model_copy(update={"origin": f"{path.name} ({form.name})"}))
+    if not loaded.ours:
+        loaded = loaded._replace(config=loaded.config.descended([official(path, form.name)]))
+    if form.name == ModelFolder.name or loaded.config.origin:
+        return loaded
+    return loaded._replace(config=loaded.config.model_copy(update={"origin": f"{path.name} ({form.name})"}))
 
 
 __all__ = ["FORMATS", "ExportSettings", "Format", "LoadedModel", "read"]

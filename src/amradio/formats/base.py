@@ -129,23 +129,23 @@ def peek(file: Path) -> dict[str, Any] | None:
 
 def absent(text: str) -> UserError:
     """Of a text that names no file or folder."""
-    found = recognise(text)
-    name = found.text if found.kind == "hub" else hub_name(found.text) if found.kind == "url" else None
+    name_given = recognise(text)
+    name = name_given.text if name_given.kind == "hub" else hub_name(name_given.text) if name_given.kind == "url" else None
     if name is not None:
-        what = "this is a URL" if found.kind == "url" else "there is no such file or folder"
+        what = "this is a URL" if name_given.kind == "url" else "there is no such file or folder"
         way = f"to load it from the hub run `hf download {name} --local-dir FOLDER`, and give FOLDER"
         return UserError(f"{text}: {what}; {way}; else give {WANTED}")
-    if found.kind in ("url", "windows"):
-        return UserError(f"{text}: {not_a_folder(found, WANTED)}")
+    if name_given.kind in ("url", "windows"):
+        return UserError(f"{text}: {not_a_folder(name_given, WANTED)}")
     return UserError(f"{text}: there is no such file or folder; give {WANTED}")
 
 
 def refuse(path: Path, forms: tuple[Format, ...]) -> UserError:
     """Of a file or folder that no format recognises."""
     names = ", ".join(form.name for form in forms)
-    found = _of_a_run(path) or _of_runs(path)
-    if found is not None:
-        return UserError(f"{path}: {found}")
+    reason = _of_a_run(path) or _of_runs(path)
+    if reason is not None:
+        return UserError(f"{path}: {reason}")
     if path.is_dir():
         if not (path / CONFIG_FILE).exists():
             return UserError(f"{path}: there is no {CONFIG_FILE} in it; give {WANTED}")
@@ -178,13 +178,13 @@ def _of_runs(path: Path) -> str | None:
     if not path.is_dir() or (path / CONFIG_FILE).exists():
         return None
     try:
-        folders = sorted(found for found in path.iterdir() if found.is_dir())
+        folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
     except OSError:
         return None
-    inside = [found for found in folders if _is_run(found) or _format_in(found / CONFIG_FILE) == "amradio"]
+    inside = [folder for folder in folders if _is_run(folder) or _format_in(folder / CONFIG_FILE) == "amradio"]
     if not inside:
         return None
-    named = ", ".join(str(found) for found in inside[:NAMED_RUNS])
+    named = ", ".join(str(folder) for folder in inside[:NAMED_RUNS])
     more = f" and {len(inside) - NAMED_RUNS} more" if len(inside) > NAMED_RUNS else ""
     return f"this folder is no model, but {len(inside)} in it {'is' if len(inside) == 1 else 'are'}; give {named}{more}"
 

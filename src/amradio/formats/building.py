@@ -18,33 +18,37 @@ ROOM = 1000
 
 
 def check_fits(
-    config: NetworkConfig, shapes: Mapping[str, Sequence[int]], where: str, name: Callable[[str], str] = str, own: Student | None = None
+    config: NetworkConfig,
+    shapes: Mapping[str, Sequence[int]],
+    where: str,
+    name: Callable[[str], str] = str,
+    custom_student: Student | None = None,
 ) -> None:
     """Raises UserError where `config` does not describe the network of these weights; nothing is allocated.
 
-    shapes: of the tensors of the file, under our names. where, name: as of `load_exactly`. own: the student of type `custom`.
+    shapes: of the tensors of the file, under our names. where, name: as of `load_exactly`. custom_student: the student of type `custom`.
     """
     try:
         with torch.device("meta"), at_most(SURVEYS * len(shapes) + ROOM):
-            blank = config.without_start().build(own)
+            blank = config.without_start().build(custom_student)
     except UserError as error:
         raise UserError(*(f"{where}: {problem}" for problem in error.problems)) from None
     except TooManyError:
-        found = f"the configuration describes many more layers than the {len(shapes):,} tensors of the file"
-        raise UserError(f"{where}: {found}; they do not belong together: copy or download both again") from None
+        reason = f"the configuration describes many more layers than the {len(shapes):,} tensors of the file"
+        raise UserError(f"{where}: {reason}; they do not belong together: copy or download both again") from None
     except Exception as error:  # sizes that no tensor can have; torch and timm raise whatever their constructors do
         reason = f"a network of the configuration cannot be built ({first_line(error)})"
         raise UserError(f"{where}: {reason}; copy or download the model again") from None
-    found = misfits(blank.state_dict(), shapes, where, name)
-    if found:
-        raise UserError(*found)
+    problems = misfits(blank.state_dict(), shapes, where, name)
+    if problems:
+        raise UserError(*problems)
 
 
 def filled(
-    config: NetworkConfig, weights: dict[str, Tensor], where: str, name: Callable[[str], str] = str, own: Student | None = None
+    config: NetworkConfig, weights: dict[str, Tensor], where: str, name: Callable[[str], str] = str, custom_student: Student | None = None
 ) -> Network:
     """The network of `config` with these weights, under our names; errors as of `check_fits`."""
-    check_fits(config, {key: tensor.shape for key, tensor in weights.items()}, where, name, own)
-    network = config.without_start().build(own)
+    check_fits(config, {key: tensor.shape for key, tensor in weights.items()}, where, name, custom_student)
+    network = config.without_start().build(custom_student)
     load_exactly(network, weights, where, name)
     return network

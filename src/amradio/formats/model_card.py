@@ -40,8 +40,9 @@ def _front_matter(config: NetworkConfig, loading: Mapping[str, str]) -> str:
 def _introduction(config: NetworkConfig, network: Network) -> str:
     million = sum(parameter.numel() for parameter in network.student.parameters()) / 1e6
     heads = sum(parameter.numel() for parameter in network.heads.parameters()) / 1e6
+    teachers = dict.fromkeys(ancestor.name for ancestor in config.distilled_from)
     lines = [
-        f"# {config.student.type} student of {', '.join(dict.fromkeys(each.name for each in config.distilled_from)) or 'no teacher'}",
+        f"# {config.student.type} student of {', '.join(teachers) or 'no teacher'}",
         "",
         f"One backbone of {million:.2f} M parameters: a summary of {network.summary_dim} channels for the image, and a map with a vector",
         f"of {network.spatial_dim} channels for every {network.student.patch_size} x {network.student.patch_size} px.",
@@ -81,16 +82,18 @@ def _teachers(config: NetworkConfig) -> str:
         return ""
     lines = ["## Teachers and their terms", ""]
     lines += ["| head | summary | spatial | teacher | licence of the teacher's weights | which implies |", "|---|--:|--:|---|---|---|"]
-    for each in config.distilled_from:
-        head = config.heads.get(each.name)
-        head = head if head is not None and (head.teacher.get("source") or "not stated") == each.source else None
+    for ancestor in config.distilled_from:
+        head = config.heads.get(ancestor.name)
+        head = head if head is not None and (head.teacher.get("source") or "not stated") == ancestor.source else None
         dims = " | ".join(str(part.dim) if part else "-" for part in ((head.summary, head.spatial) if head else (None, None)))
-        lines.append(f"| {_cell(each.name)} | {dims} | {_cell(each.source)} | {_cell(each.licence)} | {_cell(each.implies)} |")
+        lines.append(
+            f"| {_cell(ancestor.name)} | {dims} | {_cell(ancestor.source)} | {_cell(ancestor.licence)} | {_cell(ancestor.implies)} |"
+        )
     lines += ["", "A model distilled from weights under a licence may be bound by it: read the licences of the teachers."]
-    if any(each.name not in config.heads for each in config.distilled_from):
+    if any(ancestor.name not in config.heads for ancestor in config.distilled_from):
         lines.append("Teachers without channels have no head in this file; the backbone was distilled from them all the same.")
-    strict = list(dict.fromkeys(each.name for each in config.distilled_from if each.implies in RESTRICTED))
-    unknown = list(dict.fromkeys(each.name for each in config.distilled_from if each.implies == UNKNOWN))
+    strict = list(dict.fromkeys(ancestor.name for ancestor in config.distilled_from if ancestor.implies in RESTRICTED))
+    unknown = list(dict.fromkeys(ancestor.name for ancestor in config.distilled_from if ancestor.implies == UNKNOWN))
     if strict:
         lines.append(f"**The weights of {', '.join(strict)} are not for commercial use.**")
     if unknown:

@@ -42,22 +42,22 @@ class ModelFolder(Format):
         file = folder_of(path) / CONFIG_FILE
         if not os.path.lexists(file):
             return False
-        found = peek(file)
-        return found is None or found.get("format") == "amradio"
+        config = peek(file)
+        return config is None or config.get("format") == "amradio"
 
-    def read(self, path: Path, align_corners: bool | None = None, own: Student | None = None) -> LoadedModel:
+    def read(self, path: Path, align_corners: bool | None = None, custom_student: Student | None = None) -> LoadedModel:
         """Reads our folder.
 
-        own: the object that takes the weights of a student of type `custom`.
+        custom_student: the object that takes the weights of a student of type `custom`.
         """
         folder = folder_of(path)
         config = read_config(folder)
         if align_corners is not None and "align_corners" in type(config.student).model_fields:
             config = config.model_copy(update={"student": config.student.model_copy(update={"align_corners": align_corners})})
         file = folder / WEIGHTS_FILE
-        if own is None:
+        if custom_student is None:
             check_fits(config, _alive(config, tensor_shapes(file)), str(file))
-        return LoadedModel(config, filled(config, _alive(config, read_tensors(file)), str(file), own=own), ours=True)
+        return LoadedModel(config, filled(config, _alive(config, read_tensors(file)), str(file), custom_student=custom_student), ours=True)
 
     def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
         """Nothing: every network can be written."""
@@ -97,13 +97,13 @@ def _alive(config: NetworkConfig, named: dict[str, Any]) -> dict[str, Any]:
 
 def plain_ancestors(config: NetworkConfig) -> list[dict[str, str]]:
     """`distilled_from` in the plain values that every format can store."""
-    return [each.model_dump() for each in config.distilled_from]
+    return [ancestor.model_dump() for ancestor in config.distilled_from]
 
 
 def ancestors_in(stated: Mapping[str, Any], where: str) -> list[Ancestor]:
     """What was written under `ANCESTRY`; empty in files from before. Raises UserError, after `where`, where it is something else."""
-    found = stated.get(ANCESTRY)
-    return [validate(Ancestor, each, f"{where}{ANCESTRY}.{n}.") for n, each in enumerate(found if isinstance(found, list) else [])]
+    ancestry = stated.get(ANCESTRY)
+    return [validate(Ancestor, entry, f"{where}{ANCESTRY}.{n}.") for n, entry in enumerate(ancestry if isinstance(ancestry, list) else [])]
 
 
 def ancestry(config: NetworkConfig) -> dict[str, str]:

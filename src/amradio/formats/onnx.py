@@ -43,9 +43,9 @@ class Graph(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Sets `names`: `summary`, `spatial`, and `NAME_summary`, `NAME_spatial` of a head."""
-        found = named(self.network(images, None, self.heads))
-        self.names = tuple(found)
-        return tuple(tensor.float() for tensor in found.values())
+        outputs = named(self.network(images, None, self.heads))
+        self.names = tuple(outputs)
+        return tuple(tensor.float() for tensor in outputs.values())
 
 
 def named(features: Mapping[str, Features]) -> dict[str, Tensor]:
@@ -125,9 +125,9 @@ class Onnx(Format):
 
         session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
         outputs = [output.name for output in session.get_outputs()]
-        found = dict(zip(outputs, map(torch.from_numpy, session.run(outputs, {"images": images.numpy()})), strict=True))
-        heads = {name: Features(*(found.get(f"{name}_{kind}") for kind in KINDS)) for name in settings.heads}
-        return {"backbone": Features(*(found.get(kind) for kind in KINDS)), **heads}
+        tensors = dict(zip(outputs, map(torch.from_numpy, session.run(outputs, {"images": images.numpy()})), strict=True))
+        heads = {name: Features(*(tensors.get(f"{name}_{kind}") for kind in KINDS)) for name in settings.heads}
+        return {"backbone": Features(*(tensors.get(kind) for kind in KINDS)), **heads}
 
     def stated_ancestors(self, target: Path) -> Any:
         """`distilled_from` as plain values, from the metadata of the graph."""

@@ -59,16 +59,16 @@ class Transformers(Format):
 
     def recognises(self, path: Path) -> bool:
         """A folder whose config.json says `model_type: radio`, and not the published `args` of the remote-code layout."""
-        found = peek(path / CONFIG_FILE) or {}
-        return found.get("model_type") == "radio" and "args" not in found
+        config = peek(path / CONFIG_FILE) or {}
+        return config.get("model_type") == "radio" and "args" not in config
 
     def read(self, path: Path, align_corners: bool | None = None) -> LoadedModel:
         """Reads a `RadioModel` folder. Scales that are all 1, as `save_pretrained` always writes, are left out."""
         stated, radio = read_json(path / CONFIG_FILE), _read_config(path)
         weights = _published_names(read_sharded(path), str(path))
         ignored_keys = tuple(name for name in DEAD if weights.pop(name, None) is not None)
-        own = {"norm_mean": radio.norm_mean, "norm_std": radio.norm_std}
-        mean, std = (weights.pop(f"input_conditioner.{key}", torch.tensor(value)).flatten().tolist() for key, value in own.items())
+        defaults = {"norm_mean": radio.norm_mean, "norm_std": radio.norm_std}
+        mean, std = (weights.pop(f"input_conditioner.{key}", torch.tensor(value)).flatten().tolist() for key, value in defaults.items())
         slots = weights.pop("summary_idxs", torch.tensor(radio.summary_idxs)).tolist()
         num_summaries = radio.num_cls_tokens
         if not slots or not all(0 <= slot < num_summaries for slot in slots):
@@ -92,17 +92,17 @@ class Transformers(Format):
         student = config.student
         if not isinstance(student, VitSettings):
             return (f"transformers' RadioModel is a ViT, and this student is of type '{student.type}'; 'onnx' has a place for it",)
-        found = []
+        reasons = []
         if student.align_corners:
-            found.append(
+            reasons.append(
                 "RadioModel stretches positions with align_corners false, and this model was made with true; 'timm' has a place for it"
             )
         if config.rotates:
-            found.append("RadioModel has no place for the rotation of the map; 'torchhub' and 'hf' have")
+            reasons.append("RadioModel has no place for the rotation of the map; 'torchhub' and 'hf' have")
         unknown = [name for name in network.student.state_dict() if not _native_names(name)]
         if unknown:
-            found.append(f"RadioModel has no place for {', '.join(unknown[:5])}")
-        return tuple(found)
+            reasons.append(f"RadioModel has no place for {', '.join(unknown[:5])}")
+        return tuple(reasons)
 
     def supported_heads(self, config: NetworkConfig) -> tuple[str, ...]:
         """None: a RadioModel is a backbone."""
@@ -161,9 +161,9 @@ class Transformers(Format):
                 target, dtype=torch.float32, local_files_only=True, trust_remote_code=False, attn_implementation="sdpa"
             )
         with torch.inference_mode():
-            found = native.eval()(pixel_values=images)
+            output = native.eval()(pixel_values=images)
         grid = (images.shape[2] // native.config.patch_size, images.shape[3] // native.config.patch_size)
-        return {"backbone": Features(found.summary, found.features.unflatten(1, grid))}
+        return {"backbone": Features(output.summary, output.features.unflatten(1, grid))}
 
     def stated_ancestors(self, target: Path) -> Any:
         """`distilled_from` as plain values, from config.json."""
@@ -194,19 +194,19 @@ def _read_config(folder: Path) -> Any:
     stated = read_json(file)
     refuse_code(stated, str(file))
     try:
-        found = RadioConfig.from_dict(stated)
+        config = RadioConfig.from_dict(stated)
     except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
         raise UserError(f"{file}: not the config of a RadioModel ({first_line(error)}); copy it again") from None
     refused = {
-        "use_swiglu_ffn": (found.use_swiglu_ffn, "its MLPs are SwiGLU, and the ViT here has GELU; such a model cannot be read"),
-        "hidden_act": (found.hidden_act != "gelu", f"found {found.hidden_act}, and the ViT here has gelu"),
-        "layer_norm_eps": (found.layer_norm_eps != 1e-6, f"found {found.layer_norm_eps}, and the ViT here has 1e-6"),
-        "num_channels": (found.num_channels != 3, f"found {found.num_channels}, and the ViT here takes RGB"),
+        "use_swiglu_ffn": (config.use_swiglu_ffn, "its MLPs are SwiGLU, and the ViT here has GELU; such a model cannot be read"),
+        "hidden_act": (config.hidden_act != "gelu", f"found {config.hidden_act}, and the ViT here has gelu"),
+        "layer_norm_eps": (config.layer_norm_eps != 1e-6, f"found {config.layer_norm_eps}, and the ViT here has 1e-6"),
+        "num_channels": (config.num_channels != 3, f"found {config.num_channels}, and the ViT here takes RGB"),
     }
     problems = [f"{file}: {key}: {why}" for key, (wrong, why) in refused.items() if wrong]
     if problems:
         raise UserError(*problems)
-    return found
+    return config
 
 
 def _without_start(name: str) -> str:
@@ -227,7 +227,7 @@ def _with_zero_bias(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _published_names(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """Tensors under the published names; `save_pretrained` writes most of those itself, older and converted folders have others."""
-    found: dict[str, Tensor] = {}
+    published: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name = re.sub(r"^radio_model\.(model\.)?", "", key).replace(".grandma", ".gamma")
@@ -237,13 +237,13 @@ def _published_names(tensors: Mapping[str, Tensor], where: str) -> dict[str, Ten
         if part:
             parts.setdefault(f"{part[1]}.attn.qkv.{part[3]}", {})[part[2]] = tensor
         else:
-            found[name] = tensor
+            published[name] = tensor
     for name, those in parts.items():
         if set(those) != set(PARTS) or len({tensor.shape for tensor in those.values()}) > 1:
             shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(those.items()))
             raise UserError(f"{where}: {name}: expected q_proj, k_proj and v_proj of one shape, found {shapes}; the file is damaged")
-        found[name] = torch.cat([those[part] for part in PARTS])
-    return found
+        published[name] = torch.cat([those[part] for part in PARTS])
+    return published
 
 
 def _native_names(name: str) -> tuple[str, ...]:
@@ -257,16 +257,16 @@ def _native_names(name: str) -> tuple[str, ...]:
 
 def _native_weights(network: Network, native: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of `native` (a RadioModel's state dict on the meta device), from ours; scales, which are folded, are 1."""
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     student = network.student
     for name, tensor in fold_scales(student.state_dict()).items():
         names = _native_names(name)
-        found.update({key: part.clone() for key, part in zip(names, tensor.chunk(len(names)), strict=True)})
-    found["input_conditioner.norm_mean"], found["input_conditioner.norm_std"] = student.mean, student.std
-    found["summary_idxs"] = torch.tensor(network.summary_slots)
+        renamed.update({key: part.clone() for key, part in zip(names, tensor.chunk(len(names)), strict=True)})
+    renamed["input_conditioner.norm_mean"], renamed["input_conditioner.norm_std"] = student.mean, student.std
+    renamed["summary_idxs"] = torch.tensor(network.summary_slots)
     dtype = student.get_parameter(TABLE).dtype
     scales = {key: torch.ones(blank.shape, dtype=dtype) for key, blank in native.items() if key.endswith(".lambda1")}
-    return {key: tensor.detach() for key, tensor in {**found, **scales}.items()}
+    return {key: tensor.detach() for key, tensor in {**renamed, **scales}.items()}
 
 
 def _square(model: LoadedModel) -> int:
@@ -279,8 +279,8 @@ def _preferred_size(folder: Path) -> int | None:
     if not (folder / PROCESSOR_FILE).exists():
         return None
     size = read_json(folder / PROCESSOR_FILE).get("size")
-    found = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else None
-    return found if isinstance(found, int) and 1 <= found <= MOST_PIXELS else None
+    side = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else None
+    return side if isinstance(side, int) and 1 <= side <= MOST_PIXELS else None
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Shipped(NamedTuple):
 
 def shipped() -> list[Shipped]:
     """Every shipped file, by kind and name."""
-    return sorted((_described(path) for path in FOLDER.glob("*.yaml")), key=lambda found: (found.kind != "recipe", found.name))
+    return sorted((_described(path) for path in FOLDER.glob("*.yaml")), key=lambda entry: (entry.kind != "recipe", entry.name))
 
 
 def locate(word: str) -> Path:
@@ -48,7 +48,7 @@ def locate(word: str) -> Path:
     path = user_path(word)
     if path.is_dir() and (path / CONFIG_FILE).is_file():
         return path / CONFIG_FILE
-    names = {found.stem: found for found in FOLDER.glob("*.yaml")}
+    names = {file.stem: file for file in FOLDER.glob("*.yaml")}
     if path.is_file():
         return path
     if path.is_dir() and word not in names:

@@ -111,7 +111,7 @@ class _Crops:
         return Sample(torch.stack([crop.image for crop in crops]), torch.stack([crop.label for crop in crops]))
 
     def _crop(self, number: int) -> Sample:
-        index = self.order.place_in_epoch(number, len(self.maps), 0)
+        index = self.order.number_in_epoch(number, len(self.maps), 0)
         return to_tensors(*augment(LabelledImage(*self.maps.read(index)), self.schedule.augmentation, self.seed, number))
 
 
@@ -121,7 +121,7 @@ def unaugmented(maps: LabelledMaps, predict: Predict, schedule: ShortSchedule, s
     order = Order(seed, schedule.batch_size)
     for step in bench.progress(range(schedule.steps), "training probes", schedule.steps):
         numbers = range(step * schedule.batch_size, (step + 1) * schedule.batch_size)
-        yield kept.batch([order.place_in_epoch(number, len(maps), 0) for number in numbers])
+        yield kept.batch([order.number_in_epoch(number, len(maps), 0) for number in numbers])
 
 
 class _Known(NamedTuple):

@@ -40,18 +40,18 @@ def read_eradio(published: Published, where: str) -> tuple[EradioSettings, Publi
     left_out = [key for key in published.weights if key.startswith("student.") and key not in kept]
     rest = {key: tensor for key, tensor in published.weights.items() if key not in left_out}
     shared = {**published.settings, "cls_token_per_teacher": False}
-    ignored_keys = (*published.ignored_keys, *map(published.spell, left_out))
+    ignored_keys = (*published.ignored_keys, *map(published.name_in_file, left_out))
     return settings, published._replace(settings=shared, weights=rest, ignored_keys=ignored_keys)
 
 
 def lacks_eradio(student: EradioSettings) -> tuple[str, ...]:
     """Why the published code could not rebuild this student; empty where it can."""
-    found = []
+    reasons = []
     if not student.shares_summary:
-        found.append("its summaries are one per teacher; the published E-RADIO has the mean of the map for all")
+        reasons.append("its summaries are one per teacher; the published E-RADIO has the mean of the map for all")
     if _architecture(student) is None:
-        found.append(f"its shape is none of the published E-RADIOs ({', '.join(ARCHITECTURES)}), and the published code takes no other")
-    return tuple(found)
+        reasons.append(f"its shape is none of the published E-RADIOs ({', '.join(ARCHITECTURES)}), and the published code takes no other")
+    return tuple(reasons)
 
 
 def _architecture(student: EradioSettings) -> str | None:

@@ -34,7 +34,7 @@ def head_config(published: Published, teacher: Mapping[str, Any], slot: int, whe
         weights = published.below(f"heads.{name}.{kind}.")
         if weights:
             factor = int(teacher.get("fd_upsample_factor") or 1) if kind == "spatial" else 1
-            parts[kind] = _part(weights, factor, f"{where}: {published.spell(f'heads.{name}.{kind}.')}")
+            parts[kind] = _part(weights, factor, f"{where}: {published.name_in_file(f'heads.{name}.{kind}.')}")
     if not parts:
         return None
     size = own_part(teacher).get("image_size")
@@ -52,7 +52,7 @@ def _part(weights: Mapping[str, Tensor], factor: int, where: str) -> HeadPart:
     hidden, rows = len(weights[f"{start}fc1.weight"]), len(weights[f"{start}final.2.weight"])
     if rows % factor**2:
         raise UserError(f"{where}{start}final.2.weight: {rows} rows are no multiple of {factor}^2 (fd_upsample_factor)")
-    count = len({found[1] for key in weights if (found := re.match(r"blocks\.(\d+)\.", key))})
+    count = len({match[1] for key in weights if (match := re.match(r"blocks\.(\d+)\.", key))})
     if start:
         head = AttentionHeadSettings(depth=count, num_heads=ATTENTION_HEADS, hidden_dim=hidden, upsample_factor=factor)
     else:
@@ -69,14 +69,16 @@ def facts_of(teacher: Mapping[str, Any]) -> dict[str, str | int | float | None]:
     facts: dict[str, str | int | float | None] = {"type": TYPES.get(kind, kind), "source": SIGLIP_MODELS.get(model, model), "licence": None}
     if isinstance(teacher.get("input_size"), int):
         facts["input_size"] = teacher["input_size"]
-    own = own_part(teacher).get("teacher")
-    return facts | ({key: value for key, value in own.items() if isinstance(value, (str, int, float)) or value is None} if own else {})
+    stored = own_part(teacher).get("teacher")
+    return facts | (
+        {key: value for key, value in stored.items() if isinstance(value, (str, int, float)) or value is None} if stored else {}
+    )
 
 
 def own_part(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """What we wrote beside the published words; empty in files of others."""
-    found = settings.get(OWN_KEY)
-    return found if isinstance(found, Mapping) else {}
+    part = settings.get(OWN_KEY)
+    return part if isinstance(part, Mapping) else {}
 
 
 def entry_of(name: str, head: HeadConfig) -> dict[str, Any]:

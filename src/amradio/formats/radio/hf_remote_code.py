@@ -19,7 +19,7 @@ from ...students.eradio_settings import EradioSettings
 from ...tensors import tensor_shapes, write_tensors
 from ..base import ExportSettings, Format, LoadedModel, peek
 from ..model_folder import ANCESTRY, CONFIG_FILE, WEIGHTS_FILE, ancestry, read_sharded
-from . import Published, compare_rules, network_of, publish, spelt, split, supported_heads, unsupported_reasons
+from . import Published, compare_rules, network_of, publish, supported_heads, to_our_names, unsupported_reasons, weights_in_file
 from .heads import own_part, silent_part
 
 MODEL = "radio_model."
@@ -52,9 +52,9 @@ class RemoteCode(Format):
         published = _published(config, state)
         preferred = config.get("preferred_resolution")
         size = preferred[0] if isinstance(preferred, list) and preferred and isinstance(preferred[0], int) else None
-        found = network_of(published, str(path / WEIGHTS_FILE), align_corners, slots)
-        legal = size is not None and found.network.student.nearest_size(size, size) == (size, size)
-        return found._replace(config=found.config.model_copy(update={"image_size": size})) if legal else found
+        loaded = network_of(published, str(path / WEIGHTS_FILE), align_corners, slots)
+        legal = size is not None and loaded.network.student.nearest_size(size, size) == (size, size)
+        return loaded._replace(config=loaded.config.model_copy(update={"image_size": size})) if legal else loaded
 
     def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
         """What the published code cannot rebuild: students, heads and sizes that it has not."""
@@ -70,7 +70,7 @@ class RemoteCode(Format):
         """Writes config.json, model.safetensors and the line that names the published code; none of that code is copied."""
         del settings
         published = publish(model)
-        state = spelt(published, groups_of(model.config.heads))
+        state = weights_in_file(published, groups_of(model.config.heads))
         state |= {CONDITIONER + key: tensor for key, tensor in published.conditioner.items()}
         slots = range(model.config.num_summaries) if model.config.summary_slots is None else model.config.summary_slots
         state[SUMMARY_SLOTS] = torch.tensor(list(slots))
@@ -86,8 +86,8 @@ class RemoteCode(Format):
 
     def rules(self, target: Path, model: LoadedModel, settings: ExportSettings) -> str:
         """Applies the published rules (positions, windows, layers) to what was written; UserError where they give another model."""
-        found = tensor_shapes(target / WEIGHTS_FILE)
-        shapes = {key.removeprefix(BACKBONE): shape for key, shape in found.items() if key.startswith(BACKBONE)}
+        all_shapes = tensor_shapes(target / WEIGHTS_FILE)
+        shapes = {key.removeprefix(BACKBONE): shape for key, shape in all_shapes.items() if key.startswith(BACKBONE)}
         return compare_rules(read_json(target / CONFIG_FILE)["args"], shapes, model, self.sizes(model, settings))
 
     def stated_ancestors(self, target: Path) -> Any:
@@ -133,7 +133,7 @@ def _published(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Publis
     names = {key.removeprefix(ADAPTORS).split(".")[0] for key in state if key.startswith(ADAPTORS)}
     conditioner = {key.removeprefix(CONDITIONER): tensor for key, tensor in state.items() if key.startswith(CONDITIONER)}
     rest = {key: tensor for key, tensor in state.items() if not key.startswith(CONDITIONER)}
-    weights, used = split(rest, groups_of(dict.fromkeys(sorted(names))))
+    weights, used = to_our_names(rest, groups_of(dict.fromkeys(sorted(names))))
     return Published(settings | {"teachers": teachers}, weights, conditioner, used)
 
 

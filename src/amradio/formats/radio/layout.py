@@ -36,8 +36,8 @@ class Published(NamedTuple):
     ignored_keys: tuple[str, ...] = ()
     """Names in the file of what does nothing and was left out."""
 
-    def spell(self, key: str) -> str:
-        """A name of ours as the file has it."""
+    def name_in_file(self, key: str) -> str:
+        """The name in the file of the weight that is `key` here."""
         start = next((start for start in sorted(self.prefixes, key=len, reverse=True) if key.startswith(start)), "")
         return self.prefixes.get(start, "") + key[len(start) :]
 
@@ -46,7 +46,7 @@ class Published(NamedTuple):
         return {key.removeprefix(start): tensor for key, tensor in self.weights.items() if key.startswith(start)}
 
 
-def split(state: Mapping[str, Tensor], groups: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def to_our_names(state: Mapping[str, Tensor], groups: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file under our names, and the groups that occur. groups: start of our name -> start of the file's name.
 
     A name that belongs to no group stays as it is, and is reported as unknown when the network is filled.
@@ -67,11 +67,11 @@ def check_settings(settings: Mapping[str, Any], where: str) -> None:
     groups = [("", settings, EXPECTED), ("model_kwargs.", settings.get("model_kwargs"), OF_MODEL)]
     groups += [(f"teachers.{n}.", teacher, OF_TEACHER) for n, teacher in enumerate(teachers if isinstance(teachers, (list, tuple)) else [])]
     wrong = [
-        f"{where}: args.{start}{key}: {found[key]!r} is no value of a RADIO model"
-        for start, found, expected in groups
-        if isinstance(found, Mapping)
+        f"{where}: args.{start}{key}: {group[key]!r} is no value of a RADIO model"
+        for start, group, expected in groups
+        if isinstance(group, Mapping)
         for key, types in expected.items()
-        if key in found and not isinstance(found[key], types)
+        if key in group and not isinstance(group[key], types)
     ]
     sizes = settings.get("input_size")
     if isinstance(sizes, (list, tuple)) and not all(isinstance(size, int) for size in sizes):

@@ -39,7 +39,7 @@ def network_of(published: Published, where: str, align_corners: bool | None, sum
         slots = summary_slots or tokens.summary_slots
         num_summaries = max(tokens.num_summaries, max(slots) + 1)
         student, published = read_vit(published, where, bool(align_corners), num_summaries)
-    own = own_part(published.settings)
+    stored = own_part(published.settings)
     config = NetworkConfig(
         student=student,
         num_summaries=num_summaries,
@@ -48,11 +48,11 @@ def network_of(published: Published, where: str, align_corners: bool | None, sum
         summary_slots=None if slots == tuple(range(num_summaries)) else list(slots),
         rotates=any(key.startswith("rotation.") for key in published.weights),
         normalizes_blocks=_normalizes_blocks(published),
-        training=validate(TrainingFacts, own["training"], f"{where}: args.{OWN_KEY}.training.") if own.get("training") else None,
-        origin=str(own["origin"]) if own.get("origin") else None,
-        distilled_from=ancestors_in(own, f"{where}: args.{OWN_KEY}."),
+        training=validate(TrainingFacts, stored["training"], f"{where}: args.{OWN_KEY}.training.") if stored.get("training") else None,
+        origin=str(stored["origin"]) if stored.get("origin") else None,
+        distilled_from=ancestors_in(stored, f"{where}: args.{OWN_KEY}."),
     )
-    return LoadedModel(config, filled(config, published.weights, where, published.spell), published.ignored_keys, bool(own))
+    return LoadedModel(config, filled(config, published.weights, where, published.name_in_file), published.ignored_keys, bool(stored))
 
 
 def _normalizes_blocks(published: Published) -> Literal["shared", "each"] | None:
@@ -71,21 +71,21 @@ def _without_dead(published: Published, where: str) -> Published:
         starts += [f"heads.{name}.{kind}." for kind in KINDS if kind not in kinds]
     left_out = [key for key in published.weights if key.startswith(tuple(starts))]
     weights = {key: tensor for key, tensor in published.weights.items() if not key.startswith(tuple(starts))}
-    return published._replace(weights=weights, ignored_keys=(*published.ignored_keys, *map(published.spell, left_out)))
+    return published._replace(weights=weights, ignored_keys=(*published.ignored_keys, *map(published.name_in_file, left_out)))
 
 
 def _heads(published: Published, slots: Mapping[str, int], where: str) -> dict[str, HeadConfig]:
-    found = {
+    heads = {
         name: head_config(published, teacher, slots[name], where)
         for name, (_, teacher) in first_of(teachers_in(published.settings, where)).items()
     }
-    return {name: head for name, head in found.items() if head is not None}
+    return {name: head for name, head in heads.items() if head is not None}
 
 
 def _image_size(settings: Mapping[str, Any], student: StudentSettings) -> int:
     """What we wrote, else the size of the training images, else a quarter of the position table (512 of 2048 px); whole patches."""
-    own, stated = own_part(settings).get("image_size"), settings.get("input_size")
-    size = own or (stated[-1] if isinstance(stated, (list, tuple)) and stated else None)
+    size_stored, stated = own_part(settings).get("image_size"), settings.get("input_size")
+    size = size_stored or (stated[-1] if isinstance(stated, (list, tuple)) and stated else None)
     if not isinstance(student, VitSettings):
         return size or PREFERRED
     return max(round((size or student.max_image_size / 4) / student.patch_size), 1) * student.patch_size

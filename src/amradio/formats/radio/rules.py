@@ -37,8 +37,8 @@ def entry_size(settings: Mapping[str, Any]) -> int | None:
     if stated is not None:
         return stated[0] if isinstance(stated, (list, tuple)) else stated
     model = str(settings.get("model"))
-    found = re.search(r"_(\d+)$", model)
-    return ENTRY_SIZE.get(model) or (int(found[1]) if found else None)
+    match = re.search(r"_(\d+)$", model)
+    return ENTRY_SIZE.get(model) or (int(match[1]) if match else None)
 
 
 def crops_positions(settings: Mapping[str, Any], patch_size: int) -> bool:
@@ -66,10 +66,10 @@ def compare_rules(
     """
     student = model.network.student
     if isinstance(student, Eradio):
-        found, wanted = _eradio(settings, student, sizes), _eradio_wanted(student, sizes)
+        actual, wanted = _eradio(settings, student, sizes), _eradio_wanted(student, sizes)
     else:
         assert isinstance(student, Vit)
-        found, wanted = _vit(settings, shapes), _vit_wanted(student, model)
+        actual, wanted = _vit(settings, shapes), _vit_wanted(student, model)
     names = [str(teacher["name"]) for teacher in settings["teachers"]]
     shares = not settings.get("cls_token_per_teacher", True)
     slots = {
@@ -77,22 +77,22 @@ def compare_rules(
         for name, teacher in reversed([*zip(names, settings["teachers"], strict=True)])
     }
     summaries = [names.index(name) for name, teacher in zip(names, settings["teachers"], strict=True) if teacher.get("use_summary", True)]
-    found["summary of tokens"] = [0] if shares else sorted(set(summaries))
+    actual["summary of tokens"] = [0] if shares else sorted(set(summaries))
     wanted["summary of tokens"] = list(model.network.summary_slots)
     heads = {name: head.slot for name, head in model.config.heads.items() if head.summary is not None}
-    found["heads read tokens"], wanted["heads read tokens"] = {name: slots.get(name) for name in heads}, heads
-    wrong = [f"{key} {_told(value)}, not {_told(wanted[key])}" for key, value in found.items() if value != wanted[key]]
+    actual["heads read tokens"], wanted["heads read tokens"] = {name: slots.get(name) for name in heads}, heads
+    wrong = [f"{key} {_told(value)}, not {_told(wanted[key])}" for key, value in actual.items() if value != wanted[key]]
     if wrong:
         start = "export: by its published rules the official reader would build another model"
         raise UserError(f"{start}: {'; '.join(wrong)}; nothing was kept")
-    return ", ".join(f"{key} {_told(value)}" for key, value in found.items() if value not in ({}, []))
+    return ", ".join(f"{key} {_told(value)}" for key, value in actual.items() if value not in ({}, []))
 
 
 def _told(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, dict):
-        return " ".join(f"{key}:{each}" for key, each in value.items())
+        return " ".join(f"{key}:{item}" for key, item in value.items())
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 

@@ -21,20 +21,20 @@ def realise(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     is scaled in as many equal parts as it has scales. A parametrisation without a scale (DAMP, which only adds noise in training) leaves
     W as it is. Raises UserError where a part is missing.
     """
-    found = {key: tensor for key, tensor in state.items() if ".parametrizations." not in key}
+    weights = {key: tensor for key, tensor in state.items() if ".parametrizations." not in key}
     for key in state:
         if key.endswith(ORIGINAL):
             layer = key.removesuffix(ORIGINAL)
             start = f"{layer}.parametrizations.weight."
             inner = {name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)}
-            found[f"{layer}.weight"] = _acting(inner, f"{where}: {start}")
-    if len(found) == len(state):
+            weights[f"{layer}.weight"] = _acting(inner, f"{where}: {start}")
+    if len(weights) == len(state):
         return dict(state)
     layers = {key.split(".parametrizations.")[0] for key in state if ".parametrizations." in key}
-    lost = sorted(layer for layer in layers if f"{layer}.weight" not in found)
+    lost = sorted(layer for layer in layers if f"{layer}.weight" not in weights)
     if lost:
         raise UserError(*(f"{where}: {layer}{ORIGINAL} is missing; the checkpoint is not whole" for layer in lost[:10]))
-    return found
+    return weights
 
 
 def _acting(inner: Mapping[str, Tensor], where: str) -> Tensor:

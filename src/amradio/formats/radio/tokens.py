@@ -26,10 +26,10 @@ def tokens_of(settings: Mapping[str, Any], where: str) -> Tokens:
     first = first_of(teachers_in(settings, where))
     if not settings.get("cls_token_per_teacher", True) or not first:
         return Tokens(1, dict.fromkeys(first, 0), (0,))
-    slots = {name: place if (slot := teacher.get("token_slot")) is None else slot for name, (place, teacher) in first.items()}
+    slots = {name: number if (slot := teacher.get("token_slot")) is None else slot for name, (number, teacher) in first.items()}
     num_summaries = max(len(first), max(slots.values()) + 1)
     chosen = first_of([teacher if teacher.get("use_summary", True) else {} for teacher in teachers_in(settings, where)])
-    places = sorted(place for place, _ in chosen.values())
+    places = sorted(number for number, _ in chosen.values())
     if not places:
         raise UserError(f"{where}: no teacher has use_summary, so the model has no summary; set it for one of args.teachers")
     if places[-1] >= num_summaries:  # a repeated teacher pushes the places behind it beyond the tokens; the official loader fails here
@@ -51,8 +51,8 @@ def teachers_in(settings: Mapping[str, Any], where: str) -> list[Mapping[str, An
 
 def first_of(teachers: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, Mapping[str, Any]]]:
     """Name -> (place, teacher), where the name stands first; entries without a name are passed over."""
-    found: dict[str, tuple[int, Mapping[str, Any]]] = {}
-    for place, teacher in enumerate(teachers):
+    first: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for number, teacher in enumerate(teachers):
         if "name" in teacher:
-            found.setdefault(teacher["name"], (place, teacher))
-    return found
+            first.setdefault(teacher["name"], (number, teacher))
+    return first

@@ -13,7 +13,7 @@ from ...features import Features
 from ...network import Network, NetworkConfig
 from ..base import ExportSettings, Format, LoadedModel
 from ..model_folder import ANCESTRY
-from . import Published, compare_rules, network_of, publish, spelt, split, supported_heads, unsupported_reasons
+from . import Published, compare_rules, network_of, publish, supported_heads, to_our_names, unsupported_reasons, weights_in_file
 from .eradio import STEM
 from .heads import own_part
 from .layout import OWN_MEAN, OWN_STD
@@ -55,7 +55,7 @@ class TorchHub(Format):
         del settings
         published = publish(model)
         conditioner = {CONDITIONER + key: tensor for key, tensor in published.conditioner.items()}
-        state = spelt(published, groups_of({name: name for name in model.config.heads})) | conditioner
+        state = weights_in_file(published, groups_of({name: name for name in model.config.heads})) | conditioner
         training = argparse.Namespace(**published.settings)
         step = model.config.training.step if model.config.training else 0
         torch.save({"arch": training.model, "epoch": step, "args": training, "state_dict": state}, target)
@@ -80,10 +80,10 @@ class TorchHub(Format):
         """Lines that load it with `torch.hub.load` and the published code."""
         names = f", adaptor_names={list(settings.heads)}" if settings.heads else ""
         answer = "outputs = model(images)" if names else "summary, features = model(images)"
-        found = "  # a dict: outputs['backbone'].summary, outputs['backbone'].features, ..." if names else ""
+        comment = "  # a dict: outputs['backbone'].summary, outputs['backbone'].features, ..." if names else ""
         return (
             f'import torch\nmodel = torch.hub.load("NVlabs/RADIO", "radio_model", version="{target}"{names}, trust_repo=True)\n'
-            f"model.eval()  # images: RGB in [0, 1], [B, 3, H, W]\n{_windows(target)}{answer}{found}\n"
+            f"model.eval()  # images: RGB in [0, 1], [B, 3, H, W]\n{_windows(target)}{answer}{comment}\n"
             f'# or without that code: import amradio; model = amradio.load("{target}")'
         )
 
@@ -118,13 +118,13 @@ def read_published(path: Path) -> Published:
     state = {key: tensor for key, tensor in state.items() if not key.startswith(CONDITIONER)}
     keys, again = _head_keys(vars(settings), state, str(path))
     ignored_keys = tuple(key for key in state if key.startswith(again))
-    weights, used = split({key: tensor for key, tensor in state.items() if key not in ignored_keys}, groups_of(keys))
+    weights, used = to_our_names({key: tensor for key, tensor in state.items() if key not in ignored_keys}, groups_of(keys))
     return Published(vars(settings), weights, conditioner, used, ignored_keys)
 
 
 def _bare_eradio(state: Mapping[str, Tensor]) -> Published:
     """An E-RADIO's own state dict, without heads; it was trained on images normalised as all published models are."""
-    weights, used = split(state, {"student.": ""})
+    weights, used = to_our_names(state, {"student.": ""})
     return Published({"model": "eradio"}, weights, {"norm_mean": OWN_MEAN, "norm_std": OWN_STD}, used)
 
 
@@ -137,6 +137,6 @@ def _head_keys(settings: Mapping[str, Any], state: Mapping[str, Tensor], where: 
     present = {key.removeprefix(start).split(".")[0] for start in HEADS.values() for key in state if key.startswith(start)}
     teachers = teachers_in(settings, where)
     first = first_of(teachers)
-    keys = {name: name if name in present else str(place) for name, (place, _) in first.items()}
-    again = {str(place) for place, teacher in enumerate(teachers) if first[teacher["name"]][0] != place} - set(keys.values())
+    keys = {name: name if name in present else str(number) for name, (number, _) in first.items()}
+    again = {str(number) for number, teacher in enumerate(teachers) if first[teacher["name"]][0] != number} - set(keys.values())
     return keys, tuple(f"{start}{key}." for key in again for start in HEADS.values())

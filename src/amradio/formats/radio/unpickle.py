@@ -47,10 +47,10 @@ def read_checkpoint(path: Path) -> Any:
         with torch.serialization.safe_globals(list(ALLOWED)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except Exception as error:  # the reader of a damaged file raises whatever its parts do
-        found = first_line(error)
-        if NO_PICKLE in found:
-            raise UserError(f"{path}: {found}") from None
-        raise UserError(f"{path}: not a whole checkpoint of torch ({found.split('. This is')[0]}); copy it again") from None
+        reason = first_line(error)
+        if NO_PICKLE in reason:
+            raise UserError(f"{path}: {reason}") from None
+        raise UserError(f"{path}: not a whole checkpoint of torch ({reason.split('. This is')[0]}); copy it again") from None
 
 
 def _check_pickles(path: Path) -> None:

@@ -37,9 +37,11 @@ def read_vit(published: Published, where: str, align_corners: bool, num_summarie
     settings, weights = published.settings, published.weights
     num_registers = len(weights[TOKENS]) - num_summaries
     if num_registers < 0:
-        raise UserError(f"{where}: its teachers want {num_summaries} summary tokens, {published.spell(TOKENS)} has {len(weights[TOKENS])}")
-    patch_size = square_root(weights[EMBEDDER].shape[1] // 3, published.spell(EMBEDDER))
-    side = square_root(weights[TABLE].shape[1], published.spell(TABLE))
+        raise UserError(
+            f"{where}: its teachers want {num_summaries} summary tokens, {published.name_in_file(TOKENS)} has {len(weights[TOKENS])}"
+        )
+    patch_size = square_root(weights[EMBEDDER].shape[1] // 3, published.name_in_file(EMBEDDER))
+    side = square_root(weights[TABLE].shape[1], published.name_in_file(TABLE))
     stated = settings.get("cpe_max_size")
     if not own_part(settings) and not crops_positions(settings, patch_size):
         raise UserError(
@@ -47,7 +49,7 @@ def read_vit(published: Published, where: str, align_corners: bool, num_summarie
             "and never stretches it (no CPE); such a model is not read here"
         )
     shape = _shape(published, where)
-    size = next((name for name, own in SIZES.items() if own == shape), None)
+    size = next((name for name, size_shape in SIZES.items() if size_shape == shape), None)
     given: dict[str, Any] = {"size": size} if size else {"size": "base", **shape._asdict()}
     given["max_image_size"] = stated if stated and round(stated / patch_size) == side else side * patch_size
     if "student.blocks.0.ls1.gamma" in weights:
@@ -61,11 +63,11 @@ def read_vit(published: Published, where: str, align_corners: bool, num_summarie
 
 def _check(published: Published, where: str) -> None:
     needed = (EMBEDDER, TABLE, TOKENS, "student.blocks.0.mlp.fc1.weight")
-    missing = [published.spell(key) for key in needed if key not in published.weights]
+    missing = [published.name_in_file(key) for key in needed if key not in published.weights]
     if missing:
         raise UserError(f"{where}: missing: {', '.join(missing)}; {WHAT_IS_READ}")
     shapes = [
-        f"{published.spell(key)} has {published.weights[key].ndim} axes, not {n}"
+        f"{published.name_in_file(key)} has {published.weights[key].ndim} axes, not {n}"
         for key, n in zip(needed, (2, 3, 2, 2), strict=True)
         if published.weights[key].ndim != n
     ]
@@ -77,12 +79,12 @@ def _check(published: Published, where: str) -> None:
 
 def _shape(published: Published, where: str) -> VitShape:
     dim = published.weights[TOKENS].shape[1]
-    depth = len({found[1] for key in published.weights if (found := re.match(r"student\.blocks\.(\d+)\.", key))})
+    depth = len({match[1] for key in published.weights if (match := re.match(r"student\.blocks\.(\d+)\.", key))})
     stated = _stated_shape(published.settings, where)
     wrong = [
-        f"{where}: the weights have {name} {found}, args.model and model_kwargs say {said}; they belong to different models"
-        for name, found, said in (("embed_dim", dim, stated.dim), ("depth", depth, stated.depth))
-        if found != said
+        f"{where}: the weights have {name} {value}, args.model and model_kwargs say {said}; they belong to different models"
+        for name, value, said in (("embed_dim", dim, stated.dim), ("depth", depth, stated.depth))
+        if value != said
     ]
     if wrong:
         raise UserError(*wrong)
@@ -92,16 +94,16 @@ def _shape(published: Published, where: str) -> VitShape:
 def _stated_shape(settings: Mapping[str, Any], where: str) -> VitShape:
     """The shape that `model` and `model_kwargs` name (without the MLP's); raises UserError for an architecture that is not read here."""
     model = str(settings.get("model"))
-    found = re.match(rf"vit_({'|'.join(SIZES)})_(?:v2_)?patch\d+_(?:v2_)?\d+$", model)
+    match = re.match(rf"vit_({'|'.join(SIZES)})_(?:v2_)?patch\d+_(?:v2_)?\d+$", model)
     changes = dict(settings.get("model_kwargs") or {})
     problems = [
         f"{where}: args.model_kwargs.{key}: not known here; it may change what the model computes" for key in set(changes) - HARMLESS
     ]
-    if not found:
+    if not match:
         raise UserError(f"{where}: args.model '{model}' is not read here; {WHAT_IS_READ}", *problems)
     if problems:
         raise UserError(*problems)
-    size = SIZES[found[1]]
+    size = SIZES[match[1]]
     return VitShape(changes.get("embed_dim", size.dim), changes.get("depth", size.depth), changes.get("num_heads", size.num_heads), 0)
 
 
@@ -122,13 +124,13 @@ def lacks_vit(config: NetworkConfig, num_named: int) -> tuple[str, ...]:
     """Why the published code could not rebuild this ViT; empty where it can. num_named: teachers in its list, each with a token."""
     student = config.student
     assert isinstance(student, VitSettings)
-    found = []
+    reasons = []
     if student.align_corners:
-        found.append("its position table is read with align_corners true; the published code has read it with false since June 2025")
+        reasons.append("its position table is read with align_corners true; the published code has read it with false since June 2025")
     num_prefix = config.num_summaries + student.num_registers
     if config.num_summaries > 1 and num_named > num_prefix:
-        found.append(f"the published code wants a summary token for each of {num_named} heads, there are {num_prefix}; leave heads out")
-    return tuple(found)
+        reasons.append(f"the published code wants a summary token for each of {num_named} heads, there are {num_prefix}; leave heads out")
+    return tuple(reasons)
 
 
 def vit_architecture(config: NetworkConfig, num_named: int) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def vit_architecture(config: NetworkConfig, num_named: int) -> dict[str, Any]:
     student = config.student
     assert isinstance(student, VitSettings)
     shape = student.shape()
-    size = next((name for name, own in SIZES.items() if own == shape), None)
+    size = next((name for name, size_shape in SIZES.items() if size_shape == shape), None)
     changes: dict[str, Any] = {} if size else _changes(shape)
     middle = "patch16"
     if student.layer_scale is not None and (size or "base") in WITH_LAYER_SCALE:

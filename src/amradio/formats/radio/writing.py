@@ -30,20 +30,20 @@ def _has_place(head: HeadConfig, kind: Kind) -> bool:
     part = head.part(kind)
     if part is None:
         return True
-    found = part.head
-    if isinstance(found, AttentionHeadSettings):
-        return (found.num_heads, found.depth, found.upsample_factor) == (ATTENTION_HEADS, ATTENTION_DEPTH, 1)
-    return isinstance(found, MlpHeadSettings)
+    settings = part.head
+    if isinstance(settings, AttentionHeadSettings):
+        return (settings.num_heads, settings.depth, settings.upsample_factor) == (ATTENTION_HEADS, ATTENTION_DEPTH, 1)
+    return isinstance(settings, MlpHeadSettings)
 
 
 def unsupported_reasons(config: NetworkConfig) -> tuple[str, ...]:
     """Why the published code could not rebuild this model; empty where it can."""
     slots = list(range(config.num_summaries)) if config.summary_slots is None else config.summary_slots
-    found = [] if slots == sorted(set(slots)) else [f"summary_slots {slots} do not ascend, and the published code reads them so"]
+    reasons = [] if slots == sorted(set(slots)) else [f"summary_slots {slots} do not ascend, and the published code reads them so"]
     if isinstance(config.student, VitSettings):
-        return (*found, *lacks_vit(config, len(_entries(config))))
+        return (*reasons, *lacks_vit(config, len(_entries(config))))
     if isinstance(config.student, EradioSettings):
-        return (*found, *lacks_eradio(config.student))
+        return (*reasons, *lacks_eradio(config.student))
     return (f"its student is of type '{config.student.type}'; only 'vit' and 'eradio' have a place in it",)
 
 
@@ -71,11 +71,11 @@ def publish(model: LoadedModel) -> Published:
 def _settings(config: NetworkConfig, dtype: torch.dtype) -> dict[str, Any]:
     """Every attribute that the official loader asks `args` for, and `amradio` with what it has no word for."""
     training = config.training and config.training.model_dump(mode="json")
-    own: dict[str, Any] = {"image_size": config.image_size, "training": training, "origin": config.origin}
-    own[ANCESTRY] = plain_ancestors(config)
+    stored: dict[str, Any] = {"image_size": config.image_size, "training": training, "origin": config.origin}
+    stored[ANCESTRY] = plain_ancestors(config)
     entries = _entries(config)
     if isinstance(config.student, EradioSettings):
-        own["window"] = config.student.window
+        stored["window"] = config.student.window
         architecture = eradio_architecture(config)
     else:
         architecture = vit_architecture(config, len(entries))
@@ -96,7 +96,7 @@ def _settings(config: NetworkConfig, dtype: torch.dtype) -> dict[str, Any]:
         "spatial_mlp_version": None,
         "spectral_heads": False,
         "spectral_reparam": False,
-        OWN_KEY: own,
+        OWN_KEY: stored,
     }
 
 
@@ -114,7 +114,7 @@ def _entries(config: NetworkConfig) -> list[dict[str, Any]]:
         order = sorted(config.heads, key=lambda name: name != readers.get(0))
         entries = [entry_of(name, config.heads[name]) for name in order] or [{"name": "unread_0", "type": "none"}]
         # The remote-code class counts use_summary even where all heads share one token.
-        return [entry | {"use_summary": place == 0} for place, entry in enumerate(entries)]
+        return [entry | {"use_summary": number == 0} for number, entry in enumerate(entries)]
     entries = []
     for slot in range(config.num_summaries):
         entry: Mapping[str, Any] = {"name": f"unread_{slot}", "type": "none"}
@@ -125,6 +125,6 @@ def _entries(config: NetworkConfig) -> list[dict[str, Any]]:
     return entries + [entry_of(name, config.heads[name]) | {"use_summary": False, "token_slot": config.heads[name].slot} for name in behind]
 
 
-def spelt(published: Published, groups: Mapping[str, str]) -> dict[str, Tensor]:
+def weights_in_file(published: Published, groups: Mapping[str, str]) -> dict[str, Tensor]:
     """The weights under the names of a file. groups: start of our name -> start of the file's name."""
-    return {published._replace(prefixes=groups).spell(key): tensor for key, tensor in published.weights.items()}
+    return {published._replace(prefixes=groups).name_in_file(key): tensor for key, tensor in published.weights.items()}

@@ -23,20 +23,20 @@ class Backbone(Family):
     def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
         """What is beyond the timm backbone: a rotation of the map, a neck, layers of summaries, or weights that are not there."""
         settings = _settings(config)
-        found = [f"timm's {settings.model} has no place for the rotation of the map; 'onnx' has"] if config.rotates else []
+        reasons = [f"timm's {settings.model} has no place for the rotation of the map; 'onnx' has"] if config.rotates else []
         if settings.neck:
-            found.append(f"timm's {settings.model} has no place for the student's neck; 'onnx' has")
+            reasons.append(f"timm's {settings.model} has no place for the student's neck; 'onnx' has")
         if settings.summaries == "per_teacher":
-            found.append(f"timm's {settings.model} has no place for the linear layers of `summaries: per_teacher`; 'onnx' has")
+            reasons.append(f"timm's {settings.model} has no place for the linear layers of `summaries: per_teacher`; 'onnx' has")
         call = _call(settings)
         with torch.device("meta"):
             whole = timm.create_model(call.architecture, **call.overrides).state_dict()
         missing = [name for name in whole if f"{TRUNK}{name}" not in network.student.state_dict()]
         if missing:
-            found.append(
+            reasons.append(
                 f"`summary: {settings.summary}` left out layers that timm's {settings.model} has ({missing[0]}); 'onnx' does without"
             )
-        return tuple(found)
+        return tuple(reasons)
 
     def call(self, model: LoadedModel) -> Call:
         """Name and arguments of `timm.create_model` for a plain timm backbone."""
@@ -54,8 +54,8 @@ class Backbone(Family):
     def normalisation(self, config: NetworkConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and std per channel of RGB in [0, 1], as timm states them for this model and tag."""
         settings = _settings(config)
-        found = survey(settings.model, settings.image_size)
-        return found.mean, found.std
+        backbone = survey(settings.model, settings.image_size)
+        return backbone.mean, backbone.std
 
     def features(self, backbone: Any, config: NetworkConfig, images: Tensor) -> Features:
         """Features of images [B, 3, H, W], normalised already, computed by timm's own model."""

@@ -68,7 +68,7 @@ class Timm(Format):
         if isinstance(config.student, VitSettings):
             stated = beside.get("pretrained_cfg")
             stated = stated if isinstance(stated, dict) else {}
-            mean, std = (stated.get(key, own) for key, own in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
+            mean, std = (stated.get(key, default) for key, default in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
             network.student.load_state_dict(fold_normalisation(network.student.state_dict(), mean, std, bias))
         return LoadedModel(config, network, ours=WRITTEN in metadata)
 
@@ -142,17 +142,17 @@ def _family(config: NetworkConfig) -> Family:
 def _folder_config(path: Path) -> Mapping[str, Any]:
     """timm's config.json in a folder or beside a file; empty where there is none of a radio ViT."""
     file = (path if path.is_dir() else path.parent) / CONFIG_FILE
-    found = peek(file) or {}
-    return found if "_radio_" in str(found.get("architecture")) else {}
+    config = peek(file) or {}
+    return config if "_radio_" in str(config.get("architecture")) else {}
 
 
 def _written_config(metadata: Mapping[str, str], where: str) -> NetworkConfig:
     """What `write` left in the metadata."""
     try:
-        found = json.loads(metadata[WRITTEN])
+        stated = json.loads(metadata[WRITTEN])
     except ValueError as error:
         raise UserError(f"{where}: its metadata are no JSON ({error}); the file is damaged") from None
-    return validate(NetworkConfig, found, f"{where}: metadata: ").without_start()
+    return validate(NetworkConfig, stated, f"{where}: metadata: ").without_start()
 
 
 def _written(target: Path) -> tuple[Call, NetworkConfig]:

@@ -118,12 +118,12 @@ def call_for(settings: VitSettings, num_prefix: int) -> tuple[Entry, Call]:
 
 def _overrides(entry: Entry, settings: VitSettings, num_prefix: int) -> dict[str, Any]:
     """Keywords of timm whose value for this ViT is not the entry's own; an entry's LayerScale cannot be left out, and is written as 1."""
-    own, shape, side = entry.shape, settings.shape(), settings.table_side()
+    expected, shape, side = entry.shape, settings.shape(), settings.table_side()
     pairs = {
-        "embed_dim": (own.dim, shape.dim),
-        "depth": (own.depth, shape.depth),
-        "num_heads": (own.num_heads, shape.num_heads),
-        "mlp_ratio": (mlp_ratio(own), mlp_ratio(shape)),
+        "embed_dim": (expected.dim, shape.dim),
+        "depth": (expected.depth, shape.depth),
+        "num_heads": (expected.num_heads, shape.num_heads),
+        "mlp_ratio": (mlp_ratio(expected), mlp_ratio(shape)),
         "reg_tokens": (entry.reg_tokens, num_prefix - 1),
         "patch_size": (PATCH_SIZE, settings.patch_size),
         "pos_embed_grid_size": ((TABLE_SIDE, TABLE_SIDE), (side, side)),
@@ -138,7 +138,7 @@ def naflex_names(weights: Mapping[str, Tensor], entry: Entry) -> dict[str, Tenso
     rest = {name: tensor for name, tensor in weights.items() if name not in (EMBEDDER, TABLE, TOKENS)}
     side, patch = math.isqrt(weights[TABLE].shape[1]), math.isqrt(weights[EMBEDDER].shape[1] // 3)
     patches = weights[EMBEDDER].unflatten(1, (3, patch, patch)).permute(0, 2, 3, 1).flatten(1)
-    found = {
+    renamed = {
         "embeds.cls_token": weights[TOKENS][None, :1],
         "embeds.reg_token": weights[TOKENS][None, 1:],
         "embeds.pos_embed": weights[TABLE].unflatten(1, (side, side)),
@@ -146,14 +146,14 @@ def naflex_names(weights: Mapping[str, Tensor], entry: Entry) -> dict[str, Tenso
         "embeds.proj.bias": patches.new_zeros(len(patches)),
         **rest,
     }
-    if not found["embeds.reg_token"].numel():
-        del found["embeds.reg_token"]
+    if not renamed["embeds.reg_token"].numel():
+        del renamed["embeds.reg_token"]
     if entry.layer_scale:
         for scale, layer in SCALED.items():
             last = f"{layer}.bias"
             for name in [name for name in rest if name.endswith(last)]:
-                found.setdefault(name.removesuffix(last) + scale, torch.ones_like(rest[name]))
-    return found
+                renamed.setdefault(name.removesuffix(last) + scale, torch.ones_like(rest[name]))
+    return renamed
 
 
 def is_naflex(keys: set[str]) -> bool:
