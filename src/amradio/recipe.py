@@ -80,9 +80,9 @@ class PartitionSettings(Settings):
                 f"image_sizes: a size stands twice in {sizes}; give it once, with a larger weight where it is to be drawn more often"
             )
         if self.image_size not in sizes:
-            found = ", ".join(map(str, sizes))
+            listed = ", ".join(map(str, sizes))
             problems.append(
-                f"image_size: held-out images are seen at {self.image_size} px, which are not in image_sizes; take one of {found}"
+                f"image_size: held-out images are seen at {self.image_size} px, which are not in image_sizes; take one of {listed}"
             )
         return problems + [
             f"image_sizes.{number}.teachers.{name}: the partition has no such teacher; {nearest(name, names)}"

@@ -90,11 +90,7 @@ def parser(version: str = "", with_embed_options: bool = True) -> tuple[Parser, 
         "student, heads and teachers side by side on every task",
         "amradio evaluate runs/first real_evaluation --json results.json",
     )
-    evaluate.add_argument("path", metavar="PATH", help="a run folder or a model folder")
-    evaluate.add_argument(
-        "words", nargs="*", metavar="EVALUATION|key=value", help="evaluation files and key=value words; without one: on generated scenes"
-    )
-    evaluate.add_argument("--json", metavar="FILE", help="write all results with their settings, counts and seconds")
+    _add_evaluate(evaluate)
     embed = verb(
         "embed",
         "features of a folder, a list or tar shards of images, into one file",
@@ -119,6 +115,14 @@ def parser(version: str = "", with_embed_options: bool = True) -> tuple[Parser, 
     completion = verb("completion", "a script that completes verbs and options in a shell", "amradio completion bash")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return top, dict(verbs.choices)
+
+
+def _add_evaluate(evaluate: Parser) -> None:
+    evaluate.add_argument("path", metavar="PATH", help="a run folder or a model folder")
+    evaluate.add_argument(
+        "words", nargs="*", metavar="EVALUATION|key=value", help="evaluation files and key=value words; without one: on generated scenes"
+    )
+    evaluate.add_argument("--json", metavar="FILE", help="write all results with their settings, counts and seconds")
 
 
 def _add_embed(embed: Parser, with_options: bool) -> None:
@@ -176,21 +180,21 @@ def _canonical(words: Sequence[str], verb: Parser) -> list[str]:
     """The words with `out=X` as `--out=X` where `--out` is an option, and with `--out X` and `--a.b X` as `out=X` where it is none."""
     options = {option: action for action in verb._actions for option in action.option_strings}
     takes_words = any(action.dest == "words" for action in verb._actions)
-    found: list[str] = []
+    canonical: list[str] = []
     waiting = list(words)
     while waiting:
         word = waiting.pop(0)
         name, equals, value = word.partition("=")
         option = f"--{name.replace('_', '-')}"
         if equals and option in options and options[option].nargs != 0:
-            found.append(f"{option}={value}")
+            canonical.append(f"{option}={value}")
         elif takes_words and name not in options and (name == "--out" or re.fullmatch(r"--[a-z]\w*(\.\w+)+", name)):
             if not equals and not waiting:
                 verb.error(f"{name}: expected one value; write it as {name[2:]}=VALUE")
-            found.append(f"{name[2:]}={value if equals else waiting.pop(0)}")
+            canonical.append(f"{name[2:]}={value if equals else waiting.pop(0)}")
         else:
-            found.append(word)
-    return found
+            canonical.append(word)
+    return canonical
 
 
 def _other_verb(name: str, verbs: Sequence[str] | dict[str, Any]) -> str:
