@@ -21,6 +21,12 @@ FREE_KEYS = (*WITHOUT_EFFECT, "data.num_workers", "out")
 """Keys that may differ when a run is resumed."""
 
 
+WRITTEN = ("config.yaml", "network.json", "environment.json")
+"""Files of `begin`."""
+FOLDERS = ("calibration", "evaluations", "images")
+"""What a run writes before its first checkpoint."""
+
+
 class NetworkRecord(Settings):
     """What a run trains, as it was settled when the run began: `network.json`, so that it resumes without the model it continues from."""
 
@@ -45,6 +51,13 @@ class RunFolder:
     def is_run(self) -> bool:
         """Whether there is a run in it."""
         return (self.path / "config.yaml").is_file()
+
+    def num_steps(self) -> int | None:
+        """Optimizer steps of the run's recipe; None where there is no run, or its config.yaml cannot be read."""
+        try:
+            return validate(Recipe, _stored(self.path / "config.yaml")).num_steps if self.is_run else None
+        except UserError:
+            return None
 
     def lock(self) -> Lock:
         """That of the one process which may write into the folder."""
@@ -104,11 +117,25 @@ class RunFolder:
             if not self.checkpoints.steps():
                 for name in ("metrics.jsonl", "train.log"):
                     (self.path / name).unlink(missing_ok=True)
-                for name in ("calibration", "evaluations", "images"):
+                for name in FOLDERS:
                     shutil.rmtree(self.path / name, ignore_errors=True)
                 self.write("network.json", record.model_dump_json(indent=1) + "\n")
             self.write("config.yaml", to_yaml(recipe))
             self.write("environment.json", json.dumps(environment(), indent=1) + "\n")
+
+    def discard(self, lock: Lock) -> None:
+        """Takes away what a run that saved no checkpoint wrote, so that another recipe can begin here.
+
+        Raises UserError where there is a checkpoint, which is never taken away, or where another process has the lock.
+        """
+        if self.checkpoints.steps():
+            raise UserError(f"out: {self.path} holds a checkpoint; resume that run, or give another folder")
+        with disk_errors(self.path):
+            lock.take()
+            for name in (*WRITTEN, "metrics.jsonl", "train.log"):
+                (self.path / name).unlink(missing_ok=True)
+            for name in (*FOLDERS, "checkpoints"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
 
     def write(self, name: str, text: str) -> None:
         """Writes a text file below the folder, aside and then renamed."""

@@ -5,7 +5,11 @@ import json
 import pytest
 
 import amradio
+from amradio import UserError
+from amradio.commands import quickstart as module
 from amradio.commands.quickstart import quickstart
+from amradio.recipe import Recipe
+from amradio.run_folder import RunFolder
 
 SMALL = """
 evaluations:
@@ -45,3 +49,68 @@ def test_a_bad_evaluation_is_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(amradio.UserError, match="knn"):
         quickstart(*WORDS, f"out={tmp_path / 'run'}", evaluations=tmp_path / "bad.yaml")
     assert not (tmp_path / "run").exists()
+
+
+FEW = ("stages.0.partitions.0.batch_size=2", "normalize.batches=1", "evaluate={every: null, batches: 1}", "student.depth=1")
+LIMITED = """
+  agreement: {type: agreement, data: {type: scenes, length: 4, seed: 1}}
+  segmentation:
+    type: linear_segmentation
+    train: {type: scenes, length: 4, seed: 3}
+    test: {type: scenes, length: 4, seed: 1}
+    schedule: {type: short, steps: 1}
+"""
+
+
+def steps_of(folder):
+    return RunFolder(folder).num_steps()
+
+
+@pytest.mark.slow
+def test_a_slow_machine_gets_a_shorter_run_that_resumes(small, tmp_path, monkeypatch, capsys):
+    """26 steps are planned, of which 24 fit; and 25 are what the estimate takes."""
+    small.write_text(SMALL + LIMITED)
+    monkeypatch.setattr(module, "FEWEST", 2)
+    monkeypatch.setattr(module, "UNIT", 2)
+    monkeypatch.setattr(module, "TRAINING_SECONDS", 1e-9)
+    plan = Recipe.load
+
+    def planned(*words):
+        return plan(words[0], "stages.0.steps=26", *words[1:])
+
+    monkeypatch.setattr(Recipe, "load", planned)
+    words = (*FEW, f"out={tmp_path / 'run'}")
+    with monkeypatch.context() as stopped:
+        stopped.setattr(module, "load_teachers", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            quickstart(*words, evaluations=small)
+    said = capsys.readouterr().out
+    assert "Starting again with 2 steps in place of 26; scores will be lower than in the README." in " ".join(said.split())
+    assert steps_of(tmp_path / "run") == 2
+    folder = quickstart(*words, evaluations=small)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Starting again" not in said, "the shortened run is finished, not begun again"
+    assert f"agreement and segmentation were not measured: amradio evaluate {folder} measures all." in said
+    written = json.loads((folder / "evaluations" / "step_000000002" / "scenes.json").read_text())
+    assert set(written["results"]) == {"k-NN", "throughput"}
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("word", "within"),
+    [
+        ("stages.0.steps=26", None),
+        ("stages=[{steps: 26, partitions: [{image_size: 64, batch_size: 2}]}]", None),
+        ("stages.0.partitions.0.batch_size=2", module.TRAINING_SECONDS),
+    ],
+)
+def test_steps_that_are_asked_for_are_followed(tmp_path, monkeypatch, word, within):
+    def noted(recipe, within=None):
+        raise UserError(str(within))
+
+    monkeypatch.setattr(module, "distill", noted)
+    with pytest.raises(UserError, match=f"^{within}$"):
+        quickstart(word, f"out={tmp_path / 'run'}")

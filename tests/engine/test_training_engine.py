@@ -25,10 +25,12 @@ from amradio.engine.checkpoint import Checkpoints
 from amradio.engine.distributed import Processes
 from amradio.engine.ema import Ema
 from amradio.engine.log import Log
+from amradio.engine.monitor import TooSlowError
 from amradio.engine.optimizer import build_optimizer, learning_rate
 from amradio.engine.prefetch import ahead
 from amradio.engine.settings import OptimizerSettings
 from amradio.features import Features
+from amradio.run_folder import RunFolder
 from amradio.teachers import Teacher
 from amradio.training import Trainer, load_teachers
 from amradio.training.startup_log import introduce
@@ -537,23 +539,40 @@ def test_teachers_take_the_precision_of_the_run_and_emulation_is_named(recipe, m
 # how long it will take
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("within", "expected"), [(None, "estimate after 25 steps"), (1e-3, "warning: estimate after 25 steps"), (1e6, "other 15")]
+LONG = (
+    "stages.0.steps=40",
+    "stages.0.partitions.0.batch_size=2",
+    "evaluate.every=null",
+    "engine.log_every=40",
+    "engine.checkpoint_every=40",
 )
-def test_the_first_steps_say_how_long_the_run_will_take(recipe, tmp_path, within, expected):
-    r = recipe(
-        "stages.0.steps=40",
-        "stages.0.partitions.0.batch_size=2",
-        "evaluate.every=null",
-        "engine.log_every=40",
-        "engine.checkpoint_every=40",
-    )
-    folder = run_distill(r, within=within)
+
+
+@pytest.mark.slow
+def test_the_first_steps_say_how_long_the_run_will_take(recipe):
+    folder = run_distill(recipe(*LONG), within=1e6)
     lines = [line for line in (folder / "train.log").read_text().splitlines() if "estimate after" in line]
     assert len(lines) == 1
-    assert expected in lines[0]
-    assert ("stages.0.steps=" in lines[0]) is (within == 1e-3)
+    assert "other 15" in lines[0]
+
+
+@pytest.mark.slow
+def test_a_run_that_takes_too_long_is_ended_before_anything_is_saved_and_can_be_discarded(recipe, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(TooSlowError, match="for the other 15, more than the 0:00 that are planned") as caught:
+        run_distill(recipe(*LONG), within=1e-3)
+    assert caught.value.fits == 1
+    assert folder.num_steps() == 40
+    assert folder.checkpoints.steps() == []
+    with folder.lock() as lock:
+        folder.discard(lock)
+    assert folder.check(recipe(*LONG, "stages.0.steps=2")) == []
+    run_distill(recipe(*LONG, "stages.0.steps=2"))
+    assert folder.num_steps() == 2
+    run_distill(recipe(*LONG, "stages.0.steps=2"), within=1e-9)  # there is nothing left to do
+    with folder.lock() as lock, pytest.raises(UserError, match="holds a checkpoint; resume that run"):
+        folder.discard(lock)
+    assert folder.model.is_dir()
 
 
 @pytest.mark.slow

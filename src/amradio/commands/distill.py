@@ -42,10 +42,10 @@ def distill(
 
     The same call resumes a run that was stopped, exactly. teachers: objects, by the names that the recipe gives the type
     `custom`. student: an object that is trained in place, where the recipe's student is of type `custom`. Under `torchrun` the processes
-    share out each step's images. within: seconds that the training should take at most; where the first steps show that it takes longer,
-    a warning says so. Raises UserError with all problems at once, before anything is written, where the recipe cannot be run
-    here; and during the run where numbers stop being finite or the disk refuses. Where a signal stops the run, raises RunStoppedError
-    (a SystemExit) after the checkpoint.
+    share out each step's images. within: seconds that the training may take; where the first steps of a new run show that it takes
+    longer, raises TooSlowError, which names the steps that fit, before anything is saved. Raises UserError with all problems at once,
+    before anything is written, where the recipe cannot be run here; and during the run where numbers stop being finite or the disk
+    refuses. Where a signal stops the run, raises RunStoppedError (a SystemExit) after the checkpoint.
     """
     custom_teachers = dict(teachers or {})
     if recipe.engine.threads:
@@ -67,7 +67,7 @@ def _distill(
         if met:
             raise UserError(*met, on_all_processes=True)
         trainer = Trainer(recipe, loaded, processes, log, student, data)
-        trainer.monitor.within = within
+        trainer.monitor.within = None if folder.checkpoints.steps() else within
         trainer.begin(lock)
         for note in _few_images(recipe, data) if processes.is_first else ():
             log.warn(note)

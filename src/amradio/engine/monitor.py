@@ -19,6 +19,15 @@ NAMED_SKIPS = 5
 """Broken images that a log line names; the rest are counted."""
 
 
+class TooSlowError(Exception):
+    """The run would take longer than its caller gave it; nothing was saved yet. For the caller, who starts it again with fewer steps."""
+
+    def __init__(self, estimate: str, fits: int):
+        """estimate: a sentence without a full stop. fits: steps of the whole run that would end in time, at least 1."""
+        super().__init__(estimate)
+        self.estimate, self.fits = estimate, fits
+
+
 class _Step(NamedTuple):
     step: int
     metrics: Mapping[str, Tensor]
@@ -40,7 +49,7 @@ class Monitor:
         self.num_skipped = 0
         self.num_steps = 0
         self.within: float | None = None
-        """Seconds in which the run should end, by a promise of the caller; where they cannot hold, the estimate is a warning."""
+        """Seconds in which the run has to end; where the first steps show that they do not suffice, `TooSlowError` is raised."""
         self._steps: list[_Step] = []
         self._skipped: list[str] = []
         self._remarks: list[str] = []
@@ -131,14 +140,12 @@ class Monitor:
         left = self.num_steps - step
         seconds = (time.perf_counter() - self._begun) / (last - first) * left
         line = f"estimate after {last} steps: {duration(seconds)} for the other {left}"
-        if self.within is None or seconds <= self.within:
-            self.log.say(line)
-        else:
-            fits = max(1, int(left * self.within / seconds) // 100 * 100)
-            self.log.warn(
-                f"{line}, more than the {duration(self.within)} planned: this machine is slower or busy. Ctrl-C stops; "
-                f"stages.0.steps={fits} would fit, with lower scores"
-            )
+        if self.within is not None:
+            seconds = max(max(found) for found in self.processes.gather([seconds]))  # one decision for all processes
+            if seconds > self.within:
+                fits = int(left * self.within / seconds)
+                raise TooSlowError(f"{line}, more than the {duration(self.within)} that are planned", max(1, fits))
+        self.log.say(line)
 
     def _report_remarks(self) -> None:
         """Each remark once, whichever process met it."""
