@@ -21,6 +21,7 @@ from PIL import Image
 
 from amradio.environment import environment
 from amradio.recipe import Recipe
+from amradio.run_folder import RunFolder
 from amradio.training import Trainer
 
 WARM = 20
@@ -140,7 +141,7 @@ def main() -> None:
         words = [*options.words, *local_teachers(planned, folder), f"data.train.path={folder / 'images'}", f"out={folder / 'run'}"]
         words += [f"stages.0.steps={options.steps}", "evaluate.every=null", "engine.checkpoint_every=100000", "engine.log_every=20"]
         stamps = run(Recipe.load(options.recipe, *words))
-        lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        last = RunFolder(folder / "run").records()[-1]
     seconds = [after - before for before, after in zip(stamps[WARM:-1], stamps[WARM + 1 :], strict=True)]
     images = sum(partition.batch_size for partition in planned.stages[0].partitions)
     a_step = float(np.mean(seconds))
@@ -150,8 +151,8 @@ def main() -> None:
         "seconds_a_step_from_to": [min(seconds), max(seconds)],
         "images_per_second": images / a_step,
         "hours": planned.num_steps * a_step / 3600,
-        "memory_gib": lines[-1]["memory_gib"],
-        "shares": {name: value for name, value in lines[-1].items() if name.endswith("_share")},
+        "memory_gib": last["memory_gib"],
+        "shares": {name: value for name, value in last.items() if name.endswith("_share")},
     }
     print(json.dumps(result, indent=1))
     if options.json:

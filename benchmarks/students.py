@@ -44,6 +44,7 @@ from amradio.evaluation.base import Result
 from amradio.evaluation.suite import Suite, run_suite
 from amradio.model import load
 from amradio.recipe import Recipe
+from amradio.run_folder import RunFolder
 from amradio.students import STUDENTS
 from amradio.students.base import Student
 from amradio.students.settings import StudentSettings
@@ -173,11 +174,11 @@ def distilled(recipe: Recipe) -> dict[str, Any]:
     begun = time.perf_counter()
     folder = distill(recipe)
     seconds = time.perf_counter() - begun
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    speed = statistics.median(line["images_per_second"] for line in lines if "images_per_second" in line)
+    run = RunFolder(folder)
+    speed = statistics.median(run.metrics()["images_per_second"].values)
     images = sum(stage.steps * sum(p.batch_size for p in stage.partitions) for stage in recipe.stages)
     found = {"steps": recipe.num_steps, "training_images_per_second": speed, "training_seconds": images / speed, "seconds": seconds}
-    return found | {LOSS: held_out_loss(recipe), "agreement": lines[-1]}
+    return found | {LOSS: held_out_loss(recipe), "agreement": run.records()[-1]}
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """Reading a run folder, and what makes two runs the same."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from amradio.engine.checkpoint import Checkpoints
+from amradio.run_folder import RunFolder
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, less what a clock measured."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     timing = ("_share", "images_per_second", "memory_gib")
-    return [{key: value for key, value in line.items() if not key.endswith(timing)} for line in lines]
+    return [{key: value for key, value in line.items() if not key.endswith(timing)} for line in RunFolder(folder).records()]
 
 
 def losses(folder: Path) -> dict[int, float]:

@@ -2,18 +2,20 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .config import Settings, to_yaml, validate
 from .engine.checkpoint import Checkpoints
 from .engine.lock import NAME, Lock
+from .engine.log import read_records
 from .engine.settings import WITHOUT_EFFECT
 from .environment import environment
 from .errors import UserError
-from .files import aside_of, disk_errors, read_json, read_text, user_path, write_aside
-from .network import NetworkConfig
+from .files import aside_of, disk_errors, read_bytes, read_json, read_text, user_path, write_aside
+from .network import RENAMED_MEASURES, NetworkConfig
 from .recipe import Recipe, changed_keys
 from .yaml12 import parse_yaml
 
@@ -35,8 +37,25 @@ class NetworkRecord(Settings):
     """Summaries that are trained whatever part of the student is."""
 
 
+class Series(NamedTuple):
+    """One number over the steps of a run."""
+
+    steps: list[int]
+    """Ascending; only those at which it was measured."""
+    values: list[float]
+    """One for each step."""
+
+    @property
+    def last(self) -> float:
+        """The value at the last step."""
+        return self.values[-1]
+
+
 class RunFolder:
-    """`config.yaml`, `network.json`, `environment.json`, `checkpoints/`, `calibration/`, `evaluations/`, `images/`, `model/` of one run."""
+    """`config.yaml`, `network.json`, `environment.json`, `checkpoints/`, `calibration/`, `evaluations/`, `images/`, `model/` of one run.
+
+    Written by a run; the methods that read raise UserError where a file is damaged, and return nothing where there is none.
+    """
 
     def __init__(self, path: str | Path, keep: int = 2):
         self.path = user_path(path, "out")
@@ -95,6 +114,62 @@ class RunFolder:
             )
         ]
 
+    def recipe(self) -> Recipe:
+        """The recipe of the run, from its config.yaml. Raises UserError where there is none, or it cannot be read."""
+        config = self.path / "config.yaml"
+        if not config.is_file():
+            raise UserError(
+                f"{self.path}: there is no config.yaml, so this is not a run folder; give a folder that `amradio distill` wrote"
+            )
+        return validate(Recipe, parse_yaml(read_text(config), str(config)), f"{config}: ")
+
+    def config(self) -> dict[str, Any]:
+        """All keys of the run as a mapping, defaults included; of a run of another version as it is written. Raises as `recipe` does."""
+        config = self.path / "config.yaml"
+        return _stored(config) if config.is_file() else self.recipe().model_dump(mode="json")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl in order, each with its `step`; a damaged or unfinished line is left out."""
+        return read_records(self.path)
+
+    def metrics(self) -> dict[str, Series]:
+        """The numbers of metrics.jsonl as columns, by name: `loss`, `clip/summary/standardized_cosine`, `val/...`, `eval/...`.
+
+        Where a step is there twice, as a kill before a resume can leave it, the later line counts. Names of former versions are read as
+        the present ones.
+        """
+        columns: dict[str, dict[int, float]] = {}
+        for record in self.records():
+            for name, value in record.items():
+                if name != "step" and isinstance(value, int | float):
+                    columns.setdefault(_present_name(name), {})[record["step"]] = value
+        return {name: Series(sorted(values), [values[step] for step in sorted(values)]) for name, values in columns.items()}
+
+    def evaluations(self) -> dict[int, dict[str, dict[str, Any]]]:
+        """{step: {name: result}}, steps ascending; `held_out` is {head: {measure: value}}, all others are `Result` as JSON."""
+        found: dict[int, dict[str, dict[str, Any]]] = {}
+        for file in sorted((self.path / "evaluations").glob("step_*/*.json")):
+            if match := re.fullmatch(r"step_(\d+)", file.parent.name, re.ASCII):
+                content = read_json(file)
+                several = content.get("results") if file.stem != "held_out" else None  # of `amradio evaluate --json`
+                found.setdefault(int(match[1]), {}).update(several if isinstance(several, dict) else {file.stem: content})
+        return dict(sorted(found.items()))
+
+    def environment(self) -> dict[str, Any]:
+        """environment.json: versions, machine, command, time of the last start; empty where there is none."""
+        file = self.path / "environment.json"
+        return read_json(file) if file.is_file() else {}
+
+    def warnings(self) -> list[str]:
+        """The warnings of train.log, each once, in order."""
+        file = self.path / "train.log"
+        lines = read_bytes(file).decode("utf-8", "replace").split("\n") if file.is_file() else []
+        return list(dict.fromkeys(line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")))
+
+    def pictures(self) -> list[Path]:
+        """The PNG files of images/, by name."""
+        return sorted((self.path / "images").glob("*.png"))
+
     def network_record(self) -> NetworkRecord | None:
         """What the run that can be resumed here trains; None where there is none. Raises UserError where its `network.json` is damaged."""
         file = self.path / "network.json"
@@ -143,6 +218,12 @@ class RunFolder:
         with disk_errors(self.path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_aside(path, text.encode())
+
+
+def _present_name(name: str) -> str:
+    for former, present in RENAMED_MEASURES.items():
+        name = name.replace(former, present)
+    return name
 
 
 def _stored(config: Path) -> Any:

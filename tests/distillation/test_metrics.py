@@ -21,6 +21,7 @@ from amradio.evaluation.features.teacher_agreement import Comparison
 from amradio.evaluation.suite import Suite
 from amradio.formats.model_card import agreement_table
 from amradio.formats.model_folder import read_config, write_folder
+from amradio.run_folder import RunFolder
 from processes import at_step, start, terminate_self
 from runs import metrics
 
@@ -78,7 +79,7 @@ def test_logs_held_out_images_evaluation_and_card_report_them(recipe, capsys) ->
     assert steps
     assert not any("norm" in line for line in steps), "step lines stay short"
     logged, held_out = ([row for row in metrics(folder) if any(key.startswith(prefix) for key in row)][-1] for prefix in ("clip/", "val/"))
-    stored = json.loads((folder / "evaluations" / "step_000000002" / "held_out.json").read_text())
+    stored = RunFolder(folder).evaluations()[2]["held_out"]
     for name in ("clip/summary", "clip/spatial", "dino/summary", "dino/spatial", "sam/spatial"):
         assert {key.rsplit("/", 1)[1] for key in logged if key.startswith(f"{name}/")} >= MEASURES
         assert stored[name].keys() == MEASURES
@@ -133,7 +134,7 @@ def test_a_run_and_an_evaluation_of_it_measure_the_same_number(recipe, of_one_si
     data = f"{{type: folder, path: {of_one_size}}}"
     words = ("stages.0.steps=2", "evaluate={every: 2, batches: 9}", f"loss.grid={grid}", f"data.val={data}", "student.patch_size=4")
     folder = amradio.distill(recipe(*words, *(f"teachers.{name}.precision=float32" for name in ("clip", "dino", "sam"))))
-    stored = json.loads((folder / "evaluations" / "step_000000002" / "held_out.json").read_text())
+    stored = RunFolder(folder).evaluations()[2]["held_out"]
     word = f"evaluations.a={{type: agreement, data: {data}, image_sizes: [32]}}"
     result = amradio.evaluate(folder, word, "device=cpu", json_file=tmp_path / "a.json")["a"]
     for name, row in stored.items():

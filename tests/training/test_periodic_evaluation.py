@@ -1,6 +1,5 @@
 """The suite within a run: it changes nothing of the training, says what `amradio evaluate` says, is not repeated, and is refused early."""
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from amradio import distill, evaluate
 from amradio.commands.distill import dry_run
 from amradio.engine.checkpoint import Checkpoints
 from amradio.errors import UserError
+from amradio.run_folder import RunFolder
 from amradio.teachers.clip import ClipTeacher
 from amradio.yaml12 import parse_yaml, write_yaml
 from evaluations import SMALL, add_tokenizer
@@ -56,7 +56,7 @@ def test_the_training_notices_nothing_and_the_numbers_are_those_of_evaluate(reci
     assert list(lines) == [0, 2, 4]
     results = evaluate(with_suite, str(suite_file), "device=cpu")
     for name, result in results.items():
-        written = json.loads((with_suite / f"evaluations/step_000000004/{name}.json").read_text())
+        written = RunFolder(with_suite).evaluations()[4][name]
         assert written["rows"] == result.rows
         assert (written["step"], written["fingerprint"]) == (4, result.fingerprint)
         for metric in result.metrics:

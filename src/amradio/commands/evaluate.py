@@ -13,10 +13,11 @@ from ..environment import environment
 from ..errors import UserError, shown
 from ..evaluation.base import Result
 from ..evaluation.suite import Suite, plain, run_suite
-from ..files import disk_errors, read_text, user_path, write_aside
+from ..files import disk_errors, user_path, write_aside
 from ..formats.base import peek
 from ..model import Model, load
 from ..recipe import Recipe
+from ..run_folder import RunFolder
 from ..students.base import Student
 from ..teachers.base import Teacher
 from ..training import load_teachers
@@ -118,10 +119,8 @@ def agreement_of(path: Path, model: Model) -> AgreementProtocol:
 
 def _recipe_of(path: Path) -> Recipe | None:
     """The recipe of a run folder, None where `path` is none. Raises UserError where it cannot be read."""
-    config = path / "config.yaml"
-    if not config.is_file():
-        return None
-    return validate(Recipe, parse_yaml(read_text(config), str(config)), f"{config}: ")
+    folder = RunFolder(path)
+    return folder.recipe() if folder.is_run else None
 
 
 def for_suite(recipe: Recipe, suite: Suite) -> Recipe:

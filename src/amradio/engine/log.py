@@ -13,7 +13,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
 from ..console import PERIOD, Phases, is_left_out, is_terminal
-from ..files import disk_errors, write_aside
+from ..files import disk_errors, read_bytes, write_aside
 
 Item = TypeVar("Item")
 
@@ -222,14 +222,30 @@ class Log:
             self.warn(f"{path}: {len(damaged)} damaged lines (no JSON object with a step) were moved to metrics.damaged.txt beside it")
 
 
-def _step_of(line: bytes) -> int | None:
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of a run folder, in order; damaged ones, and a last one that is being written, are left out.
+
+    Raises UserError where the file cannot be read.
+    """
+    path = folder / "metrics.jsonl"
+    lines = read_bytes(path).split(b"\n") if path.exists() else []
+    return [record for line in lines if (record := _record_of(line)) is not None]
+
+
+def _record_of(line: bytes) -> dict[str, Any] | None:
     """None where the line is not of `record`."""
     try:
         record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
     step = record.get("step") if isinstance(record, dict) else None
-    return step if isinstance(step, int) and not isinstance(step, bool) else None
+    return record if isinstance(step, int) and not isinstance(step, bool) else None
+
+
+def _step_of(line: bytes) -> int | None:
+    """None where the line is not of `record`."""
+    record = _record_of(line)
+    return None if record is None else record["step"]
 
 
 def memory_in_use(device: torch.device) -> float:
