@@ -73,6 +73,7 @@ def test_a_slow_machine_gets_a_shorter_run_that_resumes(small, tmp_path, monkeyp
     monkeypatch.setattr(module, "FEWEST", 2)
     monkeypatch.setattr(module, "UNIT", 2)
     monkeypatch.setattr(module, "TRAINING_SECONDS", 1e-9)
+    monkeypatch.setattr(module, "SECONDS_LEFT", 1e-9)
     plan = Recipe.load
 
     def planned(*words):

@@ -19,6 +19,8 @@ from .evaluate import SCENES, agreement_of, evaluate_models, for_suite, write_js
 RECIPE = "quickstart"
 TRAINING_SECONDS = 230.0
 """Of the five minutes that the quickstart may take on two cores; start and evaluation take the rest."""
+SECONDS_LEFT = 190.0
+"""Of these, when the run begins again after its first steps have shown that it takes too long."""
 FEWEST, UNIT = 200, 50
 """Steps of the shortest run, and of what a run is shortened by."""
 SETS_STEPS = re.compile(r"stages(\.\d+(\.steps)?)?=")
@@ -72,7 +74,7 @@ def _distilled(words: Sequence[str]) -> Recipe:
     try:
         distill(recipe, within=TRAINING_SECONDS if recipe.num_steps > FEWEST else None)
     except TooSlowError as slow:
-        fits = max(FEWEST, slow.fits // UNIT * UNIT)
+        fits = max(FEWEST, int(slow.fits * SECONDS_LEFT / TRAINING_SECONDS) // UNIT * UNIT)
         print_text(
             f"{slow.estimate}: this machine is slow or busy. Starting again with {fits:,} steps in place of {recipe.num_steps:,}; scores "
             f"will be lower than in the README. For all steps: amradio quickstart stages.0.steps={recipe.num_steps}"
