@@ -1,6 +1,7 @@
 """The network that is trained and handed over: one student and a head per teacher."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Annotated, Literal, NamedTuple, Self, cast
 
 import pydantic
@@ -259,9 +260,9 @@ class Network(nn.Module):
         Returns `backbone` (summary [B, summary_dim], spatial [B, H', W', spatial_dim]) and one entry a head.
         """
         names = tuple(heads)
-        if self.reads_blocks(names):
-            return self._answer(*self.student.forward_blocks(images, draws), names)
-        return self._answer(self.student(images, draws), (), names)
+        with torch.no_grad() if self.student.frozen else nullcontext():
+            found, blocks = self.student.forward_blocks(images, draws) if self.reads_blocks(names) else (self.student(images, draws), ())
+        return self._answer(found, blocks, names)
 
     def reads_blocks(self, names: Iterable[str]) -> bool:
         """Whether one of these heads reads the features after each block of the student."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import pydantic
 
-from .config import Pixels, Positive, Seed, Settings, UserPath, defaults, one_of, validate
+from .config import Factor, Natural, Pixels, Positive, Seed, Settings, UserPath, defaults, one_of, validate
 from .data import AnySource, DataSettings
 from .distillation.balance import AnyBalance, FixedSettings
 from .distillation.losses import LossSettings
@@ -97,6 +97,12 @@ class StageSettings(Settings):
 
     steps: Positive = 100_000
     """Optimizer updates. The papers' stages are 300,000 at a batch of 1024."""
+    frozen_steps: Natural = 0
+    """Steps at the start in which heads alone are trained and the student keeps its weights (PHI-S: 5,000 in each stage)."""
+    restart: bool = False
+    """The optimizer forgets its averages when the stage begins. (Warm-up and cosine of the learning rate begin anew in any case.)"""
+    rate_factor: Factor = 1.0
+    """Factor of the learning rate in this stage."""
     partitions: list[PartitionSettings] = pydantic.Field(default_factory=lambda: [PartitionSettings()], min_length=1)
 
 
@@ -209,7 +215,17 @@ class Recipe(Settings):
         ]
         if all(t.summary_weight == 0 and t.spatial_weight == 0 for t in self.teachers.values()):
             problems.append("teachers: every summary_weight and spatial_weight is 0; give one teacher a weight")
-        return problems + self._contradictions_of_loss() + self._contradictions_of_suite()
+        return problems + self._contradictions_of_stages() + self._contradictions_of_loss() + self._contradictions_of_suite()
+
+    def _contradictions_of_stages(self) -> list[str]:
+        problems = [
+            f"stages.{number}.frozen_steps: {stage.frozen_steps:,} of {stage.steps:,} steps; give at most as many as the stage has"
+            for number, stage in enumerate(self.stages)
+            if stage.frozen_steps > stage.steps
+        ]
+        if self.stages[0].restart:
+            problems.append("stages.0.restart: the optimizer has no averages to forget before the first stage; leave it out")
+        return problems
 
     def _contradictions_of_loss(self) -> list[str]:
         if not self.loss.compares_samples:

@@ -24,7 +24,7 @@ from ..training import (
     Trainer,
     check_data,
     check_extras,
-    check_sizes,
+    check_network,
     describe_data,
     describe_views,
     initialize,
@@ -116,7 +116,7 @@ def dry_run(recipe: Recipe) -> None:
     with torch.device("meta" if needs_no_weights else "cpu"):  # a network of any size costs no memory where nothing is read or run
         initial = initialize(recipe, loaded, record)
     network = initial.network
-    problems = check_sizes(recipe, network, loaded, 1)
+    problems = check_network(recipe, network, loaded, 1)
     if problems:
         raise UserError(*problems)
     PeriodicSuite(recipe, loaded, device).check(initial.config, network)

@@ -151,10 +151,11 @@ class Distillation(nn.Module):
                 yield Pair(name, kind, prediction.float(), target)
 
     def unused_parameters(self, partition: Partition) -> list[nn.Parameter]:
-        """Parameters of the heads and losses of teachers outside the partition: no gradient of its loss reaches them."""
+        """Parameters that no gradient of the partition's loss reaches: of heads and losses of teachers outside it, of a frozen student."""
         outside = {name: head for name, head in self.network.heads.items() if name not in partition.teachers}
         losses = {f"{name}/{kind}" for name in outside for kind in KINDS}
-        return [*(p for head in outside.values() for p in head.parameters()), *self.balance.learnt(losses)]
+        body = (p for p in self.network.student.parameters() if p.requires_grad) if self.network.student.frozen else ()
+        return [*body, *(p for head in outside.values() for p in head.parameters()), *self.balance.learnt(losses)]
 
 
 def _dims(network: Network, name: str, teacher: Teacher) -> dict[Kind, int]:

@@ -1,22 +1,60 @@
 """The optimizer and its schedule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from timm.optim.lamb import Lamb
+from timm.optim.lion import Lion
+from timm.optim.nadamw import NAdamW
+from torch import Tensor, nn
 
 from .settings import OptimizerSettings
 
+FACTOR = "rate_factor"
+"""Key of a parameter group: its learning rate over that of the schedule."""
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings, no_decay: Iterable[str]) -> torch.optim.AdamW:
-    """Fused AdamW over all parameters of `model`; vectors and the names in `no_decay` (tokens, position tables) do not decay."""
-    spared = set(no_decay)
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    decayed = [parameter for name, parameter in named if parameter.ndim >= 2 and name not in spared]
-    kept = [parameter for name, parameter in named if parameter.ndim < 2 or name in spared]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.epsilon, fused=True)
+
+def build_optimizer(
+    model: nn.Module, settings: OptimizerSettings, no_decay: Iterable[str], rate_factors: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer over all trained parameters of `model`; vectors and the names in `no_decay` (tokens, position tables) do not decay.
+
+    rate_factors: learning rates of single parameters over that of the schedule, by name; 1 for all others. Parameters of one factor make
+    two groups, those that decay and those that do not.
+    """
+    spared, factors = set(no_decay), rate_factors or {}
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for factor in sorted({1.0, *factors.values()}):
+        groups[factor, True], groups[factor, False] = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[factors.get(name, 1.0), parameter.ndim >= 2 and name not in spared].append(parameter)
+    return _optimizer(
+        [
+            {"params": parameters, "weight_decay": settings.weight_decay if decays else 0.0, FACTOR: factor}
+            for (factor, decays), parameters in groups.items()
+            if parameters or factor == 1
+        ],
+        settings,
+    )
+
+
+def _optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    common: dict[str, Any] = {"lr": settings.learning_rate, "betas": settings.betas}
+    if settings.algorithm == "lion":
+        return Lion(groups, **common)
+    common["eps"] = settings.epsilon
+    if settings.algorithm == "lamb":
+        return Lamb(groups, **common, max_grad_norm=None)  # gradients are clipped by the engine, over all processes
+    return NAdamW(groups, **common) if settings.algorithm == "nadamw" else torch.optim.AdamW(groups, **common, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rate: float, factors: Iterable[float]) -> None:
+    """Sets the learning rate of each parameter group to `rate` times its factor."""
+    for group, factor in zip(optimizer.param_groups, factors, strict=True):
+        group["lr"] = rate * factor
 
 
 def learning_rate(settings: OptimizerSettings, step: int, num_steps: int) -> float:

@@ -1,15 +1,29 @@
 """Settings of the engine: device, precision, optimizer, checkpoints, logs."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import pydantic
 
-from ..config import AsTuple, Decay, Momentum, Natural, Positive, Rate, Settings
+from ..config import AsTuple, Decay, Factor, Momentum, Natural, Positive, Rate, Settings
+
+
+class RateSettings(Settings):
+    """Factors of the learning rate for parts of the network."""
+
+    body: Factor = 1.0
+    """Of the student."""
+    heads: Factor = 1.0
+    """Of the heads."""
+    norms: Factor = 1.0
+    """Of weights and biases of norms, times that of the part that they are in."""
 
 
 class OptimizerSettings(Settings):
-    """AdamW with warm-up and cosine, restarted in every stage."""
+    """The optimizer, with warm-up and cosine in every stage."""
 
+    algorithm: Literal["adamw", "lamb", "nadamw", "lion"] = "adamw"
+    """adamw (AM-RADIO); lamb, which scales the update of each matrix to the matrix's norm (PHI-S); nadamw, AdamW with Nesterov momentum;
+    lion, which has one average in place of two and wants a learning rate 3 to 10 times smaller (arXiv 2302.06675)."""
     learning_rate: Rate = 1e-3
     """Peak learning rate (AM-RADIO: 1e-3 at a batch of 1024)."""
     final_learning_rate: Rate = 0.0
@@ -21,9 +35,20 @@ class OptimizerSettings(Settings):
     betas: Annotated[tuple[Momentum, Momentum], AsTuple] = (0.9, 0.999)
     """Decay of Adam's averages of the gradient and of its square; torch's own."""
     epsilon: Annotated[float, pydantic.Field(gt=0, le=1)] = 1e-8
-    """Added to the root of Adam's second average; torch's own."""
+    """Added to the root of Adam's second average; torch's own. Not for lion, which has no second average."""
     clip: Annotated[float, pydantic.Field(gt=0, le=1e6)] | None = 1.0
     """Largest norm of the gradient; null for none."""
+    rates: RateSettings = RateSettings()
+    """Learning rates of parts of the network."""
+    layer_decay: Annotated[float, pydantic.Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from each layer of the student to the one before it (BEiT: 0.65 to 0.95); 1 for the same rate everywhere.
+    The last layer has the rate of the body."""
+
+    @pydantic.model_validator(mode="after")
+    def _no_idle_epsilon(self) -> Self:
+        if self.algorithm == "lion" and "epsilon" in self.model_fields_set and self.epsilon != type(self).model_fields["epsilon"].default:
+            raise ValueError(f"epsilon: lion divides by no average, so {self.epsilon:g} would do nothing; leave it out")
+        return self
 
 
 class EngineSettings(Settings):

@@ -24,6 +24,7 @@ class Student(nn.Module):
     `spatial_dim` channels of the map. Images are RGB in [0, 1]; mean and std are buffers of the model.
     `started_from` says which weights it began with, None for random ones. `summary_rows`: the parameters that belong
     to single summaries, by name, with how many of their first rows each summary has; empty where there are none.
+    `frozen`: whether it is kept as it is for now (`freeze`).
     """
 
     mean: Tensor
@@ -33,6 +34,7 @@ class Student(nn.Module):
     spatial_dim: int
     num_summaries: int
     started_from: "StartReport | None" = None
+    frozen: bool = False
     summary_rows: Mapping[str, int]
 
     def __init__(self) -> None:
@@ -53,13 +55,34 @@ class Student(nn.Module):
         """Its blocks from the input on, as `train` counts them (`LastBlocksSettings`, `LoraSettings`); empty where it has none."""
         return ()
 
+    def layers(self) -> dict[str, int]:
+        """The number of the layer that each parameter is in, by name: 0 for what stands before the blocks, then block by block.
+
+        Raises UserError where the student has no blocks.
+        """
+        blocks = self.blocks_in_order()
+        if not blocks:
+            raise UserError("a student of this kind has no blocks whose order is known; leave it out")
+        numbers = {id(parameter): number for number, block in enumerate(blocks, 1) for parameter in block.parameters()}
+        return {name: numbers.get(id(parameter), 0) for name, parameter in self.named_parameters()}
+
     def train(self, mode: bool = True) -> Self:
         """Training mode, in which BatchNorms that are not trained keep to their running statistics, and keep these."""
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+            is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if is_norm and (self.frozen or not any(p.requires_grad for p in module.parameters())):
                 module.eval()
         return self
+
+    def freeze(self, frozen: bool) -> None:
+        """Keeps weights and statistics as they are until `freeze(False)`: a `Network` then runs it without gradients.
+
+        `requires_grad` of the parameters stays as it is, since DDP and the optimizer have taken them over already.
+        """
+        if frozen != self.frozen:
+            self.frozen = frozen
+            self.train(self.training)
 
     def fuse_attention(self, fused: bool) -> None:
         """Computes attention in one fused kernel or step by step: the same numbers, but one is quicker. Does nothing without attention."""

@@ -101,6 +101,11 @@ class Eradio(Student):
         assert last is not None
         return (self.patch_embed, *self.levels, last)
 
+    def layers(self) -> dict[str, int]:
+        """As of the base, with the stem as block 1; the queries of summaries are in the last layer, for they read the map."""
+        numbers = super().layers()
+        return numbers | {name: max(numbers.values()) for name in numbers if name == "summary_queries"}
+
     def fuse_attention(self, fused: bool) -> None:
         """Computes window attention in PyTorch's fused kernel (True) or as matrix products and a softmax (False)."""
         for module in self.modules():

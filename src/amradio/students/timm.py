@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers.norm import LayerNorm2d
+from timm.models import group_parameters
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
@@ -256,6 +257,18 @@ class TimmStudent(Student):
         """What timm calls the backbone's `blocks` (of a ViT, a Mixer, an EfficientNet); empty where it has none of that name."""
         blocks = dict(self.trunk.named_children()).get("blocks")
         return tuple(blocks) if isinstance(blocks, (nn.Sequential, nn.ModuleList)) else ()
+
+    def layers(self) -> dict[str, int]:
+        """As timm numbers the layers of the backbone; a neck and the layers of summaries are in the last one.
+
+        Raises UserError where timm has no numbering for the backbone.
+        """
+        trunk: Any = self.trunk
+        if not callable(getattr(type(trunk), "group_matcher", None)):
+            raise UserError("timm does not number the layers of this backbone; leave it out")
+        grouped: Any = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)
+        numbers = {f"trunk.{name}": int(number) for name, number in grouped.items()}
+        return {name: numbers.get(name, max(numbers.values())) for name, _ in self.named_parameters()}
 
     def fuse_attention(self, fused: bool) -> None:
         """Computes attention in PyTorch's fused kernel (True) or step by step (False), in those of timm's layers that have both."""

@@ -9,6 +9,7 @@ from ..errors import UserError
 from ..network import Network
 from ..recipe import Recipe, SizeSettings
 from ..teachers.base import Teacher
+from .rates import rate_factors
 
 
 def check_data(recipe: Recipe, data: OpenData) -> list[str]:
@@ -40,9 +41,14 @@ def check_extras(recipe: Recipe) -> list[str]:
     return []
 
 
-def check_sizes(recipe: Recipe, network: Network, teachers: Mapping[str, Teacher], world_size: int) -> list[str]:
-    """Image sizes that the student or a teacher cannot take and batches that cannot be shared out, one sentence each."""
+def check_network(recipe: Recipe, network: Network, teachers: Mapping[str, Teacher], world_size: int) -> list[str]:
+    """Image sizes that the student or a teacher cannot take, batches that cannot be shared out and layers that are not known, one sentence
+    each."""
     problems = []
+    try:
+        rate_factors(network, recipe.optimizer)
+    except UserError as error:
+        problems += [f"optimizer.layer_decay: {problem}" for problem in error.problems]
     for key, settings in recipe.partitions():
         for number, size in enumerate(settings.sizes):
             named = f"{key}.image_sizes.{number}" if settings.image_sizes else f"{key}.image_size"

@@ -1,5 +1,6 @@
 """One optimizer step over all partitions' batches: forward, backward, clipping, update."""
 
+import copy
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, nullcontext
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..batch import Batch
 from ..distillation.task import Prepared
 from ..distillation.views import Partition
-from ..engine.optimizer import learning_rate
+from ..engine.optimizer import FACTOR, learning_rate, set_rates
 from ..engine.prefetch import ahead
 from .schedule import Stage
 from .setup import Context
@@ -36,7 +37,9 @@ class Optimization:
     def __init__(self, context: Context):
         self.context = context
         self.rate = 0.0
-        """The learning rate of the last step."""
+        """The learning rate of the last step, of what has no factor."""
+        self._rate_factors = [group[FACTOR] for group in context.optimizer.param_groups]
+        self._fresh = copy.deepcopy(context.optimizer.state_dict())
 
     def steps(self, stage: Stage, step: int) -> Generator[tuple[Sequence[Batch], Ahead | None]]:
         """The batches of each step from `step` to the stage's end, and what is prepared of them where `engine.prepare_ahead` is on."""
@@ -59,9 +62,16 @@ class Optimization:
             ]
 
     def take(self, stage: Stage, step: int, batches: Sequence[Batch], measure: bool, prepared: Ahead | None = None) -> dict[str, Tensor]:
-        """Step number `step` of the run at its scheduled learning rate; see `update`."""
-        rate = learning_rate(self.context.recipe.optimizer, step - stage.start, stage.end - stage.start)
-        return self.update(stage, step, batches, rate, measure, prepared)
+        """Step number `step` of the run at its scheduled learning rate; see `update`.
+
+        Restarts the optimizer and freezes the student as the stage's settings say: all is a function of `step`, as a resumed run needs it.
+        """
+        context = self.context
+        if stage.settings.restart and step == stage.start:
+            context.optimizer.load_state_dict(self._fresh)
+        context.task.network.student.freeze(stage.is_frozen(step))
+        rate = learning_rate(context.recipe.optimizer, step - stage.start, stage.end - stage.start)
+        return self.update(stage, step, batches, rate * stage.settings.rate_factor, measure, prepared)
 
     def update(
         self, stage: Stage, step: int, batches: Sequence[Batch], rate: float, measure: bool, prepared: Ahead | None = None
@@ -74,8 +84,7 @@ class Optimization:
         """
         context, self.rate = self.context, rate
         accumulate = context.recipe.engine.accumulate
-        for group in context.optimizer.param_groups:
-            group["lr"] = rate
+        set_rates(context.optimizer, rate, self._rate_factors)
         context.optimizer.zero_grad(set_to_none=True)
         pieces = self._pieces(stage, step, batches)
         with context.clock.part("waiting") if prepared else nullcontext():
@@ -125,7 +134,7 @@ class Optimization:
         ]
 
     def _clear_unused_gradients(self, stage: Stage) -> None:
-        """Clears the (zero) gradients of heads that are unused in this stage, so that weight decay and momentum do not change them."""
+        """Clears the (zero) gradients of what is unused in this stage or frozen, so that weight decay and momentum do not change it."""
         whole_stage = stage.groups[0].partition._replace(teachers=tuple(stage.teachers))
         for parameter in self.context.task.unused_parameters(whole_stage):
             parameter.grad = None

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -61,6 +61,11 @@ class Saving:
         self.saved: tuple[int, Progress] | None = None
         """The step of the newest checkpoint and what its state.json holds."""
 
+    @cached_property
+    def _recipe_text(self) -> str:
+        """The recipe as YAML, written once a run: it takes as long as several steps of a small model."""
+        return to_yaml(self.context.recipe)
+
     def due(self, step: int, stopping: bool) -> bool:
         """Whether there is to be a checkpoint at `step`: at every multiple of the period, at the end and before a stop. One that exists
         is written anew at the end where something was measured after it."""
@@ -105,7 +110,7 @@ class Saving:
         notes = {"step": step, "num_steps": progress.num_steps, "data": self.context.feeds.description, "agreement": progress.agreement}
         notes["target_spaces"] = {kind: recipe.normalize.of(kind).model_dump()["type"] for kind in KINDS}
         with disk_errors(folder.path):
-            write_folder(folder.model, self.context.config, self.folded_network(), notes | {"recipe": to_yaml(recipe)})
+            write_folder(folder.model, self.context.config, self.folded_network(), notes | {"recipe": self._recipe_text})
 
     def complete(self) -> None:
         """After a resume: writes the model folder where it is missing or of another step, as a kill before it was written leaves it."""

@@ -12,7 +12,7 @@ from ..data import Feed, OpenData, SourceSettings
 from ..data.stateless_random import uniform
 from ..distillation.views import Partition, ViewMaker
 from ..engine.distributed import Processes
-from ..recipe import PartitionSettings, Recipe
+from ..recipe import PartitionSettings, Recipe, StageSettings
 from ..teachers.base import Teacher
 
 PARTITION_SEED_STRIDE = 7919
@@ -52,8 +52,13 @@ class Stage(NamedTuple):
     start: int
     end: int
     groups: Sequence[Group]
+    settings: StageSettings
     token_exponent: float = 0.0
     """Maps weigh as their number of cells to this power."""
+
+    def is_frozen(self, step: int) -> bool:
+        """Whether the student keeps its weights in step number `step` of the run."""
+        return step < self.start + self.settings.frozen_steps
 
     @property
     def teachers(self) -> list[str]:
@@ -77,7 +82,7 @@ def find_stages(recipe: Recipe, views: ViewMaker) -> Iterator[Stage]:
     start = 0
     for index, stage in enumerate(recipe.stages):
         groups = [_group(recipe, views, f"{index}.{number}", settings) for number, settings in enumerate(stage.partitions)]
-        yield Stage(index, start, start + stage.steps, groups, recipe.loss.token_exponent)
+        yield Stage(index, start, start + stage.steps, groups, stage, recipe.loss.token_exponent)
         start += stage.steps
 
 

@@ -22,6 +22,7 @@ from ..recipe import Recipe
 from ..run_folder import RunFolder
 from ..teachers.base import Teacher
 from .initialization import InitialNetwork
+from .rates import rate_factors
 from .schedule import Feeds, Stage, find_stages
 
 Teachers = Mapping[str, Teacher]
@@ -117,6 +118,7 @@ def build_context(recipe: Recipe, teachers: Teachers, initial: InitialNetwork, d
     autocast = autocast_dtype(recipe.engine.precision, device)
     # Seen: the fused kernel's backward on a CPU in bfloat16 halves the speed of a ViT-tiny step (317 -> 178 images/s a core).
     network.student.fuse_attention(not (device.type == "cpu" and autocast is torch.bfloat16))
+    factors = {f"network.{name}": factor for name, factor in rate_factors(network, recipe.optimizer).items()}
     ema = Ema(network, recipe.engine.ema) if recipe.engine.ema else None
     without_decay = {f"network.student.{name}" for name in network.student.no_decay() | initial.partly_trained}
     return Context(
@@ -127,7 +129,7 @@ def build_context(recipe: Recipe, teachers: Teachers, initial: InitialNetwork, d
         config=initial.config,
         task=task,
         parallel=parallelize(task, processes),
-        optimizer=build_optimizer(task, recipe.optimizer, without_decay),
+        optimizer=build_optimizer(task, recipe.optimizer, without_decay, factors),
         ema=ema,
         stages=list(find_stages(recipe, task.views)),
         feeds=Feeds(recipe, data, processes),

@@ -31,6 +31,9 @@ def introduce(context: Context, notes: Iterable[str]) -> None:
         log.warn(f"{unread} of the student's {network.student.num_summaries} summaries is read by no head")
     for note in notes:
         log.say(note)
+    for stage in context.stages:
+        if stage.settings.frozen_steps:
+            log.say(f"stage {stage.number + 1}: heads alone are trained in its first {stage.settings.frozen_steps:,} steps")
     if context.processes.is_first:
         with log.phase("opening the data and measuring how fast they are read"):
             description = f"data: {context.feeds.description}, {_loading_speed(context):.0f} images/s a core"

@@ -21,7 +21,7 @@ from ..run_folder import RunFolder
 from ..students.base import Student
 from ..teachers.base import Teacher
 from .calibration import Calibration
-from .checks import check_sizes
+from .checks import check_network
 from .held_out import HeldOut
 from .initialization import initialize
 from .optimization import Ahead, Optimization
@@ -82,7 +82,7 @@ class Trainer:
         folder = RunFolder(recipe.out, recipe.engine.keep)
         torch.manual_seed(recipe.seed)
         self.initial = initialize(recipe, teachers, folder.network_record(), student)
-        problems = check_sizes(recipe, self.initial.network, teachers, processes.world_size)
+        problems = check_network(recipe, self.initial.network, teachers, processes.world_size)
         if problems:
             raise UserError(*problems)
         self.context = build_context(recipe, teachers, self.initial, data or OpenData(recipe.data), processes, log)
