@@ -261,8 +261,8 @@ class Network(nn.Module):
         """
         names = tuple(heads)
         with torch.no_grad() if self.student.frozen else nullcontext():
-            found, blocks = self.student.forward_blocks(images, draws) if self.reads_blocks(names) else (self.student(images, draws), ())
-        return self._answer(found, blocks, names)
+            features, blocks = self.student.forward_blocks(images, draws) if self.reads_blocks(names) else (self.student(images, draws), ())
+        return self._answer(features, blocks, names)
 
     def reads_blocks(self, names: Iterable[str]) -> bool:
         """Whether one of these heads reads the features after each block of the student."""
