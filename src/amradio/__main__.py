@@ -57,6 +57,10 @@ def call(options: argparse.Namespace) -> None:
 
         heads = None if options.heads is None else [name for name in options.heads.split(",") if name]
         export(options.path, options.format, options.out, heads=heads, dtype=options.dtype, image_size=options.image_size)
+    elif options.verb == "compare":
+        from .commands.compare import compare
+
+        compare(*options.paths, as_json=options.json)
     elif options.verb == "doctor":
         from .commands.doctor import doctor
 

@@ -1,4 +1,4 @@
-"""The run folder: what is in it, who may write into it, and what it remembers."""
+"""The run folder: what is in it, who may write into it, and how it is read."""
 
 import json
 import os
@@ -147,13 +147,13 @@ class RunFolder:
 
     def evaluations(self) -> dict[int, dict[str, dict[str, Any]]]:
         """{step: {name: result}}, steps ascending; `held_out` is {head: {measure: value}}, all others are `Result` as JSON."""
-        found: dict[int, dict[str, dict[str, Any]]] = {}
+        by_step: dict[int, dict[str, dict[str, Any]]] = {}
         for file in sorted((self.path / "evaluations").glob("step_*/*.json")):
             if match := re.fullmatch(r"step_(\d+)", file.parent.name, re.ASCII):
                 content = read_json(file)
                 several = content.get("results") if file.stem != "held_out" else None  # of `amradio evaluate --json`
-                found.setdefault(int(match[1]), {}).update(several if isinstance(several, dict) else {file.stem: content})
-        return dict(sorted(found.items()))
+                by_step.setdefault(int(match[1]), {}).update(several if isinstance(several, dict) else {file.stem: content})
+        return dict(sorted(by_step.items()))
 
     def environment(self) -> dict[str, Any]:
         """environment.json: versions, machine, command, time of the last start; empty where there is none."""

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ..errors import nearest
@@ -26,6 +26,7 @@ FAMILIAR = {
     "demo": "quickstart",
     "list": "recipes",
     "models": "students",
+    "diff": "compare",
     "info": "doctor",
     "check": "doctor",
 }
@@ -104,16 +105,13 @@ def parser(version: str = "", with_embed_options: bool = True) -> tuple[Parser, 
             "amradio export runs/first --format onnx --out student.onnx",
         )
     )
+    _add_compare(verb("compare", "runs side by side: changed keys, last numbers, floors", "amradio compare runs/first runs/second"))
     for name, text in LISTINGS.items():
         listing = verb(name, text, f"amradio {name} --json")
         listing.add_argument("--json", action="store_true", help="print the same as JSON")
         if name == "recipes":
             listing.add_argument("name", nargs="?", metavar="NAME", help="print this one as a file, to start your own from")
-    verb("doctor", "what this machine can do, and what is missing", "amradio doctor")
-    schema = verb("schema", "JSON Schema of recipes or evaluation files, for editors", "amradio schema recipe")
-    schema.add_argument("of", nargs="?", choices=("recipe", "evaluation"), default="recipe", help="default: recipe")
-    completion = verb("completion", "a script that completes verbs and options in a shell", "amradio completion bash")
-    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    _add_small(verb)
     return top, dict(verbs.choices)
 
 
@@ -142,6 +140,19 @@ def _add_export(export: Parser) -> None:
     export.add_argument("--heads", metavar="A,B", help="heads to include; default: all that the format can hold")
     export.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights; default: as they are")
     export.add_argument("--image-size", type=int, metavar="N", help="px, for a format of one fixed size")
+
+
+def _add_small(verb: Callable[[str, str, str], Parser]) -> None:
+    verb("doctor", "what this machine can do, and what is missing", "amradio doctor")
+    schema = verb("schema", "JSON Schema of recipes or evaluation files, for editors", "amradio schema recipe")
+    schema.add_argument("of", nargs="?", choices=("recipe", "evaluation"), default="recipe", help="default: recipe")
+    completion = verb("completion", "a script that completes verbs and options in a shell", "amradio completion bash")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+
+
+def _add_compare(compare: Parser) -> None:
+    compare.add_argument("paths", nargs="+", metavar="RUN", help="two run folders or more, finished or not")
+    compare.add_argument("--json", action="store_true", help="print the same as JSON")
 
 
 ANYWHERE = ("--debug", "--quiet")

@@ -151,19 +151,22 @@ def _cell(column: Column | InputColumn, name: str) -> str:
     if name not in column.values:
         return NOTHING
     best = BEST if name in best_of(column) and len(column.values) > 1 else ""
-    return best + (BELOW if name in column.below else "") + _number(column.values[name], column.metric)
+    return best + (BELOW if name in column.below else "") + number_text(column.values[name], column.metric.unit)
 
 
 def _floor(column: Column | InputColumn) -> str:
     if isinstance(column, InputColumn) or column.floor is None:
         return NOTHING
-    return _number(column.floor, column.metric)
+    return number_text(column.floor, column.metric.unit)
 
 
-def _number(value: float, metric: Metric) -> str:
-    if metric.unit == "%":
+def number_text(value: float | None, unit: str) -> str:
+    """A number with as many digits as its unit (%, cos or another) is worth; `-` for None."""
+    if value is None:
+        return NOTHING
+    if unit == "%":
         return f"{value:.1f}"
-    return f"{value:.3f}" if metric.unit == "cos" else f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:.3f}" if unit == "cos" else f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -1,0 +1,87 @@
+"""A run as reports see it: everything that its folder records, read once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..run_folder import RunFolder, Series
+
+HELD_OUT = "held_out"
+"""The name under which agreement with the teachers on held-out images is stored, beside the evaluations of the suite."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder."""
+
+    name: str
+    """As tables and charts show it: the folder's name, or more of its path where another run has the same."""
+    folder: RunFolder
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Series]
+    evaluations: Mapping[int, Mapping[str, Mapping[str, Any]]]
+    """{step: {name: result}}, see `RunFolder.evaluations`."""
+
+    @property
+    def step(self) -> int:
+        """The last step of which anything was recorded; 0 where nothing was."""
+        return max([0, *self.evaluations, *(series.steps[-1] for series in self.metrics.values())])
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run, as its recipe has them."""
+        stages = self.config.get("stages")
+        return sum(int(stage.get("steps", 0)) for stage in stages) if isinstance(stages, list) else 0
+
+    @property
+    def teachers(self) -> list[str]:
+        """Their names in the recipe."""
+        return list(self.config.get("teachers") or {})
+
+    def latest(self) -> dict[str, tuple[int, Mapping[str, Any]]]:
+        """{name: (step, result)} of the newest result of each evaluation of the suite; `held_out` is not among them."""
+        return {name: (step, result) for step, results in self.evaluations.items() for name, result in results.items() if "rows" in result}
+
+    def held_out(self) -> tuple[int, Mapping[str, Mapping[str, float]]]:
+        """(step, {head/kind: {measure: value}}) of the newest agreement on held-out images; (0, {}) where there is none."""
+        steps = [step for step, results in self.evaluations.items() if HELD_OUT in results]
+        return (steps[-1], self.evaluations[steps[-1]][HELD_OUT]) if steps else (0, {})
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """The runs in some folders, in order. Raises UserError with all that are no run folders or have a damaged file."""
+    problems: list[str] = []
+    folders: list[tuple[RunFolder, dict[str, Any]]] = []
+    for path in paths:
+        try:
+            folder = RunFolder(path)
+            folders.append((folder, folder.config()))
+        except UserError as error:
+            problems += error.problems
+    twice = {folder.path for folder, _ in folders if sum(folder.path.resolve() == other.path.resolve() for other, _ in folders) > 1}
+    problems += [f"{path}: this run is given twice; give each run once" for path in sorted(twice)]
+    if problems:
+        raise UserError(*dict.fromkeys(problems))
+    names = _names([folder.path for folder, _ in folders])
+    runs = []
+    for name, (folder, config) in zip(names, folders, strict=True):
+        try:
+            runs.append(Run(name, folder, config, folder.metrics(), folder.evaluations()))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    return runs
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as few as tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    longest = max(map(len, parts))
+    for count in range(1, longest + 1):
+        names = ["/".join(path_parts[-count:]) for path_parts in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
