@@ -21,7 +21,11 @@ class Features(NamedTuple):
     """[B, H, W, D], channels last, row-major; None where the model has none."""
 
     def of(self, kind: Kind) -> Tensor | None:
-        """The features of one kind, None where the model has none."""
+        """The features of one kind, None where the model has none.
+
+        Args:
+            kind: `summary` or `spatial`.
+        """
         return self.summary if kind == "summary" else self.spatial
 
     def items(self) -> Iterator[tuple[Kind, Tensor]]:

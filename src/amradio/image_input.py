@@ -31,11 +31,15 @@ DECODED = 2
 def read_image(image: Picture, size: Size = None) -> Tensor:
     """A picture as models take it: float32 [1, 3, H, W], RGB in [0, 1]. (A tensor [B, 3, H, W] stays a batch.)
 
-    image: the path of a JPEG, PNG, WebP, BMP, TIFF or GIF file; a Pillow image; a uint8 array [H, W, 3], [H, W, 4] or [H, W]; or a
-    tensor [3, H, W] or [B, 3, H, W], uint8 or float in [0, 1]. The EXIF orientation is applied, transparency is laid on white, grey
-    becomes three equal channels.
-    size: px of the short side, the aspect is kept; or (height, width); None leaves the size as it is. Resized bicubically with
-    antialiasing and clamped. Models take legal sizes only: see `Model.nearest_size`, or let `Model.features` choose.
+    The EXIF orientation is applied, transparency is composited on white, grey becomes three equal channels. Models take legal sizes
+    only: see `Model.nearest_size`, or let `Model.features` choose.
+
+    Args:
+        image: the path of a JPEG, PNG, WebP, BMP, TIFF or GIF file; a Pillow image; a uint8 array [H, W, 3], [H, W, 4] or [H, W]; or a
+            tensor [3, H, W] or [B, 3, H, W], uint8 or float in [0, 1].
+        size: px of the short side, which keeps the aspect; or (height, width); None for no resize. Resizing is bicubic with antialiasing,
+            and values are clamped to [0, 1].
+
     Raises UserError where the file cannot be read, or the array or tensor is of another shape, type or range.
     """
     check_size(size)

@@ -176,7 +176,10 @@ class Recipe(Settings):
 
     @classmethod
     def load(cls, *words: str) -> "Recipe":
-        """Reads a recipe from words, each a YAML file or `key=value`, merged left to right.
+        """Reads a recipe from words, merged left to right.
+
+        Args:
+            words: YAML files, names of shipped recipes, run folders (for their config.yaml) and `key=value`.
 
         Raises UserError with every problem at once, each with its key and the nearest name.
         """
@@ -260,7 +263,11 @@ class Recipe(Settings):
         ]
 
     def memory_problems(self, world_size: int) -> list[str]:
-        """Batches that this machine's memory cannot hold, one sentence each: two of uint8 in loading, one of float32 in the step."""
+        """Batches that this machine's memory cannot hold, one sentence each: two of uint8 in loading, one of float32 in the step.
+
+        Args:
+            world_size: processes that share out each batch, 1 or more.
+        """
         problems = []
         for key, settings in self.partitions():
             images = math.ceil(settings.batch_size / world_size)

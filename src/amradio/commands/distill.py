@@ -38,14 +38,20 @@ Say = Callable[[str], None]
 def distill(
     recipe: Recipe, teachers: Mapping[str, Teacher] | None = None, student: Student | None = None, within: float | None = None
 ) -> Path:
-    """Distils the teachers of a recipe into its student and returns the run folder.
+    """Distils the teachers of a recipe into its student and returns the run folder. The same call resumes a stopped run exactly.
 
-    The same call resumes a run that was stopped, exactly. teachers: objects, by the names that the recipe gives the type
-    `custom`. student: an object that is trained in place, where the recipe's student is of type `custom`. Under `torchrun` the processes
-    share out each step's images. within: seconds that the training may take; where the first steps of a new run show that it takes
-    longer, raises TooSlowError, which names the steps that fit, before anything is saved. Raises UserError with all problems at once,
-    before anything is written, where the recipe cannot be run here; and during the run where numbers stop being finite or the disk
-    refuses. Where a signal stops the run, raises RunStoppedError (a SystemExit) after the checkpoint.
+    Under `torchrun` the processes share out the images of each step.
+
+    Args:
+        recipe: see `Recipe.load`.
+        teachers: objects for the teachers of type `custom`, by their names in the recipe.
+        student: an object that is trained in place, where the recipe's student is of type `custom`.
+        within: seconds that the training may take; where the first steps of a new run show that it takes longer, TooSlowError is raised
+            before anything is saved and names the number of steps that fit. None for no limit.
+
+    Raises UserError with all problems at once, before anything is written, where the recipe cannot be run here; and during the run where
+    numbers are not finite or a file cannot be written. Raises RunStoppedError (a SystemExit) after the checkpoint where a signal stops
+    the run.
     """
     custom_teachers = dict(teachers or {})
     if recipe.engine.threads:

@@ -24,9 +24,15 @@ NAMED = 5
 def embed(path: str | Path, images: str | Path | SourceSettings, out: str | Path, **options: Any) -> Embedded:
     """Writes the features of all images to one file, with their keys, and prints what was done.
 
-    path: whatever `amradio.load` reads. images: a folder, a text file with a path on each line, tar shards, or a source of recipes.
-    out: a file that does not exist yet, .safetensors or .parquet. options: those of `EmbedSettings`, e.g. heads=["clip"]. Whole images are
-    resized to a legal size never cropped. After a stop at any time the same call resumes. Raises UserError with what is wrong.
+    Whole images are resized to a legal size, never cropped. After a stop at any time the same call resumes.
+
+    Args:
+        path: whatever `amradio.load` reads.
+        images: a folder, a text file with a path on each line, tar shards, or a source as in recipes.
+        out: a new file that ends with .safetensors or .parquet.
+        options: those of `EmbedSettings`, e.g. `heads=["clip"]`.
+
+    Raises UserError with all problems at once.
     """
     settings, file, device, model, source = together(
         lambda: validate(EmbedSettings, options),

@@ -39,10 +39,14 @@ def evaluate(
 ) -> dict[str, Result]:
     """Evaluates the student in `path`, its heads and its teachers, prints one table, and returns the results by evaluation.
 
-    path: a run folder (whose teachers are loaded as its config.yaml says) or a model folder. words: evaluation files and `key=value`,
-    merged left to right; without a word the built-in evaluations on generated scenes. json_file: where machine-readable results go.
-    teachers: objects, by the name of their head. student: of type `custom`, an object that takes the weights. Raises UserError
-    with what is missing, before anything is measured.
+    Args:
+        path: a run folder, whose teachers are loaded as its config.yaml says, or a model folder.
+        words: evaluation files and `key=value`, merged left to right; without a word the built-in evaluations on generated scenes.
+        json_file: a file for machine-readable results; None for no file.
+        teachers: further teachers as objects, by the names of their heads.
+        student: for a student of type `custom`, an object built like the one that was trained; it takes the weights.
+
+    Raises UserError with all that is missing, before anything is measured.
     """
     suite = _suite(words)
     file = None if json_file is None else user_path(json_file, "--json")

@@ -77,12 +77,17 @@ def export(
     dtype: str | None = None,
     image_size: int | None = None,
 ) -> Exported:
-    """Writes the model in `path` to `out` in another format, reloads it there, compares, and prints what a user needs to know.
+    """Writes a model in another format, reads it back there, compares all outputs, and prints how to use it.
 
-    path: a model in any format that amradio reads, or a run folder. format: a name of `formats.FORMATS`. out: a new file or folder;
-    nothing is overwritten. heads: names of those to include (a text is one); by default all that the format can hold. dtype: of weights,
-    float32, float16 or bfloat16; by default the model's own. image_size: px, for a format of one fixed size.
-    Raises UserError, and leaves nothing behind, where the format cannot hold the model or where it says something else when reloaded.
+    Args:
+        path: a model in any format that amradio reads, or a run folder.
+        format: a name of `formats.FORMATS`: amradio, torchhub, hf, transformers, timm or onnx.
+        out: a new file or folder; nothing is overwritten.
+        heads: names of the heads to include (a text is one name); None for all that the format can hold.
+        dtype: of the weights, `float32`, `float16` or `bfloat16`; None for that of the model.
+        image_size: px of the side, for `onnx`; None for every size where the student is a ViT, else for the size of the last training.
+
+    Raises UserError, and leaves nothing behind, where the format cannot hold the model or outputs differ after reading it back.
     """
     form, target = _format(format), user_path(out, "--out")
     _check_out(form, target)

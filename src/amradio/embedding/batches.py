@@ -61,11 +61,21 @@ def embeddings(
     precision: str = "float32",
     num_workers: int | None = 0,
 ) -> Iterator[Embedding]:
-    """Features of every readable image of a folder, a list or tar shards (see `data.whole.open_images`), each once, batch by batch.
+    """Features of every readable image of a folder, a list or tar shards, each image once, batch by batch.
 
-    The whole image is resized (bicubic, antialiased), its short side to `image_size` px, to the nearest legal size. Where images come out
-    at several sizes, a batch holds images of one size, and batches are only nearly in order. The rest is as in `EmbedSettings`.
-    Raises UserError for an unknown head, and where there is no image or not one can be read.
+    The whole image is resized (bicubic, antialiased) to the legal size nearest to `image_size`. Where images come out at several sizes, a
+    batch has images of one size, and batches are only nearly in order.
+
+    Args:
+        model: what `amradio.load` returned.
+        images: a folder, a text file with a path on each line, tar shards, or a source as in recipes.
+        heads: a name or several; the backbone is always included.
+        image_size: px of the short side; `trained` for the size of the last training, `own` for that of each image.
+        batch_size: images in a batch, 1 or more.
+        precision: of the computation: `float32`, `bfloat16`, or `auto` for bfloat16 where the device computes it.
+        num_workers: processes that read images; 0 reads in this one, None takes one for each core but one.
+
+    Raises UserError for an unknown head, and where there is no image or none can be read.
     """
     source, options = open_images(images), find_options(model, image_size, batch_size, precision)
     known = check_heads(model, heads)

@@ -29,9 +29,17 @@ class CustomStudent(Student):
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
     ):
-        """patch_size: px of a cell of the map. step: px of which sides are multiples, None for the patch. mean, std: of RGB in [0, 1].
+        """Runs the module once on zeros to find its channels.
 
-        Raises UserError where the module does not answer as it should.
+        Args:
+            module: takes normalised images [B, 3, H, W] and returns a map [B, D, H / patch_size, W / patch_size], or (summary, map).
+            patch_size: px of the side of a cell of the map.
+            step: px of which the sides of images are multiples; None for `patch_size`.
+            num_summaries: how many summaries the module returns side by side, [B, num_summaries * S].
+            mean: of RGB in [0, 1], 3 numbers; images are normalised with it.
+            std: of RGB in [0, 1], 3 numbers.
+
+        Raises UserError where the module fails or returns tensors of other shapes.
         """
         super().__init__()
         self.mean, self.std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (mean, std))
@@ -43,13 +51,20 @@ class CustomStudent(Student):
         self.summary_dim, self.spatial_dim = summary.shape[1] // num_summaries, cells.shape[1]
 
     def nearest_size(self, height: int, width: int) -> tuple[int, int]:
-        """The nearest multiples of `step`, at least one."""
+        """The nearest (height, width) whose sides are multiples of `step`, at least one.
+
+        Args:
+            height: px of an image.
+            width: px of an image.
+        """
         return max(round(height / self.step), 1) * self.step, max(round(width / self.step), 1) * self.step
 
     def forward(self, images: Tensor, draws: Tensor | None = None) -> Features:
-        """Images [B, 3, H, W] in [0, 1] -> summary [B, num_summaries * S], spatial [B, H/p, W/p, D]; `draws` are not used.
+        """Features of a batch: summary [B, num_summaries * S] and spatial [B, H / patch_size, W / patch_size, D].
 
-        Raises UserError, which names the nearest legal size, for images of another size.
+        Args:
+            images: [B, 3, H, W], RGB in [0, 1], of a legal size; UserError names the nearest for others.
+            draws: random numbers of the step, not used.
         """
         del draws
         summary, cells = self._answer(self.condition(images))

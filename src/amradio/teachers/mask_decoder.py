@@ -67,7 +67,10 @@ class MaskDecoder(nn.Module):
         return model
 
     def prepare(self, image: Tensor) -> Tensor:
-        """[3, H, W], float in [0, 1] or uint8 -> the square that the teacher sees, float [1, 3, S, S] in [0, 1] on its device.
+        """The square that the teacher sees, float [1, 3, S, S] in [0, 1] on its device.
+
+        Args:
+            image: [3, H, W], float in [0, 1] or uint8.
 
         Raises UserError for another shape or type.
         """
@@ -76,9 +79,11 @@ class MaskDecoder(nn.Module):
         return self.mask_model.prepare_image(image)
 
     def look(self, image: Any, image_size: int | None = None) -> EncodedImage:
-        """The features of a picture: a tensor as of `prepare`, or whatever `amradio.read_image` takes (a path, a Pillow image, an array).
+        """Computes the features of a picture, for any number of prompts.
 
-        image_size: px of the square that the student sees; None for its own choice.
+        Args:
+            image: a tensor as for `prepare`, or whatever `amradio.read_image` takes (a path, a Pillow image, an array).
+            image_size: px of the side of the square that the student sees; None for the size at which its head was trained.
         """
         if self.read is not None:
             image = self.read(image)
@@ -93,12 +98,16 @@ class MaskDecoder(nn.Module):
         boxes: Coordinates | None = None,
         best: int = 1,
     ) -> Masks:
-        """Masks for P prompts on one image, all coordinates in px of the image.
+        """Masks for P prompts on one image; all coordinates are in px of the image. Give points, boxes or both.
 
-        image: what `look` returned, or a picture as `look` takes it. points: [P, 2], a click (x, y) each, or [P, N, 2], N clicks each.
-        labels: [P, N], 1 on the object, 0 off it; 1 by default. boxes: [P, 4] (x0, y0, x1, y1). Points, boxes or both.
-        best: how many of the masks of a prompt, those of best predicted IoU first. Raises UserError for a wrong shape, a point
-        that is not on the image and a box that does not overlap it.
+        Args:
+            image: what `look` returned, or a picture as for `look`.
+            points: [P, 2], a click (x, y) for each prompt, or [P, N, 2], N clicks for each.
+            labels: [P, N], 1 on the object, 0 off it, -1 for no point; None for 1.
+            boxes: [P, 4], (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1.
+            best: how many masks of each prompt are returned, those of the highest predicted IoU first.
+
+        Raises UserError for a wrong shape, a point outside the image and a box that does not overlap it.
         """
         num_masks = self.mask_model.num_masks
         if not isinstance(best, int) or not 1 <= best <= num_masks:

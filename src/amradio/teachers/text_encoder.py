@@ -105,10 +105,16 @@ class TextEncoder(nn.Module):
         self.teacher, self.encode = teacher, encode
 
     def forward(self, texts: str | Sequence[str], normalize: bool = True) -> Tensor:
-        """float32 [N, D] on the encoder's device, of length 1, or as the tower gives them. A bare string is one text.
+        """Embeddings of texts: float32 [N, D] on the encoder's device.
 
-        Spelling and length are the teacher's own (SigLIP: lower case, no punctuation); a text of more tokens than the teacher reads is
-        cut, and a line on stderr counts those. Raises UserError where there is no text, or one is blank, no string or no Unicode.
+        Case, punctuation and length are handled as the teacher was trained (SigLIP: lower case, no punctuation). A text of more tokens than
+        the teacher reads is cut, and a line on stderr counts those.
+
+        Args:
+            texts: N texts; a bare string is one text.
+            normalize: scale embeddings to length 1; False for the output of the tower.
+
+        Raises UserError where there is no text, or one is blank, no string or no Unicode.
         """
         embeddings = self.teacher.encode_text(checked_texts(texts)).clone()  # an ordinary tensor, not one of inference mode
         return F.normalize(embeddings, dim=1) if normalize else embeddings
@@ -116,11 +122,16 @@ class TextEncoder(nn.Module):
     def map(self, images: Any, texts: str | Sequence[str], size: Any = None) -> Tensor:
         """How well each cell of each image fits each text: cosine similarities, float32 [B, T, H, W] on the encoder's device.
 
-        images, size: as `Model.features` takes them, e.g. a path, or a float tensor [B, 3, h, w] in [0, 1]. texts: T strings; one is one
-        text. H and W are those of the head's map; `F.interpolate(maps, (h, w), mode="bilinear")` brings them to pixels.
-        Each cell of the head's map is brought into the text space as the class token or the pooled feature of the teacher is
-        (`Teacher.project_spatial`). `(100 * maps).softmax(1)` gives the share of each text, as in CLIP's zero-shot classifier.
-        Raises UserError where the head has no map, or the teacher's map has no known way into text space.
+        Each cell of the head's map is projected into text space like the class token or the pooled feature of the teacher
+        (`Teacher.project_spatial`). `F.interpolate(maps, (h, w), mode="bilinear")` brings maps to pixels. `(100 * maps).softmax(1)` is the
+        share of each text, as in CLIP's zero-shot classifier.
+
+        Args:
+            images: as for `Model.features`: a path, a list of paths, or a float tensor [B, 3, h, w] in [0, 1], ...
+            texts: T texts; a bare string is one text.
+            size: as for `Model.features`.
+
+        Raises UserError where the head has no map, or there is no projection of the teacher's map into text space.
         """
         if self.encode is None:
             raise UserError("map: this head has no map; train it with a spatial_weight above 0, or compare its summary with the texts")

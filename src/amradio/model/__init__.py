@@ -1,0 +1,7 @@
+"""`amradio.load` and what it returns: a frozen model with a head per teacher."""
+
+from .described_network import head_names
+from .loading import load
+from .model import Model
+
+__all__ = ["Model", "head_names", "load"]
