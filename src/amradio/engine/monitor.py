@@ -141,7 +141,7 @@ class Monitor:
         seconds = (time.perf_counter() - self._begun) / (last - first) * left
         line = f"estimate after {last} steps: {duration(seconds)} for the other {left}"
         if self.within is not None:
-            seconds = max(max(found) for found in self.processes.gather([seconds]))  # one decision for all processes
+            seconds = max(max(estimates) for estimates in self.processes.gather([seconds]))  # one decision for all processes
             if seconds > self.within:
                 fits = int(left * self.within / seconds)
                 raise TooSlowError(f"{line}, more than the {duration(self.within)} that are planned", max(1, fits))
