@@ -110,6 +110,7 @@ CASES = {
         "stages.0.partitions.0.batch_size=2",
         "stages.0.partitions.0.image_size=40",
         "stages.0.partitions.0.image_sizes=[24, 32]",
+        "stages.0.partitions.0.shift=1",
         "stages.0.partitions.0.source=scenes",
         "engine.ema=0.5",
         "engine.precision=bfloat16",

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from amradio.distillation.balance import BALANCES, AdaLossSettings, FixedSettings, TeacherDroppingSettings, UncertaintySettings
-from amradio.distillation.weighting import StepLosses, uniform
+from amradio.distillation.random_numbers import uniform
+from amradio.distillation.weighting import StepLosses
 
 WEIGHTS = {"a/summary": 2.0, "a/spatial": 0.5, "b/spatial": 1.0, "c/summary": 1.5}
 
@@ -98,7 +99,7 @@ def test_uncertainty_equals_its_formula():
 def dropped(values: dict[str, Tensor], draws: Tensor, probability: float) -> Tensor:
     """Teacher dropping by loops over images and teachers."""
     teachers = list(dict.fromkeys(name.partition("/")[0] for name in values))
-    chances = uniform(draws, len(teachers))
+    chances = uniform(draws, range(1, len(teachers) + 1))
     total, batch = torch.zeros(()), draws.shape[0]
     for image in range(batch):
         of = [sum(WEIGHTS[n] * values[n][image] for n in values if n.startswith(f"{teacher}/")) for teacher in teachers]
@@ -147,7 +148,7 @@ def test_pieces_of_a_batch_draw_what_the_whole_draws():
 
 
 def test_draws_are_uniform_and_independent_of_one_another():
-    found = uniform(torch.rand(20_000, 8, generator=torch.Generator().manual_seed(1)), 3)
+    found = uniform(torch.rand(20_000, 8, generator=torch.Generator().manual_seed(1)), range(1, 4))
     assert found.min() >= 0
     assert found.max() < 1
     torch.testing.assert_close(found.mean(1), torch.full((3,), 0.5, dtype=torch.float64), rtol=0, atol=0.01)

@@ -1,59 +1,152 @@
 """Views and alignment: what each model sees, and the part of two maps that shows the same part of an image."""
 
+import itertools
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from amradio.batch import Batch
-from amradio.distillation.alignment import align, crop_map
+from amradio.distillation.alignment import align_regions
+from amradio.distillation.metrics import compare
+from amradio.distillation.pointwise import mse
 from amradio.distillation.views import WHOLE, Partition, Region, ViewMaker
 from amradio.engine.distributed import Processes
 from amradio.engine.parallel import parallelize
-from amradio.features import Features, resize_grid
+from amradio.features import Features
 from amradio.images import resize
+from amradio.teachers.base import Teacher
 
 
-def grid(side: int) -> torch.Tensor:
-    """[1, side, side, 2]: each cell holds its row and its column."""
-    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    return torch.stack((rows, columns), -1)[None].float()
+class Patches(Teacher):
+    """A linear map of every patch: it depends on no position. Its weights are whole numbers, so that sums of them are exact."""
+
+    def __init__(self, patch_size: int = 8, input_size: int | None = None, dim: int = 4) -> None:
+        shape = {"patch_size": patch_size, "dims": (None, dim), "input_size": input_size}
+        super().__init__(mean=(0.0,) * 3, std=(1.0,) * 3, licence="none", source="a test", **shape)
+        draws = torch.Generator().manual_seed(3)
+        self.weight = torch.randint(-4, 5, (dim, 3, patch_size, patch_size), generator=draws).float()
+
+    def encode(self, images: torch.Tensor) -> Features:
+        return Features(None, F.conv2d(images, self.weight, stride=self.patch_size).permute(0, 2, 3, 1))
+
+
+def exact_images(batch: int, side: int) -> torch.Tensor:
+    """float32 in [0, 1], multiples of 1 / 256."""
+    return torch.randint(0, 257, (batch, 3, side, side), generator=torch.Generator().manual_seed(5)) / 256
+
+
+def draws_of(batch: int) -> torch.Tensor:
+    return torch.rand(batch, 8, generator=torch.Generator().manual_seed(6))
 
 
 def test_sizes_are_decided_in_one_place() -> None:
-    views = ViewMaker({"any": lambda h, w: (h // 14 * 14, w // 14 * 14), "fixed": lambda h, w: (64, 64)})
-    partition = Partition("0.0", ("any", "fixed"), (48, 48))
+    views = ViewMaker({"any": Patches(14), "fixed": Patches(16, 64), "listed": Patches(16)}, 8)
+    partition = Partition("0.0", ("any", "fixed", "listed"), (48, 40), teacher_sizes={"listed": (32, 32)})
     images = torch.randint(0, 256, (2, 3, 80, 80), dtype=torch.uint8)
     made = views.of(images, partition)
     assert views.largest_size(partition) == (64, 64)
-    assert {name: tuple(view.images.shape[-2:]) for name, view in made.teachers.items()} == {"any": (42, 42), "fixed": (64, 64)}
-    torch.testing.assert_close(made.student.images, resize(images.float() / 255, (48, 48)), rtol=0, atol=0)
+    expected = {"any": (42, 42), "fixed": (64, 64), "listed": (32, 32)}
+    assert {name: tuple(view.images.shape[-2:]) for name, view in made.teachers.items()} == expected
+    torch.testing.assert_close(made.student.images, resize(images.float() / 255, (48, 40)), rtol=0, atol=0)
     assert {made.student.region, *(view.region for view in made.teachers.values())} == {WHOLE}
 
 
-def test_a_shifted_view_is_compared_where_both_show_the_image() -> None:
-    """The image has 8 x 8 cells; the student sees rows 0 to 6 and columns 2 to 8, the teacher rows 2 to 8 and columns 0 to 6."""
-    whole = grid(8)
-    student, teacher = Region(0, 2 / 8, 6 / 8, 6 / 8), Region(2 / 8, 0, 6 / 8, 6 / 8)
-    seen, target = crop_map(whole, WHOLE, student), crop_map(whole, WHOLE, teacher)
-    one, other = align(seen, target, "larger", (student, teacher))
-    assert torch.equal(one, other)
-    assert torch.equal(one, whole[:, 2:6, 2:6])
+def test_shifted_views_are_windows_at_whole_patches_drawn_for_each_model_and_image() -> None:
+    views = ViewMaker({"same": Patches(8), "fine": Patches(4), "coarse": Patches(16)}, 8)
+    partition = Partition("0.0", ("same", "fine", "coarse"), (32, 32), shift=1)
+    images = exact_images(64, 48)
+    made = views.of(images, partition, draws_of(64))
+    offsets = {}
+    for name, view, patch, margin in (
+        ("student", made.student, 8, 1),
+        ("same", made.teachers["same"], 8, 1),
+        ("fine", made.teachers["fine"], 4, 2),
+    ):
+        side = 32 + 2 * margin * patch
+        canvas = resize(images, (side, side))
+        assert (view.region.height, view.region.width) == (32 / side, 32 / side)
+        edges = torch.stack((view.region.top, view.region.left)) * side
+        for image, (top, left) in enumerate(edges.T.tolist()):
+            assert top % patch == left % patch == 0
+            top, left = int(top), int(left)
+            assert torch.equal(view.images[image], canvas[image, :, top : top + 32, left : left + 32])
+        offsets[name] = edges.flatten() / patch
+        assert set(offsets[name].tolist()) == set(range(2 * margin + 1))
+    assert torch.corrcoef(torch.stack(list(offsets.values()))).fill_diagonal_(0).abs().max() < 0.3
+    assert made.teachers["coarse"].region.is_whole, "half of its patch is no shift"
+    assert views.largest_size(partition) == (48, 48)
+    other = views.of(images[10:20], partition, draws_of(64)[10:20])
+    assert torch.equal(other.student.images, made.student.images[10:20]), "whatever the other images are"
 
 
 @pytest.mark.parametrize("rule", ["larger", "smaller"])
-def test_a_shift_and_another_resolution(rule: str) -> None:
-    coarse, fine = grid(4), grid(8)
-    half = Region(0, 0.5, 1, 0.5)
-    one, other = align(coarse, fine[:, :, 4:], rule, (WHOLE, half))
-    side = (8, 4) if rule == "larger" else (4, 2)
-    torch.testing.assert_close(one, resize_grid(coarse[:, :, 2:], side))
-    torch.testing.assert_close(other, resize_grid(fine[:, :, 4:], side))
+def test_the_shift_loss_is_zero_for_a_student_that_is_equivariant(rule: str) -> None:
+    """The student is the teacher, which depends on no position: exactly 0 where the views differ by whole cells, and not 0 unaligned."""
+    teacher = Patches(8)
+    views = ViewMaker({"a": teacher}, 8)
+    made = views.of(exact_images(16, 64), Partition("0.0", ("a",), (48, 48), shift=1), draws_of(16))
+    maps = [teacher(view.images).spatial for view in (made.student, made.teachers["a"])]
+    prediction, target, valid = align_regions(*maps, rule, (made.student.region, made.teachers["a"].region))
+    assert torch.equal(mse(prediction, target, valid), torch.zeros(16))
+    shown = valid.flatten(1).sum(1)
+    assert shown.min() < 36
+    assert shown.max() == 36
+    shifts = [torch.stack((view.region.top, view.region.left)) * 64 / 8 for view in (made.student, made.teachers["a"])]
+    assert torch.equal(shown, (6 - (shifts[0] - shifts[1]).abs()).prod(0).round().long())
+    assert mse(*maps).max() > 1
 
 
-def test_parts_of_cells_are_refused() -> None:
-    with pytest.raises(AssertionError, match="no whole cells"):
-        crop_map(grid(4), WHOLE, Region(0.1, 0, 0.9, 1))
-    with pytest.raises(AssertionError, match="nothing in common"):
-        WHOLE.intersection(Region(1.0, 0, 1, 1))
+@pytest.mark.parametrize("rule", ["larger", "smaller"])
+def test_maps_of_shifted_views_of_any_grid_meet_at_the_same_place(rule: str) -> None:
+    """Against loops in float64: the centre of each cell, found in the other map; forward and gradient."""
+    draws = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(3, *grid, 2, generator=draws, dtype=torch.float64, requires_grad=True) for grid in ((5, 6), (7, 8)))
+    regions = [
+        Region(torch.tensor(top, dtype=torch.float64), torch.tensor(left, dtype=torch.float64), height, width)
+        for top, left, height, width in (([0.1, 0.0, 0.2], [0.0, 0.25, 0.1], 0.8, 0.75), ([0.0, 0.3, 0.1], [0.2, 0.0, 0.05], 0.7, 0.7))
+    ]
+    prediction, target, valid = align_regions(one, other, rule, (regions[0], regions[1]))
+    (kept, frame), (moved, region) = (
+        ((other, regions[1]), (one, regions[0])) if rule == "larger" else ((one, regions[0]), (other, regions[1]))
+    )
+    resampled = prediction if rule == "larger" else target
+    assert (target if rule == "larger" else prediction) is kept
+    expected = torch.empty_like(resampled)
+    for index in itertools.product(*map(range, resampled.shape[:3])):
+        corners, inside = [], True
+        for axis in (0, 1):
+            step = frame[2 + axis] / kept.shape[1 + axis]
+            first = float(frame[axis][index[0]]) + step * index[1 + axis]
+            cells = moved.shape[1 + axis]
+            low, high = ((edge - float(region[axis][index[0]])) / region[2 + axis] * cells for edge in (first, first + step))
+            inside = inside and low > -1e-3 and high < cells + 1e-3
+            place = min(max((low + high) / 2 - 0.5, 0), cells - 1)
+            corners.append([(int(place), 1 - place % 1), (min(int(place) + 1, cells - 1), place % 1)])
+        expected[index] = sum(moved[index[0], y, x] * p * q for (y, p), (x, q) in itertools.product(*corners))
+        assert bool(valid[index]) == inside
+    assert 0 < valid.float().mean() < 1
+    torch.testing.assert_close(resampled, expected, rtol=0, atol=2e-3)  # positions are rounded to 1 / 4096 of a cell
+    weights = torch.randn(resampled.shape, generator=draws, dtype=torch.float64)
+    gradients = [torch.autograd.grad((found * weights).sum(), moved, retain_graph=True)[0] for found in (resampled, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=4e-3)
+
+
+def test_cells_that_one_view_does_not_show_count_in_no_loss_and_no_measure() -> None:
+    draws = torch.Generator().manual_seed(1)
+    prediction, target = (torch.randn(2, 3, 4, 5, generator=draws) for _ in range(2))
+    valid = torch.rand(2, 3, 4, generator=draws) < 0.5
+    spoilt = prediction.where(valid[..., None], 1e4)
+    mean, std = torch.zeros(5), torch.ones(5)
+    for clean, dirty in zip(
+        compare(prediction, target, mean, std, valid).values(), compare(spoilt, target, mean, std, valid).values(), strict=True
+    ):
+        assert torch.equal(clean, dirty)
+    for image in range(2):
+        cells = [part[image][valid[image]] for part in (prediction, target)]
+        alone = compare(*cells, mean, std)["cosine"].mean()
+        torch.testing.assert_close(compare(prediction, target, mean, std, valid)["cosine"][image], alone)
+    assert torch.equal(mse(prediction, target, valid), mse(spoilt, target, valid))
 
 
 def test_features_by_kind() -> None:

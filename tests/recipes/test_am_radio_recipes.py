@@ -90,6 +90,8 @@ def test_a_teacher_of_several_sizes_sees_the_one_nearest_to_the_student(recipe_n
     teacher.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[-2:])))
     network = torch.nn.Module()
     network.heads = torch.nn.ModuleDict()
+    network.student = torch.nn.Module()
+    network.student.patch_size = 16
     task = Distillation(network, {"dino": teacher}, Objective({}, FixedSettings().build({})))
     images = torch.zeros(1, 3, 1024, 1024, dtype=torch.uint8)
     partition = Partition("0.0", ("dino",), (image_size, image_size))

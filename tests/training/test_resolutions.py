@@ -36,8 +36,8 @@ def test_a_step_trains_at_its_size_on_one_crop(recipe, monkeypatch):
     context, seen = run.context, []
     views_of = context.task.views.of
 
-    def watched(images, partition):
-        views = views_of(images, partition)
+    def watched(images, partition, draws):
+        views = views_of(images, partition, draws)
         shapes = {name: view.images.shape[-1] for name, view in views.teachers.items()}
         seen.append({"crop": images.shape[-1], "student": views.student.images.shape[-1]} | shapes)
         return views
@@ -50,6 +50,25 @@ def test_a_step_trains_at_its_size_on_one_crop(recipe, monkeypatch):
         assert all(torch.isfinite(value) for value in metrics.values())
     expected = {24: {"student": 24, "dino": 28}, 32: {"student": 32, "dino": 42}}
     assert seen == [{"crop": 64, "clip": 32, "sam": 64} | expected[size] for size in steps]
+
+
+def test_a_shifted_step_compares_what_both_show_and_held_out_images_are_not_shifted(recipe, monkeypatch):
+    run = build(recipe("stages.0.partitions.0.shift=1", "loss.token_exponent=1.0"))
+    context, stage, seen = run.context, run.context.stages[0], []
+    pairs_of = context.task.pairs
+    monkeypatch.setattr(context.task, "pairs", lambda *given: (seen.append(pair) or pair for pair in pairs_of(*given)))
+    metrics = run.optimization.update(stage, 0, [next(context.feeds.training(stage.groups[0], 0))], 1e-3, True)
+    assert all(torch.isfinite(value) for value in metrics.values())
+    for pair in seen:
+        if pair.kind == "summary":
+            assert pair.valid is None
+            continue
+        share = pair.valid.flatten(1).float().mean(1)
+        assert share.min() >= 0.25
+        weighted = (pair.prediction - pair.target).square().mean(-1).where(pair.valid, 0).flatten(1).mean(1)
+        torch.testing.assert_close(metrics[f"{pair.name}/loss"], weighted.mean())
+    assert len(seen) == 5
+    assert stage.groups[0].partition.shift == 0
 
 
 def test_maps_weigh_by_the_cells_of_the_size_that_is_drawn(recipe):
@@ -98,3 +117,8 @@ def test_sizes_that_a_model_cannot_take_are_refused(recipe):
         "stages.0.partitions.0.image_sizes.2.teachers.dino: the teacher cannot take 40 px; the nearest legal size is 42",
         "stages.0.partitions.0.image_sizes.2.teachers.clip: the teacher cannot take 48 px; the nearest legal size is 32",
     )
+
+
+def test_shifts_by_more_than_a_quarter_are_refused(recipe):
+    with pytest.raises(UserError, match=r"0\.shift: 2 patches are more than a quarter of 32 px; take at most 1"):
+        build(recipe("stages.0.partitions.0.shift=2"))

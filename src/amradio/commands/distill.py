@@ -142,7 +142,7 @@ def dry_run(recipe: Recipe) -> None:
         for name, t in loaded.items()
     ]
     print_table("Teachers", ("name", "type", "source", "M", "summary", "spatial", "input px", "patch", "licence"), rows)
-    print_table("Views", ("partition", "crops px", "student px", "steps", "teachers px"), describe_views(recipe, loaded))
+    print_table("Views", ("partition", "crops px", "student px", "steps", "teachers px"), describe_views(recipe, network, loaded))
     student = network.student
     rows = [("student", _millions(student), student.patch_size, student.num_summaries, student.summary_dim)]
     rows += [(f"head {name}", _millions(head), "-", "-", "-") for name, head in network.heads.items()]

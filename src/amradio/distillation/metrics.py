@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..features import KINDS, Kind
 from .alignment import GridRule, Pair
+from .pointwise import mean_of_cells
 from .statistics import Normalizer
 
 HEADLINE = "standardized_cosine"
@@ -37,11 +38,11 @@ UNCALIBRATED = AgreementProtocol()
 
 
 @torch.no_grad()
-def compare(prediction: Tensor, target: Tensor, mean: Tensor, std: Tensor) -> dict[str, Tensor]:
-    """Measures per sample, float32 [B], each the mean over positions; `norm_ratio` is made of their means by `with_norm_ratio`.
+def compare(prediction: Tensor, target: Tensor, mean: Tensor, std: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
+    """Measures per sample, float32 [B], each the mean over valid positions; `norm_ratio` is made of their means by `with_norm_ratio`.
 
     prediction, target: [B, D] or [B, H, W, D] in raw teacher space, on one grid. mean, std: [D], of the raw targets; no std is 0 (see
-    `normalize.set_statistics`).
+    `normalize.set_statistics`). valid: bool [B, H, W]; None for all positions.
     cosine: in raw teacher space. constant_cosine: that of a constant prediction, the mean; the floor of the former.
     standardized_cosine: of both, centred and scaled per channel; a constant prediction scores about 0.
     prediction_norm, target_norm: lengths of the two, centred and scaled per channel.
@@ -55,7 +56,7 @@ def compare(prediction: Tensor, target: Tensor, mean: Tensor, std: Tensor) -> di
         "prediction_norm": standard_prediction.norm(dim=-1),
         "target_norm": standard_target.norm(dim=-1),
     }
-    return {name: value.flatten(1).mean(1) if value.ndim > 1 else value for name, value in measures.items()}
+    return {name: mean_of_cells(value, valid) for name, value in measures.items()}
 
 
 def with_norm_ratio(means: Mapping[str, Number]) -> dict[str, Number]:
@@ -71,7 +72,7 @@ def with_norm_ratio(means: Mapping[str, Number]) -> dict[str, Number]:
 
 def measure(pair: Pair, normalizer: Normalizer) -> dict[str, Tensor]:
     """What `compare` measures of a pair in target space, per sample, float32 [B]."""
-    return compare(normalizer.to_raw(pair.prediction), normalizer.to_raw(pair.target), normalizer.mean, normalizer.std)
+    return compare(normalizer.to_raw(pair.prediction), normalizer.to_raw(pair.target), normalizer.mean, normalizer.std, pair.valid)
 
 
 def headline(numbers: Mapping[str, float]) -> str:

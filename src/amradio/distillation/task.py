@@ -11,7 +11,7 @@ from ..batch import Batch
 from ..features import KINDS, Features, Kind
 from ..network import Network
 from ..teachers.base import Teacher
-from .alignment import GridRule, Pair, align
+from .alignment import GridRule, Pair, align_regions
 from .metrics import measure as measure_pair
 from .metrics import with_norm_ratio
 from .pointwise import Gather, Loss, LossContext, ungathered
@@ -72,7 +72,7 @@ class Distillation(nn.Module):
         self.timer: Timer = timer or (lambda _: nullcontext())
         self.online = OnlineTeachers(teachers)
         self.targets: Targets = self.online
-        self.views = ViewMaker({name: teacher.size_for for name, teacher in teachers.items()})
+        self.views = ViewMaker(teachers, network.student.patch_size)
         dims = {name: _dims(network, name, teachers[name]) for name in network.heads}
         self.normalizers = HeadNormalizers(dims, objective.mixed)
         on_sphere = {name: kinds["summary"] for name, kinds in dims.items() if "summary" in kinds and objective.needs_sphere}
@@ -86,7 +86,7 @@ class Distillation(nn.Module):
 
     def prepare(self, batch: Batch, partition: Partition) -> Prepared:
         """The views of a batch on the device, and the features of the partition's teachers."""
-        views = self.views.of(batch.images, partition)
+        views = self.views.of(batch.images, partition, batch.draws)
         return Prepared(views, self.targets(batch, views))
 
     def predict(self, view: View, draws: Tensor | None, partition: Partition) -> dict[str, Features]:
@@ -145,10 +145,11 @@ class Distillation(nn.Module):
                 raw = features.of(kind)
                 assert raw is not None, f"head {name} predicts a {kind} that its teacher does not have"
                 target = self.normalizers.of(name, kind).to_target(raw)
+                valid = None
                 if kind == "spatial":
                     regions = views.student.region, views.teachers[name].region
-                    prediction, target = align(prediction, target, self.objective.grid, regions)
-                yield Pair(name, kind, prediction.float(), target)
+                    prediction, target, valid = align_regions(prediction, target, self.objective.grid, regions)
+                yield Pair(name, kind, prediction.float(), target, valid)
 
     def unused_parameters(self, partition: Partition) -> list[nn.Parameter]:
         """Parameters that no gradient of the partition's loss reaches: of heads and losses of teachers outside it, of a frozen student."""

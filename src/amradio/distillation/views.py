@@ -1,19 +1,23 @@
 """Views: what each model sees of a batch of images, and which region of the images it is.
 
-The one place where the sizes at which models see images are decided. Training, calibration, held-out agreement and the contact sheet
-of the first batch all use the same views.
+The one place where the sizes and shifts at which models see images are decided. Training, calibration, held-out agreement and the contact
+sheet of the first batch all use the same views.
 """
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from ..config import size_text
 from ..images import resize, to_float
+from ..teachers.base import Teacher
+from .random_numbers import uniform
 
-SizeRule = Callable[[int, int], tuple[int, int]]
-"""(height, width) px -> the nearest legal input size of a model."""
+SHIFTS = 1000
+"""The first of a sample's random numbers (`random_numbers.uniform`) that are for shifts: two a model, the student first."""
 
 
 class Partition(NamedTuple):
@@ -30,24 +34,23 @@ class Partition(NamedTuple):
     """Of the losses of its maps beside those of other partitions (`loss.token_exponent`)."""
     teacher_sizes: Mapping[str, tuple[int, int]] = MappingProxyType({})
     """(height, width) px at which single teachers see the images, by name; the others take their legal size nearest to `size`."""
+    shift: int = 0
+    """Patches of the student by which views are shifted at most; 0 for none."""
 
 
 class Region(NamedTuple):
-    """A rectangle of an image, in fractions of its height and width."""
+    """The rectangle of each image of a batch that a view shows, in fractions of the image's height and width."""
 
-    top: float = 0.0
-    left: float = 0.0
+    top: float | Tensor = 0.0
+    """One number for all images, or float64 [B]."""
+    left: float | Tensor = 0.0
     height: float = 1.0
     width: float = 1.0
 
-    def intersection(self, other: "Region") -> "Region":
-        """What both cover."""
-        top, left = max(self.top, other.top), max(self.left, other.left)
-        bottom = min(self.top + self.height, other.top + other.height)
-        right = min(self.left + self.width, other.left + other.width)
-        assert bottom > top, f"{self} and {other} have nothing in common"
-        assert right > left, f"{self} and {other} have nothing in common"
-        return Region(top, left, bottom - top, right - left)
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the whole of every image."""
+        return not isinstance(self.top, Tensor) and not isinstance(self.left, Tensor) and self == WHOLE
 
 
 WHOLE = Region()
@@ -70,32 +73,88 @@ class Views(NamedTuple):
     """By name, of every teacher of the partition."""
 
 
+class Frame(NamedTuple):
+    """How a model's view is cut: a window of `size` anywhere, by whole patches, in the image at `canvas` px."""
+
+    size: tuple[int, int]
+    """(height, width) px."""
+    patch_size: int
+    margin: tuple[int, int] = (0, 0)
+    """Patches by which the window can move up or down and to either side of the middle."""
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """(height, width) px at which the whole image is as large in scale as the window."""
+        height, width = (side + 2 * margin * self.patch_size for side, margin in zip(self.size, self.margin, strict=True))
+        return height, width
+
+    def __str__(self) -> str:
+        """`432 ±32` (px)."""
+        shift = max(self.margin) * self.patch_size
+        return f"{size_text(self.size)} ±{shift}" if shift else size_text(self.size)
+
+
 class ViewMaker:
     """Makes the views of a batch. Models of one input size share one tensor."""
 
-    def __init__(self, size_rules: Mapping[str, SizeRule]):
-        """size_rules: of each teacher by name (`Teacher.size_for`)."""
-        self._size_rules = dict(size_rules)
+    def __init__(self, teachers: Mapping[str, Teacher], patch_size: int):
+        """teachers: by name, for their legal sizes and patches. patch_size: px, of the student."""
+        self._size_rules: dict[str, Callable[[int, int], tuple[int, int]]] = {name: teacher.size_for for name, teacher in teachers.items()}
+        self._patch_sizes = {name: teacher.patch_size for name, teacher in teachers.items()}
+        self._patch_size = patch_size
 
     def teacher_size(self, name: str, partition: Partition) -> tuple[int, int]:
         """(height, width) px at which a teacher sees the partition's images: that of the partition for this teacher, or its legal size
         nearest to the student's, however large the batch's images are."""
         return partition.teacher_sizes.get(name) or self._size_rules[name](*partition.size)
 
-    def largest_size(self, partition: Partition) -> tuple[int, int]:
-        """(height, width) px: the largest of each at which a model of the partition sees the images."""
-        sizes = [partition.size, *(self.teacher_size(name, partition) for name in partition.teachers)]
-        return max(height for height, _ in sizes), max(width for _, width in sizes)
+    def student_frame(self, partition: Partition) -> Frame:
+        """How the student's view is cut."""
+        return Frame(partition.size, self._patch_size, (partition.shift, partition.shift))
 
-    def of(self, images: Tensor, partition: Partition) -> Views:
-        """images: uint8 [B, 3, H, W] on the device, or float in [0, 1]."""
+    def teacher_frame(self, name: str, partition: Partition) -> Frame:
+        """How a teacher's view is cut: it moves as far over the image as the student's, in whole patches of its own."""
+        size, patch = self.teacher_size(name, partition), self._patch_sizes[name]
+        vertical, horizontal = (
+            round(partition.shift * (side / patch) / (student_side / self._patch_size))
+            for side, student_side in zip(size, partition.size, strict=True)
+        )
+        return Frame(size, patch, (vertical, horizontal))
+
+    def largest_size(self, partition: Partition) -> tuple[int, int]:
+        """(height, width) px: the largest of each at which a model of the partition needs the images."""
+        frames = [self.student_frame(partition), *(self.teacher_frame(name, partition) for name in partition.teachers)]
+        return max(frame.canvas[0] for frame in frames), max(frame.canvas[1] for frame in frames)
+
+    def of(self, images: Tensor, partition: Partition, draws: Tensor | None = None) -> Views:
+        """The views of all models.
+
+        images: uint8 [B, 3, H, W] on the device, or float in [0, 1]. draws: float32 [B, 8], random numbers of the images, from which shifts
+        are drawn; None where the partition has none.
+        """
         floats = to_float(images)
         resized: dict[tuple[int, int], Tensor] = {}
 
-        def view(size: tuple[int, int]) -> View:
-            if size not in resized:
-                resized[size] = resize(floats, size)
-            return View(resized[size])
+        def view(frame: Frame, number: int) -> View:
+            if frame.canvas not in resized:
+                resized[frame.canvas] = resize(floats, frame.canvas)
+            if not any(frame.margin):
+                return View(resized[frame.canvas])
+            assert draws is not None, "shifts are drawn from the random numbers of the images"
+            return _window(resized[frame.canvas], frame, uniform(draws, range(SHIFTS + 2 * number, SHIFTS + 2 * number + 2)))
 
-        student = view(partition.size)
-        return Views(student, {name: view(self.teacher_size(name, partition)) for name in partition.teachers})
+        student = view(self.student_frame(partition), 0)
+        teachers = enumerate(partition.teachers, 1)
+        return Views(student, {name: view(self.teacher_frame(name, partition), number) for number, name in teachers})
+
+
+def _window(images: Tensor, frame: Frame, draws: Tensor) -> View:
+    """The part of each image [B, 3, *canvas] that the frame shows, moved by whole patches. draws: [2, B] in [0, 1), down and right."""
+    edges: list[Tensor] = []
+    for axis, (side, margin) in enumerate(zip(frame.size, frame.margin, strict=True)):
+        first = (draws[axis] * (2 * margin + 1)).long() * frame.patch_size
+        places = first[:, None] + torch.arange(side, device=images.device)
+        images = images.take_along_dim(places[:, None, :, None] if axis == 0 else places[:, None, None, :], 2 + axis)
+        edges.append(first.double() / frame.canvas[axis])
+    height, width = (side / whole for side, whole in zip(frame.size, frame.canvas, strict=True))
+    return View(images, Region(edges[0], edges[1], height, width))

@@ -8,13 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .balance import Weights
+from .random_numbers import uniform
 
 SMALLEST_MEAN = 1e-8
 """Of a loss: what is learnt perfectly is not multiplied by more than its inverse."""
-DRAWS = (6, 7)
-"""The random numbers of a sample that decide which teachers are left out; the student uses 0 to 4."""
-MIXERS = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
-"""The increment and the two multipliers of SplitMix64 (Steele, Lea and Flood, 2014), as signed integers."""
 
 
 class StepLosses(NamedTuple):
@@ -149,22 +146,7 @@ class TeacherDropping(Fixed):
                 for teacher in teachers
             ]
         )  # [T, B]
-        kept = uniform(losses.draws, len(teachers)) >= self.probability
+        kept = uniform(losses.draws, range(1, len(teachers) + 1)) >= self.probability
         kept = kept | F.one_hot(table.detach().argmax(0), len(teachers)).T.bool()
         share = (1 + (len(teachers) - 1) * (1 - self.probability)) / len(teachers)
         return table.where(kept, 0).sum(0).mean() / share
-
-
-def uniform(draws: Tensor, count: int) -> Tensor:
-    """float64 [count, B], uniform in [0, 1): made of two of the random numbers of each sample, draws [B, 8], by SplitMix64."""
-    high, low = ((draws[:, column].double() * 2**24).long() for column in DRAWS)
-    numbers = torch.arange(1, count + 1, device=draws.device)[:, None]
-    state = high * 2**24 + low + numbers * MIXERS[0]
-    for shift, factor in zip((30, 27), MIXERS[1:], strict=True):
-        state = (state ^ _shifted(state, shift)) * factor
-    return _shifted(state ^ _shifted(state, 31), 11).double() / 2**53
-
-
-def _shifted(state: Tensor, bits: int) -> Tensor:
-    """A logical shift to the right of 64 bits."""
-    return (state >> bits) & (2 ** (64 - bits) - 1)

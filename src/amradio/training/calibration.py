@@ -129,7 +129,7 @@ class Calibration:
         name = "first_batch.png" if (stage.number, group.partition.name) == (0, "0.0") else f"first_batch_{group.partition.name}.png"
         rows: list[tuple[str, Tensor]] = []
         for partition in group.sizes:
-            views = self.context.task.views.of(batch.images[:DRAWN_IMAGES], partition)
+            views = self.context.task.views.of(batch.images[:DRAWN_IMAGES], partition, batch.draws[:DRAWN_IMAGES])
             rows += [("student", views.student.images), *((f"teacher {name}", view.images) for name, view in views.teachers.items())]
         with disk_errors(folder):
             contact_sheet(rows, folder / "images" / name)

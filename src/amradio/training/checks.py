@@ -53,6 +53,12 @@ def check_network(recipe: Recipe, network: Network, teachers: Mapping[str, Teach
         for number, size in enumerate(settings.sizes):
             named = f"{key}.image_sizes.{number}" if settings.image_sizes else f"{key}.image_size"
             problems += [f"{named}{problem}" for problem in _illegal_sizes(size, network, teachers)]
+            patches = min(sides_of(size.size)) // (4 * network.student.patch_size)
+            if settings.shift > patches:
+                fix = f"take at most {patches}" if patches else "take 0, or a larger size"
+                problems.append(
+                    f"{key}.shift: {settings.shift} patches are more than a quarter of {size_text(sides_of(size.size))} px; {fix}"
+                )
         try:
             Feed(settings.image_size, settings.batch_size, 0, 0, world_size)
         except UserError as error:

@@ -7,11 +7,12 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from ..batch import Batch
-from ..config import sides_of, size_text
+from ..config import sides_of
 from ..data import Feed, OpenData, SourceSettings
 from ..data.stateless_random import uniform
 from ..distillation.views import Partition, ViewMaker
 from ..engine.distributed import Processes
+from ..network import Network
 from ..recipe import PartitionSettings, Recipe, StageSettings
 from ..teachers.base import Teacher
 
@@ -28,7 +29,7 @@ class Group(NamedTuple):
 
     settings: PartitionSettings
     partition: Partition
-    """At the size at which held-out images are seen."""
+    """As held-out images are seen: at one size, without shifts."""
     sizes: Sequence[Partition]
     """At each size of training."""
     view_size: int
@@ -95,23 +96,24 @@ def _group(recipe: Recipe, views: ViewMaker, name: str, settings: PartitionSetti
             sides_of(size.size),
             settings.weight,
             teacher_sizes={teacher: sides_of(sides) for teacher, sides in size.teachers.items()},
+            shift=settings.shift,
         )
         for size in settings.sizes
     ]
-    held_out = next(partition for partition in sizes if partition.size == sides_of(settings.image_size))
+    held_out = next(partition for partition in sizes if partition.size == sides_of(settings.image_size))._replace(shift=0)
     view_size = settings.view_size or max(side for partition in sizes for side in views.largest_size(partition))
     seed = recipe.seed + PARTITION_SEED_STRIDE * int(name.partition(".")[2])
     return Group(settings, held_out, sizes, view_size, settings.source or recipe.data.train, seed)
 
 
-def describe_views(recipe: Recipe, teachers: Mapping[str, Teacher]) -> Iterator[tuple[str, str, str, str, str]]:
+def describe_views(recipe: Recipe, network: Network, teachers: Mapping[str, Teacher]) -> Iterator[tuple[str, str, str, str, str]]:
     """What models see: (partition, px of the crops that are read, px of the student, share of the steps, px of each teacher)."""
-    views = ViewMaker({name: teacher.size_for for name, teacher in teachers.items()})
+    views = ViewMaker(teachers, network.student.patch_size)
     for group in (group for stage in find_stages(recipe, views) for group in stage.groups):
         total = sum(size.weight for size in group.settings.sizes)
         for partition, size in zip(group.sizes, group.settings.sizes, strict=True):
-            seen = ", ".join(f"{name} {size_text(views.teacher_size(name, partition))}" for name in partition.teachers)
-            yield partition.name, str(group.view_size), size_text(partition.size), f"{size.weight / total:.0%}", seen
+            seen = ", ".join(f"{name} {views.teacher_frame(name, partition)}" for name in partition.teachers)
+            yield partition.name, str(group.view_size), str(views.student_frame(partition)), f"{size.weight / total:.0%}", seen
 
 
 class Feeds:
