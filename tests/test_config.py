@@ -8,9 +8,10 @@ import torch
 
 import amradio.recipe
 from amradio.config import to_yaml, validate
+from amradio.engine.folder import changed_keys
 from amradio.errors import UserError, nearest
 from amradio.network import NetworkConfig, head_name_problem
-from amradio.recipe import Recipe, changed_keys
+from amradio.recipe import Recipe
 from amradio.words import merge, read_words
 from amradio.yaml12 import parse_yaml
 from settings_tree import settings_below

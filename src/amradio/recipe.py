@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import pydantic
@@ -13,7 +13,7 @@ from .distillation.balance import AnyBalance, FixedSettings
 from .distillation.losses import LossSettings
 from .distillation.normalizers import NormalizeSettings
 from .engine.settings import EngineSettings, OptimizerSettings
-from .errors import UserError, changed, nearest, shown
+from .errors import UserError, nearest, shown
 from .features import KINDS, Kind
 from .heads import AnyHead, HeadSettings, MlpHeadSettings
 from .heads.names import head_name_problem
@@ -303,23 +303,3 @@ class Recipe(Settings):
     def weights(self) -> dict[str, float]:
         """The weight of each loss, by its name (`clip/summary`)."""
         return {f"{name}/{kind}": settings.weight(kind) for name, settings in self.teachers.items() for kind in KINDS}
-
-
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = ()) -> list[str]:
-    """`key: was A, is now B` for every leaf in which two dumped recipes differ, less the keys in `ignore`."""
-    a, b = leaves(old), leaves(new)
-    return [f"{key}: {change}" for key in a | b if key not in ignore and (change := changed(a, b, key))]
-
-
-def leaves(tree: Any, key: str = "") -> dict[str, Any]:
-    """{`a.b.0`: value} of everything in a tree of mappings and lists that is neither, and of those that are empty."""
-    if isinstance(tree, Mapping) and tree:
-        pairs = [(str(k), v) for k, v in tree.items()]
-    elif isinstance(tree, (list, tuple)) and tree:
-        pairs = [(str(k), v) for k, v in enumerate(tree)]
-    else:
-        return {key: tree}
-    flat: dict[str, Any] = {}
-    for k, v in pairs:
-        flat |= leaves(v, f"{key}.{k}" if key else k)
-    return flat

@@ -12,6 +12,7 @@ from ..distillation.task import Distillation, Objective
 from ..engine.distributed import Processes
 from ..engine.ema import Ema
 from ..engine.log import Clock, Log
+from ..engine.loop import is_due
 from ..engine.optimizer import build_optimizer
 from ..engine.parallel import Parallel, parallelize
 from ..errors import UserError
@@ -86,7 +87,7 @@ class Context:
 
     def is_due(self, step: int, period: int | None) -> bool:
         """Whether `step` is a multiple of the period or the run's end; never for None."""
-        return period is not None and (step % period == 0 or step == self.num_steps)
+        return is_due(step, period, self.num_steps)
 
 
 def _objective(recipe: Recipe, network: Network, processes: Processes) -> Objective:

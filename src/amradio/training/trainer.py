@@ -2,20 +2,19 @@
 
 import time
 from collections.abc import Generator, Sequence
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 
 from ..batch import Batch
-from ..console import duration
 from ..data import OpenData
 from ..distillation.metrics import headline
 from ..engine.distributed import Processes
 from ..engine.lock import Lock
 from ..engine.log import Log
+from ..engine.loop import Hook, Loop, Reporting
 from ..engine.monitor import Monitor
 from ..errors import UserError
-from ..interruption import StopAskedError
 from ..recipe import Recipe
 from ..run_folder import RunFolder
 from ..students.base import Student
@@ -28,36 +27,8 @@ from .optimization import Ahead, Optimization
 from .periodic_evaluation import PeriodicSuite, SuiteHook
 from .saving import Saving
 from .schedule import Stage
-from .setup import Context, Teachers, build_context
+from .setup import Teachers, build_context
 from .startup_log import introduce
-
-
-class Hook(Protocol):
-    """Something that is done between two steps. Once it has run at a step, it is no longer due there."""
-
-    def due(self, step: int, stopping: bool) -> bool:
-        """Whether it is to be run when `step` steps are done. stopping: the run ends here, at a user's or a scheduler's wish."""
-        ...
-
-    def run(self, step: int) -> None:
-        """Does it. May raise StopAskedError, with nothing changed, where a stop is asked for meanwhile."""
-        ...
-
-
-class Reporting:
-    """Logs the numbers of the steps since the last report, and checks that they are finite, before anything is saved."""
-
-    def __init__(self, context: Context, monitor: Monitor):
-        self.context, self.monitor = context, monitor
-
-    def due(self, step: int, stopping: bool) -> bool:
-        """Whether there is something to report, and `step` is one to report or to save at."""
-        engine, is_due = self.context.recipe.engine, self.context.is_due
-        return self.monitor.has_steps and (stopping or is_due(step, engine.log_every) or is_due(step, engine.checkpoint_every))
-
-    def run(self, step: int) -> None:
-        """One line; raises UserError where a number is not finite."""
-        self.monitor.flush(step)
 
 
 class Trainer:
@@ -93,8 +64,9 @@ class Trainer:
         self.calibration, self.held_out = Calibration(self.context), HeldOut(self.context)
         self.saving = Saving(self.context, (self.held_out, self.suite, self.monitor))
         evaluations = self.held_out, SuiteHook(self.context, self.suite, self.saving.folded_network)
-        self.hooks: Sequence[Hook] = (Reporting(self.context, self.monitor), *evaluations, self.saving, self.calibration)
-        self.stopping = False
+        reporting = Reporting(self.monitor, (recipe.engine.log_every, recipe.engine.checkpoint_every), self.context.num_steps)
+        self.hooks: Sequence[Hook] = (reporting, *evaluations, self.saving, self.calibration)
+        self.loop = Loop(processes, log, self.context.stop, self.context.num_steps, recipe.engine.log_every)
         self._stage: Stage | None = None
         self._steps: Generator[tuple[Sequence[Batch], Ahead | None]] | None = None
 
@@ -112,35 +84,18 @@ class Trainer:
     def run(self) -> int:
         """Trains from the last checkpoint, or from the start, to the end or until a signal asks to stop; returns the step reached."""
         context = self.context
-        first = step = self.resume()
+        first = self.resume()
         if context.recipe.engine.compile:
             self._compile()
         start = time.perf_counter()
         try:
-            with context.stop as stop, context.log.alive():
-                self._run_hooks(step)
-                while step < context.num_steps and not self.stopping:
-                    self._take_step(step)
-                    step += 1
-                    self._run_hooks(step)
-                is_pending = any(hook.due(step, False) for hook in self.hooks)
-                stop.was_followed = self.stopping and (step < context.num_steps or is_pending)
+            step = self.loop.run(first, self._take_step, self.hooks)
         finally:
             self._close_steps()
             context.log.close()
-        self._conclude(first, step, time.perf_counter() - start)
+        folder = context.folder
+        self.loop.conclude(first, step, time.perf_counter() - start, f"Model: {folder.model}. Next: amradio evaluate {folder.path}")
         return step
-
-    def _run_hooks(self, step: int) -> None:
-        """Runs the hooks that are due when `step` steps are done, the first of the list first, until none is due."""
-        context = self.context
-        if context.processes.world_size == 1 or context.is_due(step, context.recipe.engine.log_every):
-            self.stopping = self.stopping or context.processes.any(context.stop.asked)
-        while (hook := next((hook for hook in self.hooks if hook.due(step, self.stopping)), None)) is not None:
-            try:
-                hook.run(step)
-            except StopAskedError:
-                self.stopping = True
 
     def _take_step(self, step: int) -> None:
         """Step number `step`, from 0."""
@@ -168,17 +123,6 @@ class Trainer:
         task = self.context.task
         task.network.student.compile()
         task.teachers.update({name: cast(Teacher, torch.compile(teacher)) for name, teacher in task.teachers.items()})
-
-    def _conclude(self, first: int, step: int, seconds: float) -> None:
-        num_steps, log, folder = self.context.num_steps, self.context.log, self.context.folder
-        if self.context.stop.was_followed:
-            left = "" if step < num_steps else ", before the last evaluation"
-            log.say(f"Stopped ({self.context.stop.name}) at step {step} of {num_steps}{left}. Run the same command to resume.")
-            return
-        steps = f"{num_steps} steps" if not first else f"the last {num_steps - first} of {num_steps} steps"
-        took = f"{seconds:.0f} s" if seconds < 120 else duration(seconds)
-        done = f"Finished {steps} in {took}" if step > first else f"All {num_steps} steps were done"
-        log.say(f"{done}. Model: {folder.model}. Next: amradio evaluate {folder.path}")
 
     def resume(self) -> int:
         """Fills everything from the last checkpoint and completes the run folder; returns its step, 0 where there is none."""
