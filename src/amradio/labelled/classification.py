@@ -210,16 +210,15 @@ class SceneSet(LabelledSet, CaptionedSet):
 
     def read(self, index: int) -> np.ndarray:
         """uint8 [H, W, 3]."""
-        return self.scene(index).image
+        return self.scenes.image(self.kept[index])
 
     def identity(self) -> Iterator[str]:
         """Number, world and size; the scenes follow from these."""
         yield f"{self.describe()} of {len(self.scenes)}"
 
     def _words(self, index: int) -> tuple[int, tuple[str, ...]]:
-        if index not in self._known:  # drawn at the least size: labels and captions do not depend on it
-            scene = Scenes(self.scenes.length, self.scenes.seed, 16).scene(self.kept[index])
-            self._known[index] = scene.label, scene.captions
+        if index not in self._known:
+            self._known[index] = self.scenes.label_and_captions(self.kept[index])
         return self._known[index]
 
     @property
