@@ -139,18 +139,19 @@ class Folder:
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = ()) -> list[str]:
     """`key: was A, is now B` for every leaf in which two dumped recipes differ, less the keys in `ignore`."""
-    a, b = _leaves(old), _leaves(new)
+    a, b = leaves(old), leaves(new)
     return [f"{key}: {change}" for key in a | b if key not in ignore and (change := changed(a, b, key))]
 
 
-def _leaves(tree: Any, key: str = "") -> dict[str, Any]:
+def leaves(tree: Any, key: str = "") -> dict[str, Any]:
+    """{`a.b.0`: value} of everything in a tree of mappings and lists that is neither, and of those that are empty."""
     if isinstance(tree, Mapping) and tree:
         pairs = [(str(k), v) for k, v in tree.items()]
     elif isinstance(tree, (list, tuple)) and tree:
         pairs = [(str(k), v) for k, v in enumerate(tree)]
     else:
         return {key: tree}
-    leaves: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for k, v in pairs:
-        leaves |= _leaves(v, f"{key}.{k}" if key else k)
-    return leaves
+        flat |= leaves(v, f"{key}.{k}" if key else k)
+    return flat

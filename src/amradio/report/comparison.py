@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from ..distillation.metrics import HEADLINE
-from ..recipe import leaves
+from ..engine.folder import leaves
 from .runs import Run
 
 NOT_SET = "not set"
