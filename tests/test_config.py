@@ -8,8 +8,12 @@ import torch
 
 import amradio.recipe
 from amradio.config import to_yaml, validate
+from amradio.data import DataSettings
+from amradio.embedding import EmbedSettings
 from amradio.engine.folder import changed_keys
+from amradio.engine.settings import EngineSettings
 from amradio.errors import UserError, nearest
+from amradio.evaluation.suite import Suite
 from amradio.network import NetworkConfig, head_name_problem
 from amradio.recipe import Recipe
 from amradio.words import merge, read_words
@@ -414,6 +418,14 @@ def test_the_walk_over_settings_finds_the_members_of_unions():
     assert {"ClipSettings", "SamSettings", "VitSettings", "MatchSettings", "FolderSettings", "MlpHeadSettings", "EngineSettings"} <= {
         cls.__name__ for cls in ALL
     }
+
+
+@pytest.mark.parametrize(("name", "owners"), [("device", 3), ("precision", 3), ("num_workers", 3)])
+def test_keys_that_several_commands_have_are_declared_once(name, owners):
+    settings = (DataSettings, EmbedSettings, EngineSettings, Suite)
+    fields = [cls.model_fields[name] for cls in settings if name in cls.model_fields]
+    assert len(fields) == owners
+    assert len({(field.description, str(field.annotation)) for field in fields}) == 1
 
 
 SELF_EXPLAINING = {"type", "name"}

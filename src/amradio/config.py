@@ -79,8 +79,23 @@ Depth = Annotated[int, pydantic.Field(ge=1, le=256)]
 """Layers, or blocks (ViT-22B: 48)."""
 Heads = Annotated[int, pydantic.Field(ge=1, le=1000)]
 """Heads of an attention layer."""
-Workers = Annotated[int, pydantic.Field(ge=0, le=1024)]
-"""Processes, or threads: more than any machine has cores."""
+Threads = Annotated[int, pydantic.Field(ge=1, le=1024)]
+"""More than any machine has cores."""
+ReadingProcesses = Annotated[
+    Annotated[int, pydantic.Field(ge=0, le=1024)] | None,
+    pydantic.Field(description="Processes that read images, for each process of a run; 0: none, null: one for each core but one."),
+]
+"""The key `num_workers`, with its description."""
+Device = Annotated[str, pydantic.Field(description="auto (a GPU where there is one), cpu, cuda, cuda:1, ...")]
+"""The key `device`, with its description; `devices.find_device` reads it."""
+Autocast = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    pydantic.Field(
+        description="Autocast precision; auto is bfloat16 where the device computes it in hardware (GPUs since Ampere, CPUs with AMX or "
+        "AVX512-BF16)."
+    ),
+]
+"""The key `precision` of what computes, with its description; `devices.autocast_dtype` reads it."""
 Rate = Annotated[float, pydantic.Field(ge=0, le=1000)]
 """A learning rate that may be 0."""
 LearningRate = Annotated[float, pydantic.Field(gt=0, le=1000)]

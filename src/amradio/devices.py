@@ -10,10 +10,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 """Types of floating-point numbers by their names in settings."""
 
 
-def find_device(name: str, key: str = "engine.device") -> torch.device:
+def find_device(name: str, key: str) -> torch.device:
     """`auto`, `cpu`, `cuda`, `cuda:N`, `mps` -> a device of this machine; raises UserError where there is no such.
 
-    key: where the name was given, for messages. Under `torchrun`, `cuda` is the GPU of this process's number on its machine.
+    key: the setting that has the name, for messages. Under `torchrun`, `cuda` is the GPU of this process's number on its machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

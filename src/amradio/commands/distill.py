@@ -56,7 +56,7 @@ def distill(
     custom_teachers = dict(teachers or {})
     if recipe.engine.threads:
         torch.set_num_threads(min(recipe.engine.threads, os.cpu_count() or 1))
-    with outlive_console(), failures_of_peers(), closing(Processes(find_device(recipe.engine.device))) as processes:
+    with outlive_console(), failures_of_peers(), closing(Processes(find_device(recipe.engine.device, "engine.device"))) as processes:
         return _distill(recipe, custom_teachers, processes, student, within)
 
 
@@ -112,7 +112,7 @@ def _load(
 
 def dry_run(recipe: Recipe) -> None:
     """Prints the resolved recipe, the teachers, the student and the data found; trains nothing and writes nothing."""
-    device, data = find_device(recipe.engine.device), OpenData(recipe.data)
+    device, data = find_device(recipe.engine.device, "engine.device"), OpenData(recipe.data)
     folder = RunFolder(recipe.out)
     loaded, problems = _load(recipe, data, {}, folder, note)
     if problems:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import pydantic
 
-from ..config import AsTuple, Factor, Settings, Share, Workers, one_of
+from ..config import AsTuple, Factor, ReadingProcesses, Settings, Share, one_of
 from ..lazy import lazily
 from .holdout import HoldOut
 from .mixture import MixtureSettings
@@ -51,8 +51,7 @@ class DataSettings(Settings):
     """Width to height of the part that becomes a (square) view, drawn log-uniformly between the two."""
     flip: Share = 0.5
     """How often a view is mirrored left to right."""
-    num_workers: Workers | None = None
-    """Loading processes for each process of the run; null: the cores that are there, less one; 0: none."""
+    num_workers: ReadingProcesses = None
 
     @pydantic.model_validator(mode="after")
     def _in_range(self) -> Self:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from ..config import AsTuple, Pixels, Positive, Settings, Workers
+from ..config import AsTuple, Autocast, Device, Pixels, Positive, ReadingProcesses, Settings
 
 ImageSize = Pixels | Literal["trained", "own"]
 
@@ -23,9 +23,6 @@ class EmbedSettings(Settings):
     """Images in a batch; all have one legal size."""
     dtype: Literal["float16", "float32"] = "float16"
     """Type of the numbers in the file."""
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Precision of the computation; auto takes bfloat16 where the device computes it."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    num_workers: Workers | None = None
-    """Processes that read images, 0 for none; without a number as many as there are cores, less one."""
+    precision: Autocast = "float32"
+    device: Device = "auto"
+    num_workers: ReadingProcesses = None

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 import pydantic
 
-from ..config import AsTuple, Decay, Factor, Momentum, Natural, Positive, Rate, Settings
+from ..config import AsTuple, Autocast, Decay, Device, Factor, Momentum, Natural, Positive, Rate, Settings, Threads
 
 
 class RateSettings(Settings):
@@ -54,17 +54,15 @@ class OptimizerSettings(Settings):
 class EngineSettings(Settings):
     """How a run is carried out. Nothing here changes what is learnt but `precision`, `compile`, `accumulate` and `ema`."""
 
-    device: str = "auto"
-    """auto (a GPU where there is one), cpu, cuda, cuda:1, ..."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Autocast precision; auto is bfloat16 where the device computes it in hardware (GPUs since Ampere, CPUs with AMX or AVX512-BF16)."""
+    device: Device = "auto"
+    precision: Autocast = "auto"
     compile: bool = False
     """torch.compile for student and teachers: slower to start, faster on a GPU."""
     accumulate: Positive = 1
     """Pieces into which a step's batch is cut to save memory; the gradients are added up."""
     ema: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights, which is then what is evaluated and handed over (C-RADIOv4: 0.9996)."""
-    threads: Annotated[int, pydantic.Field(ge=1, le=1024)] | None = None
+    threads: Threads | None = None
     """CPU threads a process, at most one for each core; null leaves torch's choice."""
     prepare_ahead: bool = False
     """Teachers look at the next step's images in a thread of their own while the student learns, each with half of the CPU threads. For

@@ -124,7 +124,7 @@ class Bench:
         *,
         image_size: int | None = None,
         autocast: torch.dtype | None = None,
-        num_workers: int = 0,
+        num_workers: int | None = 0,
         progress: Progress = silent,
         agreement: AgreementProtocol = UNCALIBRATED,
     ):
@@ -135,7 +135,7 @@ class Bench:
             teachers: by the names of their heads, on the same device as the model.
             image_size: px of the views where an evaluation names none; None for the protocol's, else the size that the student prefers.
             autocast: precision of all models, None for that of their weights.
-            num_workers: processes that read images; 0 reads in this one.
+            num_workers: processes that read images; 0 reads in this one, None takes one for each core but one.
             progress: shows how far a loop is.
             agreement: how the run that made the model compares heads with teachers.
         """

@@ -46,7 +46,7 @@ class Broken:
         )
 
 
-def readable(images: ImageSet, broken: Broken, num_workers: int = 0) -> Iterator[tuple[int, Tensor]]:
+def readable(images: ImageSet, broken: Broken, num_workers: int | None = 0) -> Iterator[tuple[int, Tensor]]:
     """(index, uint8 [3, H, W]) of every readable image in order, the same on any number of workers.
 
     Args:

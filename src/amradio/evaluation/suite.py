@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import pydantic
 import torch
 
-from ..config import Pixels, Settings, Workers, defaults, validate
+from ..config import Autocast, Device, Pixels, ReadingProcesses, Settings, defaults, validate
 from ..devices import autocast_dtype, find_device
 from ..distillation.metrics import UNCALIBRATED, AgreementProtocol
 from ..errors import UserError
@@ -30,12 +30,9 @@ class Suite(Settings):
     """Teachers beside those of the run folder, by the name of their head; needed where PATH is a model folder."""
     image_size: Pixels | None = None
     """px of the views where an evaluation names none; null for the protocol's own size where it has one, else the student's."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Autocast of all models; auto takes bfloat16 where the device computes it."""
-    num_workers: Workers = 0
-    """Processes that read images."""
+    device: Device = "auto"
+    precision: Autocast = "float32"
+    num_workers: ReadingProcesses = 0
 
     @classmethod
     def load(cls, *words: str) -> Self:

@@ -36,7 +36,7 @@ def load_teachers(recipe: Recipe, custom_teachers: Teachers, say: Callable[[str]
     say: gets the name of each teacher before it is loaded.
     Raises UserError with what all of them lack.
     """
-    teachers, problems, autocast = {}, [], autocast_dtype(recipe.engine.precision, find_device(recipe.engine.device))
+    teachers, problems, autocast = {}, [], autocast_dtype(recipe.engine.precision, find_device(recipe.engine.device, "engine.device"))
     for number, (name, settings) in enumerate(recipe.teachers.items()):
         say(f"loading teacher {number + 1} of {len(recipe.teachers)}: {name}")
         try:
