@@ -280,7 +280,6 @@ def test_layer_scale_of_published_names_counts_though_transformers_passes_it_ove
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_swiglu_ffn": True}, "use_swiglu_ffn: its MLPs are SwiGLU"),
         ({"hidden_act": "gelu_new"}, "hidden_act: found gelu_new"),
         ({"layer_norm_eps": 1e-5}, "layer_norm_eps: found 1e-05"),
         ({"num_channels": 4}, "num_channels: found 4"),

@@ -18,6 +18,7 @@ from amradio.heads import (
     LadderHeadSettings,
     LinearHeadSettings,
     MlpHeadSettings,
+    MlpV1HeadSettings,
     StudentShape,
     TransformerHead,
     TransformerHeadSettings,
@@ -31,6 +32,7 @@ TINY = {
     "linear": {},
     "transformer": {"num_heads": 4, "depth": 2},
     "ladder": {"hidden_dim": 6},
+    "mlp_v1": {"hidden_dim": 16, "num_inner": 1},
 }
 IN, OUT = 24, 10
 SHAPE = StudentShape(other_dim=16, num_blocks=3)
@@ -281,6 +283,7 @@ CHANGES: dict[type[HeadSettings], dict[str, object]] = {
     LinearHeadSettings: {},
     TransformerHeadSettings: {"depth": 2, "num_heads": 3},
     LadderHeadSettings: {"hidden_dim": 5, "last_hidden_dim": 7},
+    MlpV1HeadSettings: {"hidden_dim": 7, "num_inner": 2},
 }
 
 

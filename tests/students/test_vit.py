@@ -185,6 +185,8 @@ CHANGES: dict[str, object] = {
     "depth": 1,
     "num_heads": 2,
     "mlp_dim": 100,
+    "mlp": "swiglu",
+    "final_norm": True,
     "num_registers": 6,
     "max_image_size": 128,
     "layer_scale": 0.5,

@@ -14,7 +14,7 @@ from amradio.data.scenes import CLASS_NAMES, draw_scene
 
 FOLDER = Path(amradio.__file__).parent / "teachers" / "embedded"
 CLASSES = {"clip": CLIPModel, "dino": Dinov2WithRegistersModel, "sam": SamModel}
-KNOWN, ASKED = 2000, 400
+KNOWN, ASKED = 1000, 400
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from ..libraries import first_line, no_remote_code, refuse_code
 from ..network import Network, NetworkConfig
 from ..students.vit import Vit, VitShape
 from ..students.vit_pretrained import TABLE
-from ..students.vit_settings import VitSettings
+from ..students.vit_settings import VitSettings, swiglu_dim
 from ..tensors import read_tensors, write_tensors
 from .base import ExportSettings, Format, LoadedModel, peek
 from .building import filled
@@ -32,17 +32,19 @@ NAMES = (
     ("embeddings.cls_register_token", "patch_generator.cls_token.token"),
     ("encoder.layer.", "blocks."),
     (".attention.o_proj.", ".attn.proj."),
+    (".mlp.down_proj.", ".mlp.w3."),
     (".layer_scale1.lambda1", ".ls1.gamma"),
     (".layer_scale2.lambda1", ".ls2.gamma"),
 )
 """`RadioModel`'s names and the published ones, which are ours."""
 NATIVE = (
     r"embeddings\.(patch_projection\.weight|position_embedding|cls_register_token)"
-    r"|encoder\.layer\.\d+\.((norm[12]|attention\.o_proj|mlp\.fc[12])\.(weight|bias)|layer_scale[12]\.lambda1)"
+    r"|encoder\.layer\.\d+\.((norm[12]|attention\.o_proj|mlp\.(fc[12]|(gate|up|down)_proj))\.(weight|bias)|layer_scale[12]\.lambda1)"
 )
 DEAD = ("reg_token", "patch_generator.video_embedder.weight", "embeddings.video_patch_projection.weight")
 """Names that do nothing to an image: timm's unused registers, and the patches of video models."""
-PARTS = ("q_proj", "k_proj", "v_proj")
+FUSED = {"attn.qkv": ("attention", ("q_proj", "k_proj", "v_proj")), "mlp.w12": ("mlp", ("gate_proj", "up_proj"))}
+"""Layer of ours -> where its parts are in a `RadioModel`, and their names in order."""
 MOST_PIXELS = 65_536
 """As of `config.Pixels`."""
 DEFAULT_SIZE = 224
@@ -99,6 +101,8 @@ class Transformers(Format):
             )
         if config.rotates:
             reasons.append("RadioModel has no place for the rotation of the map; 'torchhub' and 'hf' have")
+        if student.mlp == "swiglu" and student.shape().mlp_dim % 8:
+            reasons.append("RadioModel takes SwiGLU with a multiple of 8 hidden channels alone; set student.mlp_dim so")
         unknown = [name for name in network.student.state_dict() if not _native_names(name)]
         if unknown:
             reasons.append(f"RadioModel has no place for {', '.join(unknown[:5])}")
@@ -122,7 +126,8 @@ class Transformers(Format):
             hidden_size=shape.dim,
             num_hidden_layers=shape.depth,
             num_attention_heads=shape.num_heads,
-            mlp_ratio=mlp_ratio(shape),
+            mlp_ratio=1.5 * shape.mlp_dim / shape.dim if chosen.mlp == "swiglu" else mlp_ratio(shape),
+            use_swiglu_ffn=chosen.mlp == "swiglu",
             patch_size=chosen.patch_size,
             image_size=image_size,
             max_img_size=side * chosen.patch_size,
@@ -198,7 +203,6 @@ def _read_config(folder: Path) -> Any:
     except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
         raise UserError(f"{file}: not the config of a RadioModel ({first_line(error)}); copy it again") from None
     refused = {
-        "use_swiglu_ffn": (config.use_swiglu_ffn, "its MLPs are SwiGLU, and the ViT here has GELU; such a model cannot be read"),
         "hidden_act": (config.hidden_act != "gelu", f"found {config.hidden_act}, and the ViT here has gelu"),
         "layer_norm_eps": (config.layer_norm_eps != 1e-6, f"found {config.layer_norm_eps}, and the ViT here has 1e-6"),
         "num_channels": (config.num_channels != 3, f"found {config.num_channels}, and the ViT here takes RGB"),
@@ -215,8 +219,10 @@ def _without_start(name: str) -> str:
 
 def _layout(radio: Any, layer_scale: bool, align_corners: bool) -> VitLayout:
     mlp_dim = int(radio.hidden_size * radio.mlp_ratio)
+    mlp = "swiglu" if radio.use_swiglu_ffn else "gelu"
+    mlp_dim = swiglu_dim(mlp_dim) if radio.use_swiglu_ffn else mlp_dim
     shape = VitShape(radio.hidden_size, radio.num_hidden_layers, radio.num_attention_heads, mlp_dim)
-    return VitLayout(shape, radio.patch_size, radio.max_img_size // radio.patch_size, radio.num_registers, layer_scale, align_corners)
+    return VitLayout(shape, radio.patch_size, radio.max_img_size // radio.patch_size, radio.num_registers, layer_scale, align_corners, mlp)
 
 
 def _with_zero_bias(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -233,25 +239,28 @@ def _published_names(tensors: Mapping[str, Tensor], where: str) -> dict[str, Ten
         name = re.sub(r"^radio_model\.(model\.)?", "", key).replace(".grandma", ".gamma")
         for theirs, ours in NAMES:
             name = name.replace(theirs, ours)
-        part = re.fullmatch(r"(blocks\.\d+)\.attention\.([qkv]_proj)\.(weight|bias)", name)
+        part = re.fullmatch(r"(blocks\.\d+)\.(attention|mlp)\.([qkv]_proj|gate_proj|up_proj)\.(weight|bias)", name)
         if part:
-            parts.setdefault(f"{part[1]}.attn.qkv.{part[3]}", {})[part[2]] = tensor
+            parts.setdefault(f"{part[1]}.{'attn.qkv' if part[2] == 'attention' else 'mlp.w12'}.{part[4]}", {})[part[3]] = tensor
         else:
             published[name] = tensor
     for name, those in parts.items():
-        if set(those) != set(PARTS) or len({tensor.shape for tensor in those.values()}) > 1:
+        _, wanted = FUSED[name.split(".", 2)[2].rpartition(".")[0]]
+        if set(those) != set(wanted) or len({tensor.shape for tensor in those.values()}) > 1:
             shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(those.items()))
-            raise UserError(f"{where}: {name}: expected q_proj, k_proj and v_proj of one shape, found {shapes}; the file is damaged")
-        published[name] = torch.cat([those[part] for part in PARTS])
+            listed = f"{', '.join(wanted[:-1])} and {wanted[-1]}"
+            raise UserError(f"{where}: {name}: expected {listed} of one shape, found {shapes}; the file is damaged")
+        published[name] = torch.cat([those[part] for part in wanted])
     return published
 
 
 def _native_names(name: str) -> tuple[str, ...]:
-    """The names in a RadioModel of a weight of our ViT: three for q, k and v; none where it has no place."""
+    """The names in a RadioModel of a weight of our ViT: several for a fused layer; none where it has no place."""
     for theirs, ours in NAMES:
         name = name.replace(ours, theirs)
-    if ".attn.qkv." in name:
-        return tuple(name.replace(".attn.qkv.", f".attention.{part}.") for part in PARTS)
+    for ours, (parent, parts) in FUSED.items():
+        if f".{ours}." in name:
+            return tuple(name.replace(f".{ours}.", f".{parent}.{part}.") for part in parts)
     return (name,) if re.fullmatch(NATIVE, name) else ()
 
 

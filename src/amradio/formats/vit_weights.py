@@ -8,14 +8,13 @@ from torch import Tensor
 
 from ..config import validate
 from ..students.base import CLIP_MEAN, CLIP_STD
-from ..students.vit import VitShape
 from ..students.vit_pretrained import EMBEDDER, TABLE
-from ..students.vit_settings import SIZES, VitSettings
+from ..students.vit_settings import MlpKind, VitSettings, VitShape, known_size
 
 LAYER_SCALE = 1e-5
 """What C-RADIOv3-B and -L began with; of a model that is read only its presence matters."""
 SCALED = {"ls1.gamma": "attn.proj", "ls2.gamma": "mlp.fc2"}
-"""The layer whose output each scale multiplies."""
+"""The layer whose output each scale multiplies; of SwiGLU the second is `mlp.w3`."""
 
 
 class VitLayout(NamedTuple):
@@ -28,16 +27,18 @@ class VitLayout(NamedTuple):
     num_registers: int
     layer_scale: bool
     align_corners: bool
+    mlp: MlpKind = "gelu"
 
     def settings(self, where: str) -> VitSettings:
         """The student's settings: the name of a known size, or the numbers. Raises UserError, after `where`, where they do not fit."""
-        size = next((name for name, shape in SIZES.items() if shape == self.shape), None)
+        size = known_size(self.shape, self.mlp)
         named = {"size": size} if size else {**self.shape._asdict(), "size": "small"}
         return validate(
             VitSettings,
             {
                 "type": "vit",
                 **named,
+                "mlp": self.mlp,
                 "patch_size": self.patch_size,
                 "max_image_size": self.table_side * self.patch_size,
                 "num_registers": self.num_registers,
@@ -60,8 +61,10 @@ def fold_scales(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name in weights.keys() - folded.keys():
         start, scale = name[: -len("ls1.gamma")], name[-len("ls1.gamma") :]
         gamma = weights[name].double()
+        scaled = f"{start}{SCALED[scale]}"
+        scaled = scaled if f"{scaled}.weight" in weights else f"{start}mlp.w3"
         for kind, factor in (("weight", gamma[:, None]), ("bias", gamma)):
-            layer = f"{start}{SCALED[scale]}.{kind}"
+            layer = f"{scaled}.{kind}"
             folded[layer] = (weights[layer].double() * factor).to(weights[layer].dtype)
     return folded
 

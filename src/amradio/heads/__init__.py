@@ -11,12 +11,13 @@ from .settings import (
     LadderHeadSettings,
     LinearHeadSettings,
     MlpHeadSettings,
+    MlpV1HeadSettings,
     StudentShape,
     TransformerHeadSettings,
 )
 
 if TYPE_CHECKING:
-    from .layers import AttentionHead, Head, LadderHead, LinearHead, MlpHead, TransformerHead, final_linear
+    from .layers import AttentionHead, Head, LadderHead, LinearHead, MlpHead, MlpV1Head, TransformerHead, final_linear
 
 __all__ = [
     "HEADS",
@@ -31,11 +32,13 @@ __all__ = [
     "LinearHeadSettings",
     "MlpHead",
     "MlpHeadSettings",
+    "MlpV1Head",
+    "MlpV1HeadSettings",
     "StudentShape",
     "TransformerHead",
     "TransformerHeadSettings",
     "final_linear",
 ]
 
-_LAYERS = ("AttentionHead", "Head", "LadderHead", "LinearHead", "MlpHead", "TransformerHead", "final_linear")
+_LAYERS = ("AttentionHead", "Head", "LadderHead", "LinearHead", "MlpHead", "MlpV1Head", "TransformerHead", "final_linear")
 __getattr__ = lazily(__name__, dict.fromkeys(_LAYERS, "layers"))

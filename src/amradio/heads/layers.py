@@ -35,6 +35,26 @@ class MlpHead(nn.Module):
         return output if self.upsample_factor == 1 else _pixel_shuffle(output, self.upsample_factor)
 
 
+class MlpV1Head(nn.Module):
+    """[..., in_dim] -> [..., out_dim]: Linear, LN, ReLU, as often as there are hidden layers, then Linear; LayerNorm eps 1e-5.
+
+    Parameter names and order are those of the published checkpoints (`mlp_version` v1). The last bias begins at zero.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_inner: int = 0):
+        super().__init__()
+        self.fc1 = nn.Linear(in_dim, hidden_dim)
+        self.norm = nn.LayerNorm(hidden_dim)
+        inner = [(nn.Linear(hidden_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.ReLU()) for _ in range(num_inner)]
+        self.inner = nn.Sequential(*(layer for group in inner for layer in group))
+        self.fc2 = nn.Linear(hidden_dim, out_dim)
+        nn.init.zeros_(self.fc2.bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Features [..., in_dim] -> [..., out_dim], cell by cell."""
+        return self.fc2(self.inner(nn.functional.relu(self.norm(self.fc1(inputs)))))
+
+
 class AttentionHead(nn.Module):
     """[B, H, W, in_dim] -> [B, H, W, out_dim]: pre-norm blocks over all cells, then an `MlpHead`.
 
@@ -177,6 +197,8 @@ def final_linear(module: nn.Module) -> nn.Linear:
     """The last linear layer of a built-in head, or of any module whose `final` is one or ends in one."""
     if isinstance(module, AttentionHead):
         module = module.mlp
+    if isinstance(module, MlpV1Head):
+        return module.fc2
     final = module.final
     if isinstance(final, nn.Sequential):
         final = final[-1]

@@ -13,7 +13,7 @@ from ..features import KINDS, Kind
 if TYPE_CHECKING:
     from torch import nn
 
-    from .layers import AttentionHead, LadderHead, LinearHead, MlpHead, TransformerHead
+    from .layers import AttentionHead, LadderHead, LinearHead, MlpHead, MlpV1Head, TransformerHead
 
 
 class StudentShape(NamedTuple):
@@ -63,6 +63,23 @@ class MlpHeadSettings(HeadSettings):
         from .layers import MlpHead
 
         return MlpHead(in_dim, self.hidden_dim or max(in_dim, out_dim), out_dim, self.num_inner, self.upsample_factor)
+
+
+class MlpV1HeadSettings(HeadSettings):
+    """RADIOv1's published head (MLP v1): ReLU in place of GELU, norms before it, no residual layers."""
+
+    type: Literal["mlp_v1"] = "mlp_v1"
+    hidden_dim: Width | None = None
+    """Hidden channels; null takes the larger of the student's and this teacher's."""
+    num_inner: Annotated[int, pydantic.Field(ge=0, le=1000)] = 0
+    """Hidden layers beside the first."""
+
+    def build(self, in_dim: int, out_dim: int, student: StudentShape = UNKNOWN) -> MlpV1Head:
+        """An MLP [..., in_dim] -> [..., out_dim], cell by cell."""
+        del student
+        from .layers import MlpV1Head
+
+        return MlpV1Head(in_dim, self.hidden_dim or max(in_dim, out_dim), out_dim, self.num_inner)
 
 
 class AttentionHeadSettings(HeadSettings):
@@ -159,6 +176,7 @@ HEADS: tuple[type[HeadSettings], ...] = (
     LinearHeadSettings,
     TransformerHeadSettings,
     LadderHeadSettings,
+    MlpV1HeadSettings,
 )
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import UserError
 from ..features import Features
 from .base import NUM_DRAWS, Aggregation, Student, block_numbers
+from .mlps import change_mlp
 from .packing import Packing
 from .patch_generator import PatchGenerator, PositionRule
 from .vit_pretrained import TOKENS, start_from
-from .vit_settings import VitSettings, VitShape
+from .vit_settings import MlpKind, VitSettings, VitShape
 from .windows import Parted, Windows, global_blocks
 
 
@@ -24,16 +25,16 @@ def build(settings: VitSettings, num_summaries: int) -> "Vit":
     rule = PositionRule(settings.align_corners, settings.position_dropout, settings.viewport_scale if settings.viewport else None)
     num_prefix = num_summaries + settings.num_registers
     patch_generator = PatchGenerator(shape.dim, settings.patch_size, settings.table_side(), num_prefix, rule)
-    blocks = [make_block(shape, settings.layer_scale) for _ in range(shape.depth)]
-    vit = Vit(patch_generator, blocks, num_summaries, settings.gradient_checkpointing)
+    blocks = [make_block(shape, settings.layer_scale, settings.mlp) for _ in range(shape.depth)]
+    vit = Vit(patch_generator, blocks, num_summaries, settings.gradient_checkpointing, settings.final_norm)
     if settings.start_from is not None:
         vit.started_from = start_from(vit, settings.start_from)
     return vit
 
 
-def make_block(shape: VitShape, layer_scale: float | None) -> Block:
+def make_block(shape: VitShape, layer_scale: float | None, mlp: MlpKind = "gelu") -> Block:
     """A pre-norm block: qkv bias, erf GELU, LayerNorm eps 1e-6, scaled dot product attention, LayerScale from `layer_scale` or none."""
-    return Block(
+    block = Block(
         shape.dim,
         shape.num_heads,
         mlp_ratio=(shape.mlp_dim + 0.5) / shape.dim,  # the half keeps int() of the product from falling one short
@@ -41,21 +42,31 @@ def make_block(shape: VitShape, layer_scale: float | None) -> Block:
         init_values=layer_scale,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),  # pyright: ignore[reportArgumentType]
     )
+    change_mlp(block, mlp, shape.dim, shape.mlp_dim)
+    return block
 
 
 class Vit(Student):
     """A ViT whose parameters are named as in the published RADIO checkpoints (AM-RADIO; RADIOv2.5).
 
-    Token order: summaries, registers, patches. There is no final norm: the heads see the last block's output.
+    Token order: summaries, registers, patches. Without `final_norm` the heads see the last block's output as it is.
     """
 
-    def __init__(self, patch_generator: PatchGenerator, blocks: Sequence[Block], num_summaries: int, gradient_checkpointing: bool = False):
-        """patch_generator: holds at least `num_summaries` prefix tokens; the others are registers."""
+    def __init__(
+        self,
+        patch_generator: PatchGenerator,
+        blocks: Sequence[Block],
+        num_summaries: int,
+        gradient_checkpointing: bool = False,
+        final_norm: bool = False,
+    ):
+        """patch_generator: holds at least `num_summaries` prefix tokens; the others are registers. final_norm: LayerNorm eps 1e-6."""
         super().__init__()
         num_prefix, dim = patch_generator.cls_token.token.shape
         assert num_summaries <= num_prefix
         self.patch_generator = patch_generator
         self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(dim, eps=1e-6) if final_norm else nn.Identity()
         self.patch_size = patch_generator.patch_size
         self.num_summaries = num_summaries
         self.summary_rows = {TOKENS: 1}
@@ -119,7 +130,7 @@ class Vit(Student):
         state = self._enter(tokens, grid)
         for number in range(len(self.blocks)):
             state = self._step(number, state)
-        return self._features(self._leave(state, grid), grid)
+        return self._features(self.norm(self._leave(state, grid)), grid)
 
     @property
     def num_blocks(self) -> int:
@@ -127,14 +138,17 @@ class Vit(Student):
         return len(self.blocks)
 
     def forward_blocks(self, images: Tensor, draws: Tensor | None = None) -> tuple[Features, list[Features]]:
-        """What `forward` returns, and features of the same shapes after every block; windowed blocks do not change summaries."""
+        """What `forward` returns, and features of the same shapes after every block, without the final norm.
+
+        Windowed blocks do not change summaries.
+        """
         tokens, grid = self._tokens(images, draws)
         state = self._enter(tokens, grid)
         features = []
         for number in range(len(self.blocks)):
             state = self._step(number, state)
             features.append(self._features(self._leave(state, grid), grid))
-        return features[-1], features
+        return self._features(self.norm(self._leave(state, grid)), grid), features
 
     def intermediates(
         self, images: Tensor, indices: int | Sequence[int] | None = None, aggregation: Aggregation = "sparse", prefix: bool = False
@@ -142,7 +156,8 @@ class Vit(Student):
         """Features after each of `indices`, in that order: summary [B, n * dim], spatial [B, H/p, W/p, dim]; later blocks are not run.
 
         indices: from 0, negative ones from the end; a number n for the last n, None for all. aggregation: dense takes means over the blocks
-        since the index before. prefix: adds the tokens [B, num_prefix, dim] before the patches, which windowed blocks leave unchanged.
+        since the index before. prefix: adds the tokens [B, num_prefix, dim] before the patches, which windowed blocks leave unchanged. No
+        final norm is applied.
         """
         wanted = block_numbers(indices, len(self.blocks))
         tokens, grid = self._tokens(images, None)
@@ -175,7 +190,7 @@ class Vit(Student):
         packed = packing.pack([tokens for tokens, _ in entered])
         for block in self.blocks:
             packed = packing.run(block, packed)  # pyright: ignore[reportArgumentType]
-        return [self._features(tokens, grid) for tokens, (_, grid) in zip(packing.unpack(packed), entered, strict=True)]
+        return [self._features(self.norm(tokens), grid) for tokens, (_, grid) in zip(packing.unpack(packed), entered, strict=True)]
 
     def _tokens(self, images: Tensor, draws: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
         images = self.condition(images)

@@ -53,8 +53,11 @@ def start_from(student: nn.Module, source: str) -> StartReport:
     Raises UserError where nothing is there, nothing fits, or the weights cannot be fetched.
     """
     origin = _read(source)
-    weights = _from_timm(origin) if "patch_embed.proj.weight" in origin.tensors else _from_radio(origin)
     parameters = dict(student.named_parameters())
+    if "patch_embed.proj.weight" in origin.tensors:
+        weights = _from_timm(origin, "blocks.0.mlp.w12.weight" in parameters)
+    else:
+        weights = _from_radio(origin)
     num_summaries = int(student.num_summaries)  # pyright: ignore[reportArgumentType]
     fitted = _fit(weights, parameters, num_summaries)
     taken = {name for name, tensor in fitted.items() if name in parameters and tensor.shape == parameters[name].shape}
@@ -131,10 +134,15 @@ def _from_radio(origin: Source) -> Weights:
     return Weights(renamed, stated if isinstance(stated, int) else num_prefix, others)
 
 
-def _from_timm(origin: Source) -> Weights:
-    """timm's `VisionTransformer`: a convolution with bias, positions that may cover the prefix, a final norm (unused)."""
+def _from_timm(origin: Source, swiglu: bool) -> Weights:
+    """timm's `VisionTransformer`: a convolution with bias, positions that may cover the prefix, a final norm.
+
+    swiglu: whether the MLPs are; timm calls their layers as those of other MLPs.
+    """
     tensors = origin.tensors
-    ours = {name: t for name, t in tensors.items() if name.startswith("blocks.")}
+    if swiglu:
+        tensors = {name.replace(".mlp.fc1.", ".mlp.w12.").replace(".mlp.fc2.", ".mlp.w3."): tensor for name, tensor in tensors.items()}
+    ours = {name: t for name, t in tensors.items() if name.startswith(("blocks.", "norm."))}
     weight = tensors["patch_embed.proj.weight"].double()
     # (x - m') / s' of timm in terms of (x - m) / s of the student
     mean, std = (torch.tensor(values, dtype=torch.double) for values in (CLIP_MEAN, CLIP_STD))
@@ -186,7 +194,8 @@ def _fit(weights: Weights, parameters: Mapping[str, Tensor], num_summaries: int)
 
 
 def _fold_layer_scale(fitted: dict[str, Tensor], name: str, gamma: Tensor) -> None:
-    layer = name.replace("ls1.gamma", "attn.proj").replace("ls2.gamma", "mlp.fc2")
+    mlp = "mlp.w3" if name.replace("ls2.gamma", "mlp.w3.weight") in fitted else "mlp.fc2"
+    layer = name.replace("ls1.gamma", "attn.proj").replace("ls2.gamma", mlp)
     if f"{layer}.weight" in fitted:
         fitted[f"{layer}.weight"] = fitted[f"{layer}.weight"] * gamma[:, None]
         fitted[f"{layer}.bias"] = fitted[f"{layer}.bias"] * gamma

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .vit import Vit
 
 
+MlpKind = Literal["gelu", "gelu_norm", "swiglu"]
+
+
 class VitShape(NamedTuple):
     """The width and depth of a ViT."""
 
@@ -35,6 +38,11 @@ SIZES = {
 """Shapes of timm's ViTs, which the published RADIO models share from `base` on."""
 
 
+def swiglu_dim(mlp_dim: int) -> int:
+    """Hidden channels of a SwiGLU with as many weights as an MLP of `mlp_dim`: two thirds, rounded up to a multiple of 8 (DINOv2)."""
+    return (int(mlp_dim * 2 / 3) + 7) // 8 * 8
+
+
 class VitSettings(StudentSettings):
     """A ViT student."""
 
@@ -50,7 +58,11 @@ class VitSettings(StudentSettings):
     num_heads: Heads | None = None
     """Attention heads, in place of the size's own; divides the channels."""
     mlp_dim: Width | None = None
-    """Hidden channels of a block's MLP, in place of the size's own."""
+    """Hidden channels of a block's MLP, in place of the size's own; for swiglu those are two thirds of them, as it has three matrices."""
+    mlp: MlpKind = "gelu"
+    """Of a block: gelu; gelu_norm, with a LayerNorm behind it (the first C-RADIO); swiglu, as in DINOv2-g (RADIOv2.5-g)."""
+    final_norm: bool = False
+    """A LayerNorm on all tokens after the last block; published RADIO models have none."""
     num_registers: Annotated[int, pydantic.Field(ge=0, le=4096)] = 4
     """Tokens that no head reads, as in RADIOv2.5 and C-RADIOv3 (4 and 4)."""
     max_image_size: Pixels = 2048
@@ -87,7 +99,8 @@ class VitSettings(StudentSettings):
         """The size's shape with the overrides put in."""
         size = SIZES[self.size]
         dim = self.dim or size.dim
-        mlp_dim = self.mlp_dim or (4 * dim if self.dim else size.mlp_dim)
+        full = 4 * dim if self.dim else size.mlp_dim
+        mlp_dim = self.mlp_dim or (swiglu_dim(full) if self.mlp == "swiglu" else full)
         return VitShape(dim, self.depth or size.depth, self.num_heads or size.num_heads, mlp_dim)
 
     def table_side(self) -> int:
@@ -103,14 +116,24 @@ class VitSettings(StudentSettings):
     def count_parameters(self, num_summaries: int) -> int:
         """Parameters of what `build` gives."""
         dim, depth, _, mlp_dim = self.shape()
-        block = 4 * dim * dim + 2 * dim * mlp_dim + 9 * dim + mlp_dim + (2 * dim if self.layer_scale is not None else 0)
+        mlp = {
+            "gelu": (2 * dim + 1) * mlp_dim + dim,
+            "gelu_norm": (2 * dim + 3) * mlp_dim + dim,
+            "swiglu": (3 * dim + 2) * mlp_dim + dim,
+        }[self.mlp]
+        block = 4 * dim * dim + 8 * dim + mlp + (2 * dim if self.layer_scale is not None else 0)
         tokens = self.table_side() ** 2 + num_summaries + self.num_registers + 3 * self.patch_size**2
-        return depth * block + tokens * dim
+        return depth * block + tokens * dim + (2 * dim if self.final_norm else 0)
 
     @classmethod
     def catalogue(cls) -> list[StudentRow]:
         """One row per size, with the default settings."""
         return [_row(cls.model_validate({"size": size})) for size in SIZES]
+
+
+def known_size(shape: VitShape, mlp: MlpKind) -> str | None:
+    """The size whose ViT with this kind of MLP has the shape, None where there is none."""
+    return next((size for size in SIZES if VitSettings.model_validate({"size": size, "mlp": mlp}).shape() == shape), None)
 
 
 def _row(settings: VitSettings) -> StudentRow:

@@ -1,7 +1,7 @@
 """The heads of a published model: their layers from their weights, and their teachers' facts."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...features import KINDS, Kind
-from ...heads import AttentionHeadSettings, MlpHeadSettings
+from ...heads import AttentionHeadSettings, MlpHeadSettings, MlpV1HeadSettings
 from ...network import HeadConfig, HeadPart
 from .layout import Published
 
@@ -44,11 +44,9 @@ def head_config(published: Published, teacher: Mapping[str, Any], slot: int, whe
 
 def _part(weights: Mapping[str, Tensor], factor: int, where: str) -> HeadPart:
     if "fc2.weight" in weights:
-        raise UserError(f"{where}*: an MLP of version 1 (fc1, norm, inner, fc2), which is not read here; version 2 and attention are")
+        return _part_v1(weights, factor, where)
     start = "mlp." if "mlp.fc1.weight" in weights else ""
-    missing = [key for key in (f"{start}fc1.weight", f"{start}final.2.weight") if key not in weights]
-    if missing:
-        raise UserError(*(f"{where}{key} is missing; the file is not whole" for key in missing))
+    _check_present(weights, (f"{start}fc1.weight", f"{start}final.2.weight"), where)
     hidden, rows = len(weights[f"{start}fc1.weight"]), len(weights[f"{start}final.2.weight"])
     if rows % factor**2:
         raise UserError(f"{where}{start}final.2.weight: {rows} rows are no multiple of {factor}^2 (fd_upsample_factor)")
@@ -58,6 +56,22 @@ def _part(weights: Mapping[str, Tensor], factor: int, where: str) -> HeadPart:
     else:
         head = MlpHeadSettings(hidden_dim=hidden, num_inner=count, upsample_factor=factor)
     return HeadPart(head=head, dim=rows // factor**2)
+
+
+def _part_v1(weights: Mapping[str, Tensor], factor: int, where: str) -> HeadPart:
+    """An MLP of version 1, whose `inner` has three layers for each hidden one: linear, norm, ReLU."""
+    if factor != 1:
+        raise UserError(f"{where}*: an MLP of version 1 does not upsample, and fd_upsample_factor is {factor}; the file is damaged")
+    _check_present(weights, ("fc1.weight",), where)
+    count = len({int(match[1]) // 3 for key in weights if (match := re.match(r"inner\.(\d+)\.", key))})
+    head = MlpV1HeadSettings(hidden_dim=len(weights["fc1.weight"]), num_inner=count)
+    return HeadPart(head=head, dim=len(weights["fc2.weight"]))
+
+
+def _check_present(weights: Mapping[str, Tensor], keys: Sequence[str], where: str) -> None:
+    missing = [key for key in keys if key not in weights]
+    if missing:
+        raise UserError(*(f"{where}{key} is missing; the file is not whole" for key in missing))
 
 
 def facts_of(teacher: Mapping[str, Any]) -> dict[str, str | int | float | None]:

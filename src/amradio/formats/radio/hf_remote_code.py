@@ -28,8 +28,9 @@ ADAPTORS, CONDITIONER, SUMMARY_SLOTS = f"{MODEL}adaptors.", f"{MODEL}input_condi
 PARTS = {"summary": "head_mlp.", "spatial": "feat_mlp."}
 MAX_SIZE = 2048
 """px that the official config states for E-RADIO, which has no position table."""
-VERSIONS = {"base": "radio_v2.5-b", "large": "radio_v2.5-l", "eradio": "e-radio_v2"}
-"""The official config looks its `version` up in a list of released models; any other size goes by the name of the largest."""
+VERSIONS = {"base": "radio_v2.5-b", "large": "radio_v2.5-l", "eradio": "e-radio_v2", "v2": "radio_v2.5-g"}
+"""The official config looks its `version` up in a list of released models; any other size goes by the name of the largest. By the word
+behind the first `_` of the architecture (`dino_v2_g_student`: v2)."""
 
 
 class RemoteCode(Format):

@@ -17,8 +17,8 @@ from .layout import Published, check_settings
 from .tokens import first_of, teachers_in, tokens_of
 from .vit import read_vit
 
-DEAD = ("student.reg_token", "student.patch_generator.video_embedder.")
-"""Starts of names that do nothing to an image: timm's unused registers, and the patches of video models."""
+DEAD = ("student.reg_token", "student.patch_generator.video_embedder.", "student.mask_token")
+"""Starts of names that do nothing to an image: timm's unused registers, the patches of video models, DINOv2's token for hidden patches."""
 PREFERRED = 512
 """px that E-RADIO, C-RADIOv3 and v4 prefer."""
 

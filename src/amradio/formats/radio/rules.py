@@ -98,14 +98,16 @@ def _told(value: Any) -> str:
 
 def _vit(settings: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     changes = settings.get("model_kwargs") or {}
-    patch = changes.get("patch_size", 16)
+    is_dino = settings["model"] == "dino_v2_g_student"
+    patch = changes.get("patch_size", 14 if is_dino else 16)
     side = round(settings["cpe_max_size"] / patch)
     names = {teacher["name"] for teacher in settings["teachers"]}
     classes = len(names) if settings.get("cls_token_per_teacher", True) else 1
     multiple = settings.get("register_multiple")
     registers = settings.get("cpe_num_registers") or (multiple - classes % multiple if multiple else 0)
     size = re.match(r"vit_([a-z0-9]+)_patch", settings["model"])
-    dim, depth, heads = SHAPES[size[1]] if size else (0, 0, 0)
+    name = "giant" if is_dino else size[1] if size else ""
+    dim, depth, heads = SHAPES.get(name, (0, 0, 0))
     table = shapes["patch_generator.pos_embed"]
     return {
         "cropped positions": crops_positions(settings, patch),
@@ -115,7 +117,8 @@ def _vit(settings: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> di
         "channels": changes.get("embed_dim", dim),
         "blocks": changes.get("depth", depth),
         "attention heads": changes.get("num_heads", heads),
-        "LayerScale": "_v2_" in settings["model"] or changes.get("init_values") is not None,
+        "MLP": "swiglu" if is_dino else "gelu_norm" if settings["model"].endswith("_mlpnorm") else "gelu",
+        "LayerScale": is_dino or "_v2_" in settings["model"] or changes.get("init_values") is not None,
         "final norm": bool(settings.get("model_norm")),
     }
 
@@ -131,8 +134,9 @@ def _vit_wanted(student: Vit, model: LoadedModel) -> dict[str, Any]:
         "channels": shape.dim,
         "blocks": shape.depth,
         "attention heads": shape.num_heads,
+        "MLP": model.config.student.mlp,
         "LayerScale": any(name.endswith(".gamma") for name in student.state_dict()),
-        "final norm": False,
+        "final norm": model.config.student.final_norm,
     }
 
 

@@ -2,22 +2,33 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pydantic
 import torch
 
 from ...errors import UserError
 from ...network import NetworkConfig
-from ...students.vit import VitShape
-from ...students.vit_settings import SIZES, VitSettings
+from ...students.vit_settings import SIZES, MlpKind, VitSettings, VitShape, known_size
 from .heads import own_part
 from .layout import OWN_MEAN, OWN_STD, Published, same_conditioner, square_root
 from .rules import crops_positions
 
 EMBEDDER = "student.patch_generator.embedder.weight"
+BIAS = "student.patch_generator.embedder.bias"
 TABLE = "student.patch_generator.pos_embed"
 TOKENS = "student.patch_generator.cls_token.token"
+DINO: dict[str, tuple[str, MlpKind]] = {"dino_v2_g_student": ("giant", "swiglu"), "dino_v2_l_student": ("large", "gelu")}
+"""Architectures of DINOv2's own ViT: the size, and the kind of MLP."""
+MLPNORM = "_mlpnorm"
+"""End of the names of architectures with a norm in their MLPs."""
+NOT_READ = (
+    (r"^radio1d_", "RADIO1D, which merges patches between blocks and has a decoder"),
+    (r"^hybrid_", "a ConvNeXt beside a ViT"),
+    (r"_dyt", "tanh in place of norms"),
+    (r"xpos", "rotary positions"),
+)
+"""Pattern in the name of a published architecture that is not built here -> what it is."""
 WHAT_IS_READ = "RADIO's plain ViTs with a cropped position table are read, and E-RADIO"
 SHAPE = frozenset({"embed_dim", "depth", "num_heads", "mlp_ratio", "init_values", "patch_size", "img_size", "class_token", "reg_tokens"})
 OF_TRAINING = frozenset({"drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate"})
@@ -27,13 +38,24 @@ WITH_LAYER_SCALE = ("base", "large")
 """Sizes of which there is an architecture with LayerScale (`vit_base_patch16_v2_224`); the others get it through `init_values`."""
 
 
+class Architecture(NamedTuple):
+    """What `args.model` and `args.model_kwargs` say of a ViT."""
+
+    shape: VitShape
+    """Without the hidden channels of its MLPs, which are 0."""
+    mlp: MlpKind
+    is_dino: bool
+    """Whether it is DINOv2's own ViT, whose patches have a bias."""
+
+
 def read_vit(published: Published, where: str, align_corners: bool, num_summaries: int) -> tuple[VitSettings, Published]:
     """The student as the weights show it, and the weights for images that are normalised as ours are.
 
-    The number of attention heads, which the weights do not show, is the architecture's. Raises UserError for another kind of ViT, and
-    where weights and settings contradict each other.
+    The number of attention heads and the kind of MLP, which the weights do not show, are the architecture's. Raises UserError for another
+    kind of ViT, and where weights and settings contradict each other.
     """
-    _check(published, where)
+    architecture = _architecture(published.settings, where)
+    _check(published, architecture, where)
     settings, weights = published.settings, published.weights
     num_registers = len(weights[TOKENS]) - num_summaries
     if num_registers < 0:
@@ -48,21 +70,27 @@ def read_vit(published: Published, where: str, align_corners: bool, num_summarie
             f"{where}: args.cpe_max_size {stated} is the size that args.model is made for, so the official reader crops the position table "
             "and never stretches it (no CPE); such a model is not read here"
         )
-    shape = _shape(published, where)
-    size = next((name for name, size_shape in SIZES.items() if size_shape == shape), None)
+    shape = _shape(published, architecture, where)
+    size = known_size(shape, architecture.mlp)
     given: dict[str, Any] = {"size": size} if size else {"size": "base", **shape._asdict()}
+    given["mlp"] = architecture.mlp
     given["max_image_size"] = stated if stated and round(stated / patch_size) == side else side * patch_size
+    given["final_norm"] = bool(settings.get("model_norm"))
     if "student.blocks.0.ls1.gamma" in weights:
         given["layer_scale"] = (settings.get("model_kwargs") or {}).get("init_values") or 1e-5
     try:
         student = VitSettings(**given, patch_size=patch_size, num_registers=num_registers, align_corners=align_corners)
     except pydantic.ValidationError as error:
         raise UserError(*(f"{where}: {problem['msg'].removeprefix('Value error, ')}" for problem in error.errors())) from None
-    return student, _conditioned(published, where)
+    return student, _conditioned(_without_bias(published) if architecture.is_dino else published, where)
 
 
-def _check(published: Published, where: str) -> None:
-    needed = (EMBEDDER, TABLE, TOKENS, "student.blocks.0.mlp.fc1.weight")
+def _first_layer(mlp: MlpKind) -> str:
+    return f"student.blocks.0.mlp.{'w12' if mlp == 'swiglu' else 'fc1'}.weight"
+
+
+def _check(published: Published, architecture: Architecture, where: str) -> None:
+    needed = (EMBEDDER, TABLE, TOKENS, _first_layer(architecture.mlp))
     missing = [published.name_in_file(key) for key in needed if key not in published.weights]
     if missing:
         raise UserError(f"{where}: missing: {', '.join(missing)}; {WHAT_IS_READ}")
@@ -73,14 +101,12 @@ def _check(published: Published, where: str) -> None:
     ]
     if shapes:
         raise UserError(f"{where}: wrong shape: {', '.join(shapes)}")
-    if published.settings.get("model_norm"):
-        raise UserError(f"{where}: args.model_norm: the model ends in a norm, which the students here have not")
 
 
-def _shape(published: Published, where: str) -> VitShape:
+def _shape(published: Published, architecture: Architecture, where: str) -> VitShape:
     dim = published.weights[TOKENS].shape[1]
     depth = len({match[1] for key in published.weights if (match := re.match(r"student\.blocks\.(\d+)\.", key))})
-    stated = _stated_shape(published.settings, where)
+    stated = architecture.shape
     wrong = [
         f"{where}: the weights have {name} {value}, args.model and model_kwargs say {said}; they belong to different models"
         for name, value, said in (("embed_dim", dim, stated.dim), ("depth", depth, stated.depth))
@@ -88,23 +114,39 @@ def _shape(published: Published, where: str) -> VitShape:
     ]
     if wrong:
         raise UserError(*wrong)
-    return VitShape(dim, depth, stated.num_heads, len(published.weights["student.blocks.0.mlp.fc1.weight"]))
+    rows = len(published.weights[_first_layer(architecture.mlp)])
+    return stated._replace(mlp_dim=rows // 2 if architecture.mlp == "swiglu" else rows)
 
 
-def _stated_shape(settings: Mapping[str, Any], where: str) -> VitShape:
-    """The shape that `model` and `model_kwargs` name (without the MLP's); raises UserError for an architecture that is not read here."""
+def _architecture(settings: Mapping[str, Any], where: str) -> Architecture:
+    """What `model` and `model_kwargs` name; raises UserError for an architecture that is not read here."""
     model = str(settings.get("model"))
-    match = re.match(rf"vit_({'|'.join(SIZES)})_(?:v2_)?patch\d+_(?:v2_)?\d+$", model)
+    match = re.match(rf"vit_({'|'.join(SIZES)})_(?:v2_)?patch\d+_(?:v2_)?\d+({MLPNORM})?$", model)
     changes = dict(settings.get("model_kwargs") or {})
     problems = [
         f"{where}: args.model_kwargs.{key}: not known here; it may change what the model computes" for key in set(changes) - HARMLESS
     ]
-    if not match:
-        raise UserError(f"{where}: args.model '{model}' is not read here; {WHAT_IS_READ}", *problems)
+    if not match and model not in DINO:
+        reason = next((f" ({reason})" for pattern, reason in NOT_READ if re.search(pattern, model)), "")
+        raise UserError(f"{where}: args.model '{model}'{reason} is not read here; {WHAT_IS_READ}", *problems)
     if problems:
         raise UserError(*problems)
-    size = SIZES[match[1]]
-    return VitShape(changes.get("embed_dim", size.dim), changes.get("depth", size.depth), changes.get("num_heads", size.num_heads), 0)
+    name, mlp = DINO[model] if match is None else (match[1], "gelu_norm" if match[2] else "gelu")
+    size = SIZES[name]
+    dim, depth, num_heads = (
+        changes.get(key, value) for key, value in (("embed_dim", size.dim), ("depth", size.depth), ("num_heads", size.num_heads))
+    )
+    return Architecture(VitShape(dim, depth, num_heads, 0), mlp, match is None)
+
+
+def _without_bias(published: Published) -> Published:
+    """The bias of DINOv2's patches, as a constant in the position table: bilinear stretching keeps constants."""
+    bias = published.weights.get(BIAS)
+    if bias is None:
+        return published
+    table = published.weights[TABLE]
+    rest = {key: tensor for key, tensor in published.weights.items() if key != BIAS}
+    return published._replace(weights={**rest, TABLE: (table.double() + bias.double()).to(table.dtype)})
 
 
 def _conditioned(published: Published, where: str) -> Published:
@@ -130,24 +172,21 @@ def lacks_vit(config: NetworkConfig, num_named: int) -> tuple[str, ...]:
     num_prefix = config.num_summaries + student.num_registers
     if config.num_summaries > 1 and num_named > num_prefix:
         reasons.append(f"the published code wants a summary token for each of {num_named} heads, there are {num_prefix}; leave heads out")
+    if student.mlp == "swiglu" and not _is_dino_giant(student):
+        reasons.append("of ViTs with SwiGLU the published code has DINOv2's giant with LayerScale and patches of 14 px alone")
     return tuple(reasons)
+
+
+def _is_dino_giant(student: VitSettings) -> bool:
+    giant = VitSettings(size="giant", mlp="swiglu")
+    return (student.mlp, student.shape(), student.patch_size) == ("swiglu", giant.shape(), 14) and student.layer_scale is not None
 
 
 def vit_architecture(config: NetworkConfig, num_named: int) -> dict[str, Any]:
     """`model`, `model_kwargs` and the tokens of a ViT. num_named: teachers in the list, each with a token."""
     student = config.student
     assert isinstance(student, VitSettings)
-    shape = student.shape()
-    size = next((name for name, size_shape in SIZES.items() if size_shape == shape), None)
-    changes: dict[str, Any] = {} if size else _changes(shape)
-    middle = "patch16"
-    if student.layer_scale is not None and (size or "base") in WITH_LAYER_SCALE:
-        middle = "patch16_v2"
-    elif student.layer_scale is not None:
-        changes["init_values"] = student.layer_scale
-    if student.patch_size != 16:
-        changes["patch_size"] = student.patch_size
-    model = f"vit_{size or 'base'}_{middle}_224"
+    model, changes = _model_of(student)
     if not crops_positions({"model": model, "model_kwargs": changes, "cpe_max_size": student.max_image_size}, student.patch_size):
         # Of the same size as its table, the published code would crop the table and no longer stretch it.
         changes["img_size"] = (student.table_side() + 1) * student.patch_size
@@ -155,11 +194,36 @@ def vit_architecture(config: NetworkConfig, num_named: int) -> dict[str, Any]:
     return {
         "model": model,
         "model_kwargs": changes,
+        "model_norm": student.final_norm,
         "cpe_max_size": student.max_image_size,
         # Registers fill up to the next multiple, so the number of all tokens gives as many as there are.
         "register_multiple": num_prefix if num_prefix > (num_named if config.num_summaries > 1 else 1) else None,
         "cpe_num_registers": None,
     }
+
+
+def _model_of(student: VitSettings) -> tuple[str, dict[str, Any]]:
+    """The name of the architecture, and the keywords that change it into this one."""
+    if _is_dino_giant(student):
+        return "dino_v2_g_student", {}
+    shape = student.shape()
+    sizes = {"huge": SIZES["huge"]} if student.mlp == "gelu_norm" else SIZES
+    size = next((name for name, size_shape in sizes.items() if size_shape == shape), None)
+    changes: dict[str, Any] = {} if size else _changes(shape)
+    default = next(iter(sizes)) if len(sizes) == 1 else "base"
+    middle, end = "patch16", MLPNORM if student.mlp == "gelu_norm" else ""
+    if student.layer_scale is not None and (size or default) in WITH_LAYER_SCALE:
+        middle = "patch16_v2"
+    elif student.layer_scale is not None:
+        changes["init_values"] = student.layer_scale
+    if student.patch_size != 16:
+        changes["patch_size"] = student.patch_size
+    return f"vit_{size or default}_{middle}_224{end}", changes
+
+
+def vit_extras(student: VitSettings, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights that the published architecture has beside ours, under our names: the bias of DINOv2's patches, which is zero."""
+    return {BIAS: torch.zeros(student.shape().dim, dtype=dtype)} if _is_dino_giant(student) else {}
 
 
 def _changes(shape: VitShape) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ..model_folder import ANCESTRY, plain_ancestors
 from .eradio import eradio_architecture, eradio_weights, lacks_eradio
 from .heads import ATTENTION_DEPTH, ATTENTION_HEADS, OWN_KEY, entry_of, silent_head, silent_part
 from .layout import Published
-from .vit import lacks_vit, vit_architecture
+from .vit import lacks_vit, vit_architecture, vit_extras
 
 
 def supported_heads(config: NetworkConfig) -> tuple[str, ...]:
@@ -58,6 +58,8 @@ def publish(model: LoadedModel) -> Published:
         weights |= eradio_weights(network.student)
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
     dtype = next(tensor.dtype for key, tensor in weights.items() if key.startswith("student.") and tensor.is_floating_point())
+    if isinstance(config.student, VitSettings):
+        weights |= vit_extras(config.student, dtype)
     for name, head in config.heads.items():
         for kind in KINDS:
             if head.part(kind) is None:
@@ -81,6 +83,7 @@ def _settings(config: NetworkConfig, dtype: torch.dtype) -> dict[str, Any]:
         architecture = vit_architecture(config, len(entries))
     unused = dict.fromkeys(("in_chans", "input_size", "drop_path", "drop_block", "gp", "bn_momentum", "bn_eps", "damp"))
     return {
+        "model_norm": False,
         **architecture,
         **unused,
         "pretrained": False,
@@ -90,7 +93,6 @@ def _settings(config: NetworkConfig, dtype: torch.dtype) -> dict[str, Any]:
         "initial_checkpoint": "",
         "teachers": entries,
         "cls_token_per_teacher": config.num_summaries > 1,
-        "model_norm": False,
         "dtype": dtype,
         "mlp_version": "v2",
         "spatial_mlp_version": None,

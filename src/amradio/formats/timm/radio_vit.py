@@ -50,13 +50,16 @@ class RadioVit(Family):
     """A ViT as a `naflexvit_*_radio_*`, which stretches positions at every size as RADIO does."""
 
     def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
-        """Another student than a ViT, a rotation of the map, or no prefix token."""
+        """Another student than a ViT, a rotation of the map, other MLPs or a final norm, or no prefix token."""
         student = network.student
         if not isinstance(student, Vit):
             return (f"timm's radio models are ViTs, and this student is of type '{config.student.type}'; 'onnx' has a place for it",)
         rotates = "timm's radio ViTs have no place for the rotation of the map; 'torchhub' and 'hf' have"
         bare = "timm's radio ViTs have a class token, and this student has neither summaries nor registers"
-        return (*([rotates] if config.rotates else []), *([] if student.num_prefix else [bare]))
+        assert isinstance(config.student, VitSettings)
+        plain = config.student.mlp == "gelu" and not config.student.final_norm
+        other = "timm's radio ViTs have plain MLPs and no final norm; 'onnx' has a place for other ones"
+        return (*([rotates] if config.rotates else []), *([] if student.num_prefix else [bare]), *([] if plain else [other]))
 
     def call(self, model: LoadedModel) -> Call:
         """Name and arguments of `timm.create_model` for timm's RADIO ViT."""
