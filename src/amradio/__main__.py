@@ -61,6 +61,10 @@ def call(options: argparse.Namespace) -> None:
         from .commands.compare import compare
 
         compare(*options.paths, as_json=options.json)
+    elif options.verb == "push":
+        from .commands.push import push
+
+        push(options.path, options.name, yes=options.yes, private=options.private)
     elif options.verb == "doctor":
         from .commands.doctor import doctor
 

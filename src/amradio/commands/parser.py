@@ -144,6 +144,11 @@ def _add_export(export: Parser) -> None:
 
 def _add_small(verb: Callable[[str, str, str], Parser]) -> None:
     verb("doctor", "what this machine can do, and what is missing", "amradio doctor")
+    push = verb("push", "upload a model folder to the hub; without --yes only say what would go", "amradio push runs/first me/student")
+    push.add_argument("path", metavar="PATH", help="a run folder, or an exported model folder")
+    push.add_argument("name", metavar="OWNER/NAME", help="on the hub; created where it is missing")
+    push.add_argument("--yes", action="store_true", help="upload; nothing leaves this machine without it")
+    push.add_argument("--private", action="store_true", help="create a private repository")
     schema = verb("schema", "JSON Schema of recipes or evaluation files, for editors", "amradio schema recipe")
     schema.add_argument("of", nargs="?", choices=("recipe", "evaluation"), default="recipe", help="default: recipe")
     completion = verb("completion", "a script that completes verbs and options in a shell", "amradio completion bash")

@@ -9,9 +9,10 @@ from torch import Tensor
 from ..config import validate
 from ..errors import UserError
 from ..files import local_path, read_json
+from ..hub import no_downloads
 from . import TEACHERS
 from .base import Teacher
-from .loading import KIND_OF, cached_folder, no_downloads
+from .loading import KIND_OF, cached_folder
 from .mask_decoder import MaskDecoder
 from .settings import TeacherSettings
 from .text_encoder import TextEncoder

@@ -6,14 +6,11 @@ transformers, timm and open_clip are imported where they are used: together they
 
 import difflib
 import logging
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import huggingface_hub
 from huggingface_hub import constants, errors
@@ -21,6 +18,8 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 
 from ..errors import UserError
 from ..files import read_json
+from ..hub import answers as hub_answers
+from ..hub import may_download
 from ..libraries import NO_CODE, NO_PICKLE, first_line, no_remote_code
 from ..names import not_a_folder, recognise
 from .folder_checks import PROCESSORS, check_folder, check_size
@@ -211,32 +210,6 @@ def _download(source: Source, name: str) -> Path:
     return folder
 
 
-def hub_answers(timeout: float = 5.0) -> bool:
-    """Whether the hub (or the proxy before it) takes a connection; the libraries themselves retry for 23 s before they give up."""
-    if constants.HF_HUB_OFFLINE or not _may_download.get():
-        return False
-    url = urlsplit(getproxies().get("https") or constants.ENDPOINT)
-    port = url.port or (443 if url.scheme == "https" else 80)
-    try:
-        socket.create_connection((url.hostname or "", port), timeout).close()
-    except OSError:
-        return False
-    return True
-
-
-_may_download: ContextVar[bool] = ContextVar("_may_download", default=True)
-
-
-@contextmanager
-def no_downloads() -> Iterator[None]:
-    """Within it, models are looked for on this machine alone; the hub is not contacted."""
-    before = _may_download.set(False)
-    try:
-        yield
-    finally:
-        _may_download.reset(before)
-
-
 def _host() -> str:
     return urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
 
@@ -244,7 +217,7 @@ def _host() -> str:
 def absent(source: Source, name: str, reason: str) -> str:
     """The message for a model that is neither on this machine nor to be fetched."""
     revision = f" --revision {source.revision}" if source.revision else ""
-    reason = reason if _may_download.get() else "it is not fetched by itself"
+    reason = reason if may_download() else "it is not fetched by itself"
     near = did_you_mean(name)
     return (
         f"{source.where}: {f'{near} ' if near else ''}there is no folder '{name}', it is not in the cache {constants.HF_HUB_CACHE}, and "
