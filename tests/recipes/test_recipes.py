@@ -24,11 +24,22 @@ BUILDERS = {
     "open_clip": tiny.tiny_open_clip,
     "radio": tiny.tiny_radio,
     "sam": tiny.tiny_sam,
+    "sam3": tiny.tiny_sam3,
     "siglip": tiny.tiny_siglip,
     "timm": tiny.tiny_timm,
 }
 EMBEDDED = {"clip": "clip", "dino": "dinov2", "sam": "sam"}
 SMALL_STUDENT = {"dim": 32, "depth": 1, "num_heads": 2, "mlp_dim": 64, "patch_size": 8, "max_image_size": 64}
+SMALL_ERADIO = {
+    "size": "xxxtiny",
+    "dim": 8,
+    "stem_dim": 8,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [2, 2],
+    "window_size": 3,
+    "cpb_hidden_dim": 8,
+}
+SMALL_STUDENTS = {"vit": SMALL_STUDENT | {"start_from": None}, "eradio": SMALL_ERADIO}
 STEPS = 2
 
 
@@ -52,17 +63,21 @@ def shrunk(recipe: dict, pictures: Path, stand_ins) -> dict:
         for key in ("input_size", "pretrained", "revision"):
             teacher.pop(key, None)
         teacher |= {"type": kind, "model": str(stand_ins(kind))}
-    recipe["student"] |= {key: value for key, value in SMALL_STUDENT.items() if recipe["student"]["type"] == "vit"}
+    recipe["student"] |= SMALL_STUDENTS.get(recipe["student"]["type"], {})
+    if recipe["student"].get("train", {}).get("type") == "last_blocks":
+        recipe["student"]["train"]["count"] = 1
     for key in ("train", "val"):
         if recipe["data"].get(key):
             recipe["data"][key] = {"type": "folder", "path": str(pictures)}
     for stage in recipe["stages"]:
         stage["steps"] = 1 if len(recipe["stages"]) > 1 else STEPS
+        stage["frozen_steps"] = min(stage["frozen_steps"], stage["steps"])
         for partition in stage["partitions"]:
-            partition |= {"image_size": 32, "batch_size": 2, "view_size": None, "source": None}
+            sizes = None if partition["image_sizes"] is None else [{"size": size} for size in (32, 64)][: len(partition["image_sizes"])]
+            shift = min(partition["shift"], 1)
+            partition |= {"image_size": 32, "image_sizes": sizes, "shift": shift, "batch_size": 2, "view_size": None, "source": None}
     for kind in ("summary", "spatial"):
-        if "hidden_dim" in recipe["heads"][kind]:
-            recipe["heads"][kind]["hidden_dim"] = 16
+        recipe["heads"][kind] |= {key: 16 for key in ("hidden_dim", "last_hidden_dim") if key in recipe["heads"][kind]}
     recipe["data"] |= {"num_workers": 0} | ({"hold_out": 0.25} if recipe["data"]["hold_out"] else {})
     recipe["normalize"]["batches"] = 1
     recipe["evaluate"] |= {"every": 1, "batches": 1}
