@@ -1,0 +1,88 @@
+"""The wheel, as a user installs it: into a folder of its own, away from the sources."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TRY = """
+import sys
+import amradio
+from amradio.recipes import shipped
+from amradio.__main__ import main
+assert amradio.__file__.startswith(sys.argv[1]), amradio.__file__
+assert len(shipped()) > 5
+assert main(["students"]) == 0
+assert main(["distill", "quickstart", "--dry-run", "--quiet", "data.num_workers=0"]) == 0
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("setuptools")
+    folder = tmp_path_factory.mktemp("wheel")
+    sources = folder / "sources"
+    sources.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "src"):
+        (sources / name).symlink_to(ROOT / name)  # a build writes beside what it reads
+    build = folder / "build"
+    program = f"import setuptools.build_meta as b; print(b.build_wheel({str(build)!r}))"
+    environment = os.environ | {"DIST_EXTRA_CONFIG": str(_apart(folder))}
+    build.mkdir()
+    ended = subprocess.run([sys.executable, "-c", program], cwd=sources, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    (file,) = build.glob("*.whl")
+    return file
+
+
+def _apart(folder: Path) -> Path:
+    """Settings of setuptools that keep what a build writes out of the sources."""
+    file = folder / "setup.cfg"
+    file.write_text(f"[build]\nbuild_base = {folder / 'lib'}\n[egg_info]\negg_base = {folder}\n")
+    return file
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_everything_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = archive.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
+    sources = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src" / "amradio").rglob("*.py")}
+    assert sources <= names
+    assert {"amradio/py.typed", "amradio/recipes/quickstart.yaml", "amradio/teachers/embedded/clip/model.safetensors"} <= names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"amradio"}
+    assert not [name for name in names if "tests" in name or "__pycache__" in name]
+    assert "License-Expression: Apache-2.0" in metadata
+    assert "Typing :: Typed" in metadata
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_works_away_from_the_sources(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    libraries = os.pathsep.join([str(tmp_path / "site"), *(path for path in sys.path if path.endswith("-packages"))])
+    environment = os.environ | {"PYTHONPATH": libraries}
+    ended = subprocess.run(
+        [sys.executable, "-S", "-c", TRY, str(tmp_path / "site")], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "eradio" in ended.stdout
+    assert "teachers:" in ended.stdout
+
+
+def test_the_files_of_a_project_are_there_and_agree():
+    import amradio
+    from amradio.yaml12 import parse_yaml
+
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "NOTICE", "Dockerfile"):
+        assert (ROOT / name).read_text(encoding="utf-8").strip(), name
+    citation = parse_yaml((ROOT / "CITATION.cff").read_text(encoding="utf-8"), "CITATION.cff")
+    assert citation["license"] == "Apache-2.0"
+    assert "arXiv:2312.06709" in str(citation)
+    for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        assert {"name", "description", "body"} <= set(parse_yaml(form.read_text(encoding="utf-8"), form.name))
+    assert amradio.__version__.count(".") == 2
