@@ -2,12 +2,14 @@
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from amradio.config import validate
 from amradio.data.scenes import CLASS_NAMES, draw_scene
@@ -21,6 +23,7 @@ from amradio.evaluation.summaries import summaries
 from amradio.features import KINDS, Features
 from amradio.images import centre_crop
 from amradio.labelled.classification import ClassFolderSettings, CocoCaptionsSettings, ScenesImagesSettings, labels_in
+from amradio.teachers.base import Teacher
 from evaluations import SMALL, tiny_bench
 
 TYPES = {settings.model_fields["type"].default: settings for settings in EVALUATIONS}
@@ -107,6 +110,30 @@ def test_the_same_on_one_and_two_workers(kind: str, bench: Bench) -> None:
     one, two = (measured(kind, Bench(bench.model, bench.teachers, num_workers=workers)) for workers in (1, 2))
     assert one.rows == two.rows
     assert one.details == two.details
+
+
+@pytest.mark.parametrize("kind", ["knn", "statistics"])
+def test_models_side_by_side_give_the_same(kind: str, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, names = measured(kind, Bench(bench.model, bench.teachers)), set()
+    forward = type(bench.teachers["sam"]).forward
+
+    def noted(self: Teacher, images: Tensor) -> Features:
+        names.add((threading.current_thread().name.split("_")[0], torch.get_num_threads()))
+        return forward(self, images)
+
+    monkeypatch.setattr(type(bench.teachers["sam"]), "forward", noted)
+    torch.set_num_threads(2)
+    try:
+        parallel = Bench(bench.model, bench.teachers)
+        parallel.side_by_side = True
+        found = measured(kind, parallel)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert names == {("encode", 1)}
+    assert found.fingerprint == expected.fingerprint
+    for row, values in expected.rows.items():
+        assert found.rows[row] == pytest.approx(values, abs=1e-3), row
 
 
 def test_models_choose_rows(bench: Bench) -> None:

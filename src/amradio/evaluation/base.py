@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -142,13 +143,15 @@ class Bench:
         self.model, self.teachers = model, dict(teachers)
         self.image_size, self.autocast = image_size, autocast
         self.num_workers, self.progress, self.agreement = num_workers, progress, agreement
+        self.side_by_side = False
+        """Whether models encode images at the same time on a CPU, each with a share of torch's threads."""
         self.cache = FeatureCache()
 
     @property
     def device(self) -> torch.device:
         """Where the models are."""
         models = [*([self.model] if self.model is not None else []), *self.teachers.values()]
-        tensors = (tensor for model in models for tensor in (*model.parameters(), *model.buffers()))
+        tensors = (tensor for model in models for tensor in chain(model.parameters(), model.buffers()))  # asked for often: no list of all
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     @property

@@ -1,7 +1,9 @@
 """Images of any size for evaluations: read in a fixed order, broken ones counted and named, encoded by every model in one pass."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -91,30 +93,51 @@ def windows(items: Iterator[tuple[int, Tensor]], size: int = WINDOW) -> Iterator
 NamedTensors = Mapping[str, Tensor]
 
 
-@torch.inference_mode()
 def encode(
-    predict: Predict, images: Sequence[Tensor], device: torch.device, take: Callable[[Features], NamedTensors]
+    predict: Predict,
+    images: Sequence[Tensor],
+    device: torch.device,
+    take: Callable[[Features], NamedTensors],
+    side_by_side: bool = False,
 ) -> dict[str, NamedTensors]:
     """What `take` takes of each model's features: {model: {part: [N, ...]}}, in the order of `images` (uint8 [3, H, W], of any sizes).
 
     Images of one size are batched, and so are those that a model's preparation brings to one size; a model with several outputs
-    is computed once. take: Features of a batch -> {part: [B, ...]}, of one shape for all images.
+    is computed once. take: Features of a batch -> {part: [B, ...]}, of one shape for all images. side_by_side: whether models on a CPU
+    are computed at the same time, each with a share of torch's threads.
     """
-    batches = batched(images, device)
-    encoded: dict[str, NamedTensors] = {}
-    for outputs in _by_joint(predict):
-        first = next(iter(outputs.values()))
-        taken: dict[str, dict[str, list[Tensor]]] = {name: {} for name in outputs}
-        order: list[int] = []
-        for indices, batch in _prepared(first.joint, batches) if isinstance(first, Predictor) else batches:
-            order += indices
-            for name, call in outputs.items():
-                features = call.of_prepared(batch) if isinstance(call, Predictor) else call(batch)
-                for key, part in take(features).items():
-                    taken[name].setdefault(key, []).append(part)
-        back = torch.tensor(order, device=device).argsort()
-        encoded |= {name: {key: torch.cat(part)[back] for key, part in parts.items()} for name, parts in taken.items()}
+    models = _by_joint(predict)
+    work = partial(_encode_one, batches=batched(images, device), take=take)
+    threads = torch.get_num_threads()
+    num_at_once = min(threads, len(models)) if side_by_side and device.type == "cpu" else 1
+    if num_at_once == 1:
+        parts = [work(outputs) for outputs in models]
+    else:
+        try:
+            with ThreadPoolExecutor(num_at_once, "encode", torch.set_num_threads, (threads // num_at_once,)) as pool:
+                parts = list(pool.map(work, models))
+        finally:
+            torch.set_num_threads(threads)
+    encoded = {name: part for named in parts for name, part in named.items()}
     return {name: encoded[name] for name in predict}
+
+
+@torch.inference_mode()
+def _encode_one(
+    outputs: Mapping[str, Callable[[Tensor], Features]], batches: "SizedBatches", take: Callable[[Features], NamedTensors]
+) -> dict[str, NamedTensors]:
+    """`encode` for the outputs of one model."""
+    first = next(iter(outputs.values()))
+    taken: dict[str, dict[str, list[Tensor]]] = {name: {} for name in outputs}
+    order: list[int] = []
+    for indices, batch in _prepared(first.joint, batches) if isinstance(first, Predictor) else batches:
+        order += indices
+        for name, call in outputs.items():
+            features = call.of_prepared(batch) if isinstance(call, Predictor) else call(batch)
+            for key, part in take(features).items():
+                taken[name].setdefault(key, []).append(part)
+    back = torch.tensor(order, device=batches[0][1].device).argsort()
+    return {name: {key: torch.cat(part)[back] for key, part in parts.items()} for name, parts in taken.items()}
 
 
 def _by_joint(predict: Predict) -> list[dict[str, Callable[[Tensor], Features]]]:

@@ -32,6 +32,9 @@ class Suite(Settings):
     """px of the views where an evaluation names none; null for the protocol's own size where it has one, else the student's."""
     device: Device = "auto"
     precision: Autocast = "float32"
+    side_by_side: bool = False
+    """On a CPU, encode each window of images by several models at once, each with a share of torch's threads: quicker for small models of
+    similar cost, slower where one model costs most of the time."""
     num_workers: ReadingProcesses = 0
 
     @classmethod
@@ -49,7 +52,7 @@ class Suite(Settings):
         """The models on the suite's device; agreement: of the run that made the model. Raises UserError where there is no such device."""
         device = find_device(self.device, "device")
         moved = {name: teacher.to(device) for name, teacher in teachers.items()}
-        return Bench(
+        bench = Bench(
             model.to(device) if model is not None else None,
             moved,
             image_size=self.image_size,
@@ -58,6 +61,8 @@ class Suite(Settings):
             progress=progress,
             agreement=agreement,
         )
+        bench.side_by_side = self.side_by_side
+        return bench
 
     @property
     def autocast(self) -> torch.dtype | None:

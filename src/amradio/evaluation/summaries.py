@@ -32,7 +32,7 @@ def summaries(images: ImageSet, predict: Predict, bench: Bench, broken: Broken) 
     indices: list[int] = []
     for window in windows(bench.progress(readable(images, broken, bench.num_workers), images.describe(), len(images))):
         indices += [index for index, _ in window]
-        for name, found_here in encode(missing, [image for _, image in window], bench.device, _take).items():
+        for name, found_here in encode(missing, [image for _, image in window], bench.device, _take, bench.side_by_side).items():
             parts[name].append(found_here["summary"].cpu())
     bench.cache.broken[identity] = dict(broken.reasons)
     for name, part in parts.items():

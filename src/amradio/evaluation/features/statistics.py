@@ -92,7 +92,7 @@ class FeatureStatistics(Evaluation):
         """{model: {kind: [N, D] on the CPU}}."""
         parts: dict[str, dict[str, list[Tensor]]] = {name: {} for name in predict}
         for window in windows(bench.progress(readable(self.images, broken, bench.num_workers), self.images.describe(), len(self.images))):
-            for name, kinds in encode(predict, [image for _, image in window], bench.device, self._take).items():
+            for name, kinds in encode(predict, [image for _, image in window], bench.device, self._take, bench.side_by_side).items():
                 for kind, features in kinds.items():
                     parts[name].setdefault(kind, []).append(features.flatten(0, -2).cpu())
         return {name: {kind: torch.cat(part) for kind, part in kinds.items()} for name, kinds in parts.items()}
