@@ -42,7 +42,12 @@ class SizeSettings(Settings):
     """Pixels (square) at which single teachers see the images beside it, by name; the others take their legal size nearest to `size`."""
 
 
-AnySize = Annotated[SizeSettings, pydantic.BeforeValidator(lambda value: value if isinstance(value, (dict, Settings)) else {"size": value})]
+AnySize = Annotated[
+    SizeSettings,
+    pydantic.BeforeValidator(
+        lambda value: value if isinstance(value, (dict, Settings)) else {"size": value}, json_schema_input_type=SizeSettings | Pixels
+    ),
+]
 """Also a bare size."""
 
 

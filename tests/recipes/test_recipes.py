@@ -126,3 +126,25 @@ def test_a_shipped_recipe_runs_two_steps(path, pictures, stand_ins, tmp_path):
     assert len(losses(folder)) == recipe.num_steps >= STEPS
     model = amradio.load(folder)
     assert set(model.heads) == set(original.teachers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_smoke_behind_a_recipe_makes_two_steps(path, stand_ins, tmp_path):
+    """With tiny teachers of the same types, from words as they stand on a command line."""
+    original = Recipe.load(str(path))
+    words = [str(path), "smoke", f"out={tmp_path / 'run'}"]
+    for name, teacher in original.teachers.items():
+        if teacher.type != "embedded":
+            words += [f"teachers.{name}.{key}=null" for key in ("input_size", "pretrained") if key in type(teacher).model_fields]
+            words += [f"teachers.{name}.model={stand_ins(teacher.type)}", f"teachers.{name}.precision=float32"]
+    if original.student.type == "model":
+        small = shrunk(parse_yaml(to_yaml(original), path.name), tmp_path, stand_ins)
+        words.append(f"student.path={model_to_go_on_from(small, tmp_path / 'model')}")
+        words += ["student.train.count=1"] if original.student.train.type == "last_blocks" else []
+    else:
+        small = SMALL_STUDENTS[original.student.type]
+        words += [f"student.{key}={'null' if value is None else value}" for key, value in small.items()]
+    folder = amradio.distill(Recipe.load(*words))
+    assert len(losses(folder)) == STEPS
+    assert set(amradio.load(folder).heads) == set(original.teachers)

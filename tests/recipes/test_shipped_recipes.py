@@ -19,6 +19,7 @@ def test_every_shipped_file_lies_in_the_package_and_is_described():
     assert {entry.path for entry in found} == set((PACKAGE / "recipes").glob("*.yaml"))
     assert all(entry.about and entry.command and entry.cost for entry in found)
     assert {entry.name for entry in found if entry.kind == "evaluation"} == {"real_evaluation", "scenes"}
+    assert {entry.name for entry in found if entry.kind == "part"} == {"smoke"}
     for entry in found:
         assert all(line.startswith(("amradio ", "torchrun ")) for line in entry.command.splitlines()), entry.command
 
@@ -27,8 +28,9 @@ def test_every_shipped_file_lies_in_the_package_and_is_described():
 def test_a_name_stands_for_its_file_anywhere(entry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert locate(entry.name) == entry.path
-    kind = Recipe if entry.kind == "recipe" else Suite
-    assert kind.load(entry.name) == kind.load(str(entry.path))
+    kind = Suite if entry.kind == "evaluation" else Recipe
+    before = ["quickstart"] if entry.kind == "part" else []
+    assert kind.load(*before, entry.name) == kind.load(*before, str(entry.path))
 
 
 def test_the_users_file_comes_first(tmp_path, monkeypatch):

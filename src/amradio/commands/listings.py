@@ -93,6 +93,7 @@ def list_recipes(name: str | None = None, as_json: bool = False) -> None:
     else:
         for kind, title in (
             ("recipe", "Recipes, for `amradio distill NAME`"),
+            ("part", "Parts of recipes, for `amradio distill RECIPE NAME`"),
             ("evaluation", "Evaluation files, for `amradio evaluate PATH NAME`"),
         ):
             print(f"{title}\n")

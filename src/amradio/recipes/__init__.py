@@ -12,7 +12,9 @@ CONFIG_FILE = "config.yaml"
 """The resolved recipe in a run folder."""
 
 
-Kind = Literal["recipe", "evaluation"]
+Kind = Literal["recipe", "part", "evaluation"]
+KINDS: tuple[Kind, ...] = ("recipe", "part", "evaluation")
+"""In the order of the listing."""
 
 
 class Shipped(NamedTuple):
@@ -21,7 +23,7 @@ class Shipped(NamedTuple):
     name: str
     """Stands for the path on the command line."""
     kind: Kind
-    """`recipe` for `amradio distill`, `evaluation` for `amradio evaluate`."""
+    """`recipe` for `amradio distill`, `part` to be put behind one, `evaluation` for `amradio evaluate`."""
     about: str
     """One sentence."""
     command: str
@@ -36,7 +38,7 @@ class Shipped(NamedTuple):
 
 def shipped() -> list[Shipped]:
     """Every shipped file, by kind and name."""
-    return sorted((_described(path) for path in FOLDER.glob("*.yaml")), key=lambda entry: (entry.kind != "recipe", entry.name))
+    return sorted((_described(path) for path in FOLDER.glob("*.yaml")), key=lambda entry: (KINDS.index(entry.kind), entry.name))
 
 
 def locate(word: str) -> Path:
@@ -85,7 +87,8 @@ def _described(path: Path) -> Shipped:
         if title:
             key, line = title[1].lower(), title[2]
         parts.setdefault(key, []).append(line)
-    kind = "evaluation" if re.search(r"^evaluations:", path.read_text(encoding="utf-8"), re.M) else "recipe"
+    keys = set(re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.M))
+    kind: Kind = "evaluation" if "evaluations" in keys else "recipe" if "teachers" in keys else "part"
     text = {key: " ".join(lines).strip() for key, lines in parts.items()}
     commands = re.split(r" (?=torchrun )|(?<!-m) (?=amradio )", text.get("command", ""))
     command = "\n".join(command.replace("\\ ", "") for command in commands)
