@@ -57,6 +57,8 @@ def call(options: argparse.Namespace) -> None:
 
         heads = None if options.heads is None else [name for name in options.heads.split(",") if name]
         export(options.path, options.format, options.out, heads=heads, dtype=options.dtype, image_size=options.image_size)
+    elif options.verb == "show":
+        _show(options)
     elif options.verb == "compare":
         from .commands.compare import compare
 
@@ -80,6 +82,14 @@ def call(options: argparse.Namespace) -> None:
             listings.print_completion(options.shell)
         else:
             {"teachers": listings.list_teachers, "students": listings.list_students}[options.verb](options.json)
+
+
+def _show(options: argparse.Namespace) -> None:
+    from .commands.show import show
+    from .model.showing import Prompts
+
+    points, boxes = [(x, y) for x, y in options.click], [(a, b, c, d) for a, b, c, d in options.box]
+    show(options.path, options.images, options.out, prompts=Prompts(options.text, points, boxes, options.everywhere))
 
 
 def _recipe(words: Sequence[str]) -> "Recipe":

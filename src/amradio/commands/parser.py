@@ -106,6 +106,9 @@ def parser(version: str = "", with_embed_options: bool = True) -> tuple[Parser, 
         )
     )
     _add_compare(verb("compare", "runs side by side: changed keys, last numbers, floors", "amradio compare runs/first runs/second"))
+    _add_show(
+        verb("show", "pictures of what a model knows of some images", "amradio show runs/first photos --out shown --text 'a dog' grass")
+    )
     for name, text in LISTINGS.items():
         listing = verb(name, text, f"amradio {name} --json")
         listing.add_argument("--json", action="store_true", help="print the same as JSON")
@@ -153,6 +156,16 @@ def _add_small(verb: Callable[[str, str, str], Parser]) -> None:
     schema.add_argument("of", nargs="?", choices=("recipe", "evaluation"), default="recipe", help="default: recipe")
     completion = verb("completion", "a script that completes verbs and options in a shell", "amradio completion bash")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+
+
+def _add_show(show: Parser) -> None:
+    show.add_argument("path", metavar="PATH", help="a run folder, or a model in any format that is read")
+    show.add_argument("images", metavar="IMAGES", help="a picture, a folder of images, a text file with a path on each line, or tar shards")
+    show.add_argument("--out", required=True, metavar="DIR", help="a folder for the PNG files and the page index.html")
+    show.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="a heat map for each")
+    show.add_argument("--click", nargs=2, type=float, action="append", default=[], metavar=("X", "Y"), help="a mask; px; may be repeated")
+    show.add_argument("--box", nargs=4, type=float, action="append", default=[], metavar=("X0", "Y0", "X1", "Y1"), help="a mask; px")
+    show.add_argument("--everywhere", action="store_true", help="the distinct masks of a grid of clicks")
 
 
 def _add_compare(compare: Parser) -> None:

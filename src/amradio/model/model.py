@@ -16,6 +16,7 @@ from ..network import Network, NetworkConfig
 from ..students.base import Aggregation, Conditioner
 from .described_network import DescribedNetwork
 from .pictures import batch_of
+from .showing import show
 
 if TYPE_CHECKING:  # transformers and its kin take seconds to import, and only `text` and `masks` want them
     from ..teachers.base import Teacher
@@ -177,6 +178,8 @@ class Model(DescribedNetwork):
         """
         self._check.looks = False
         return self.network.student.external_preprocessing()
+
+    show = show
 
     def set_windows(self, size: int | None, *, num_global: int = 4, num_windowed: int | None = None) -> None:
         """ViTDet's windowed mode: most blocks attend only within windows, which is faster on large images. Weights do not change.

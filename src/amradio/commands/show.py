@@ -1,0 +1,107 @@
+"""`amradio show`: what a model knows of some pictures, as PNG files and one page."""
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+from ..console import PHASES, note, print_text
+from ..data.decode import decode
+from ..data.full_images import open_images
+from ..data.guard import Encoded, UnreadableError
+from ..data.names import is_picture
+from ..drawing.panels import sheet
+from ..errors import UserError, shown, together
+from ..files import disk_errors, user_path, write_aside
+from ..image_input import Picture, one_picture
+from ..images import to_float
+from ..model import Model, load
+from ..model.showing import Prompts, panels
+from ..report.page import image, page, section
+from ..run_folder import RunFolder
+from ..teachers.base import Teacher
+from ..teachers.from_head import find
+from ..training import load_teachers
+
+MOST = 24
+"""Pictures of a folder that are drawn; the rest is counted."""
+
+
+def show(path: str | Path, images: str | Path, out: str | Path, *, prompts: Prompts = Prompts()) -> Path:  # noqa: B008 - frozen
+    """Writes a PNG for each picture and `index.html` with all of them into `out`, and returns the path of the page.
+
+    path: a run folder, whose teachers are drawn beside the heads, or a model in any format that is read, whose teachers are looked up on
+    this machine. images: a picture, or what `amradio embed` takes, of which the first `MOST` are drawn. out: a folder; nothing in it is
+    overwritten but what an earlier call wrote. Raises UserError with what is wrong, before anything is written.
+    """
+    folder, chosen, model = together(lambda: _out(out), lambda: _pictures(images), lambda: load(path))
+    teachers = _teachers(user_path(path), model)
+    parts = []
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, (name, picture) in enumerate(PHASES.progress(chosen, "drawing", len(chosen))):
+        drawn = panels(model, to_float(one_picture(picture)), teachers, prompts)
+        file = folder / f"{number:03d}_{Path(name).stem[:80]}.png"
+        with disk_errors(folder):
+            sheet(drawn).save(file)
+        rows = dict.fromkeys(panel.row for panel in drawn)
+        figures = (
+            f'<div class="panels">{"".join(image(panel.picture, panel.title) for panel in drawn if panel.row == row)}</div>' for row in rows
+        )
+        parts.append(section(name, *figures))
+    about = (
+        "<p>Maps are drawn in the colours of their three principal components. A head and its teacher share components: equal colours are "
+        "equal features. Colours of two heads cannot be compared.</p>"
+    )
+    with disk_errors(folder):
+        write_aside(folder / "index.html", page(f"What {path} knows", [about, *parts]).encode())
+    print_text(f"{len(chosen)} pictures -> {folder / 'index.html'}")
+    return folder / "index.html"
+
+
+def _out(out: str | Path) -> Path:
+    folder = user_path(out, "--out")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out: {shown(folder)} is a file; give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "index.html").is_file():
+        raise UserError(f"--out: {shown(folder)} is not empty and no page of `amradio show`; nothing was touched; give another folder")
+    return folder
+
+
+def _pictures(images: str | Path) -> Sequence[tuple[str, Picture]]:
+    """(name, picture) of what is to be drawn."""
+    if is_picture(Path(images).name):
+        return [(Path(images).name, one_picture(images))]
+    source = open_images(images)
+    count = source.count()
+    if count > MOST:
+        note(f"{count:,} pictures; the first {MOST} are drawn")
+    chosen = []
+    for number in islice(range(count), MOST):
+        encoded = source.read(source.nth(number))
+        chosen.append((source.key(source.nth(number)), encoded))
+    return [(name, _decoded(name, encoded)) for name, encoded in chosen]
+
+
+def _decoded(name: str, encoded: Encoded) -> Picture:
+    try:
+        return decode(encoded, None)
+    except UnreadableError as error:
+        raise UserError(f"{shown(name)}: it cannot be read as a picture: {error}; leave it out") from None
+
+
+def _teachers(path: Path, model: Model) -> Mapping[str, Teacher]:
+    """Those of the heads that are on this machine; a line on stderr names the others."""
+    run = RunFolder(path)
+    teachers: dict[str, Teacher] = {}
+    with PHASES.phase("loading teachers"):
+        for name in model.heads:
+            try:
+                teachers[name] = _of_run(run, name) if run.is_run else find(name, model.config.heads[name].teacher).freeze()
+            except UserError as error:
+                note(f"warning: teacher of head {name}: not drawn, as it cannot be loaded: {error.problems[0]}")
+    return {name: teacher.to(model.device) for name, teacher in teachers.items()}
+
+
+def _of_run(run: RunFolder, name: str) -> Teacher:
+    recipe = run.recipe()
+    return load_teachers(recipe.model_copy(update={"teachers": {name: recipe.teachers[name]}}), {})[name]

@@ -1,0 +1,222 @@
+"""What a model knows of one picture, as panels: features beside the teachers', heat maps of texts, masks of prompts."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..drawing.panels import Panel, as_picture, heat, mark, overlay, panel_size, principal_components, sheet
+from ..errors import UserError
+from ..features import Features
+from ..image_input import Picture, one_picture
+from ..images import resize, to_float
+from ..teachers.base import Teacher
+
+GRID = 8
+"""Clicks along each side of an image where masks are wanted everywhere."""
+CERTAIN = 0.6
+"""Predicted IoU from which a mask of the grid is drawn."""
+SAME = 0.7
+"""IoU of two masks from which only the one of higher predicted IoU is drawn."""
+SMALLEST, LARGEST = 0.003, 0.9
+"""Share of the image that a mask of the grid covers at least and at most: smaller ones are grain, larger ones the whole picture."""
+
+
+class ShownModel(Protocol):
+    """What is needed of a model (`amradio.Model`)."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where images must be."""
+        ...
+
+    def features(self, images: Any, heads: Any = None, size: Any = None) -> Any:
+        """{head: Features} of a picture."""
+        ...
+
+    def text(self, head: str, *, teacher: Any = None) -> Any:
+        """The text encoder of a head; UserError where it has none."""
+        ...
+
+    def masks(self, head: str, *, teacher: Any = None) -> Any:
+        """The mask decoder of a head; UserError where it has none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is asked beside features, all coordinates (x, y) in px of the picture."""
+
+    texts: Sequence[str] = ()
+    """One heat map each."""
+    points: Sequence[tuple[float, float]] = ()
+    """Clicks, each on an object of its own."""
+    boxes: Sequence[tuple[float, float, float, float]] = ()
+    """(x0, y0, x1, y1)."""
+    everywhere: bool = False
+    """Masks of a grid of clicks."""
+
+    @property
+    def wants_masks(self) -> bool:
+        """Whether a mask decoder is needed."""
+        return bool(self.points) or bool(self.boxes) or self.everywhere
+
+
+def show(
+    model: ShownModel,
+    image: Picture,
+    *,
+    texts: str | Sequence[str] = (),
+    points: Sequence[tuple[float, float]] = (),
+    boxes: Sequence[tuple[float, float, float, float]] = (),
+    everywhere: bool = False,
+    teachers: Mapping[str, Teacher] | None = None,
+) -> Image.Image:
+    """What the model knows of a picture, as one picture to look at: `model.show("photo.jpg", texts=["a dog", "grass"]).save("dog.png")`.
+
+    Colours are the three principal components of a map; a head and its teacher share them, so equal colours are equal features.
+
+    image: as `amradio.read_image` takes it.
+    texts: a heat map for each, of a head whose teacher has a text encoder.
+    points, boxes: a mask for each click (x, y) and box (x0, y0, x1, y1), in px of the picture, of a head that learnt from a SAM.
+    everywhere: the distinct masks of a grid of clicks.
+    teachers: by the name of their head; each is drawn beside it.
+    Raises UserError where the picture cannot be read, or no head can do what is asked for.
+    """
+    prompts = Prompts([texts] if isinstance(texts, str) else list(texts), list(points), list(boxes), everywhere)
+    return sheet(panels(model, to_float(one_picture(image)), teachers or {}, prompts))
+
+
+@torch.no_grad()
+def panels(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], prompts: Prompts, size: Any = None) -> list[Panel]:
+    """All panels of a picture: itself, the backbone, each head with a map beside its teacher, and what the prompts ask for.
+
+    Maps are drawn in the colours of their three principal components. Those of a head and of its teacher have the same components (the
+    teacher's, where it is there), so equal colours are equal features; those of two heads cannot be compared.
+    image: float [3, H, W] in [0, 1]. teachers: by the name of their head; they see the whole picture, stretched to the size that is legal.
+    size: that at which the student sees it, as of `Model.features`. Raises UserError where a text or a mask is asked for and no head
+    has an encoder or a decoder for it.
+    """
+    height, width = image.shape[-2:]
+    features: dict[str, Features] = model.features(image, model.heads, size)
+    drawn = [Panel("picture", f"picture, {width} x {height} px", as_picture(image.permute(1, 2, 0), height, width, smooth=True))]
+    drawn += [panel._replace(row="picture") for panel in _pair("backbone", features["backbone"].spatial, None, image)]
+    for name in model.heads:
+        drawn += _pair(f"head {name}", features[name].spatial, _of_teacher(teachers.get(name), image, model.device), image)
+    if prompts.texts:
+        drawn += _heat_maps(model, image, teachers, prompts.texts, size)
+    if prompts.wants_masks:
+        drawn += _masks(model, image, teachers, prompts)
+    return drawn
+
+
+def _of_teacher(teacher: Teacher | None, image: Tensor, device: torch.device) -> Tensor | None:
+    if teacher is None:
+        return None
+    spatial = teacher(resize(image[None], teacher.size_for(*image.shape[-2:])).to(device)).spatial
+    return None if spatial is None else spatial[0]
+
+
+def _pair(row: str, student: Tensor | None, teacher: Tensor | None, image: Tensor) -> list[Panel]:
+    """The student's map [1, H, W, D], and the teacher's [H, W, D] where there is one."""
+    if student is None:
+        return []
+    components = principal_components(student[0] if teacher is None else teacher)
+    sides = [("student", student[0])] + ([("teacher", teacher)] if teacher is not None else [])
+    return [
+        Panel(
+            row,
+            f"{row}, {who}: {spatial.shape[0]} x {spatial.shape[1]} cells",
+            as_picture(components.colours(spatial), image.shape[-2], image.shape[-1]),
+        )
+        for who, spatial in sides
+    ]
+
+
+def _first(heads: Iterable[str], make: Callable[[str], Any], what: str) -> tuple[str, Any]:
+    """(head, what `make` gives) of the first head for which it raises nothing; UserError with the reasons where there is none."""
+    reasons: list[str] = []
+    for head in heads:
+        try:
+            return head, make(head)
+        except UserError as error:
+            reasons += error.problems
+    raise UserError(f"{what}: no head can do this: {'; '.join(dict.fromkeys(reasons)) or 'the model has no heads'}")
+
+
+def _heat_maps(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], texts: Sequence[str], size: Any) -> list[Panel]:
+    """A panel for each text; the colours of one picture have one range, so that texts can be compared."""
+
+    def make(head: str) -> tuple[Any, Tensor]:
+        encoder = model.text(head, teacher=teachers.get(head))
+        return encoder, encoder.to(model.device).map(image, list(texts), size)[0].float().cpu()
+
+    head, (_, maps) = _first(model.heads, make, "text")
+    low, high = float(maps.min()), float(maps.max())
+    return [
+        Panel(
+            "text",
+            f"text '{text}' by head {head}: cosine {float(values.min()):.2f} to {float(values.max()):.2f}, colours {low:.2f} to {high:.2f}",
+            as_picture(heat(values, image, low, high), image.shape[-2], image.shape[-1], smooth=True),
+        )
+        for text, values in zip(texts, maps, strict=True)
+    ]
+
+
+def _masks(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], prompts: Prompts) -> list[Panel]:
+    head, decoder = _first(model.heads, lambda head: model.masks(head, teacher=teachers.get(head)), "masks")
+    decoder = decoder.to(model.device)
+    encoded = decoder.look(image)
+    height, width = image.shape[-2:]
+    scale = panel_size(height, width)[0] / width
+    drawn: list[Panel] = []
+
+    def panel(title: str, masks: Tensor, points: Sequence[tuple[float, float]] = (), boxes: Sequence[Sequence[float]] = ()) -> None:
+        picture = as_picture(overlay(masks, image), height, width, smooth=True)
+        drawn.append(Panel("masks", f"{title} by head {head}", mark(picture, points, boxes, scale)))
+
+    if prompts.points:
+        best = decoder(encoded, points=[list(point) for point in prompts.points])
+        panel(f"{_count(prompts.points, 'click')}, predicted IoU {_scores(best.scores)}", best.masks[:, 0], prompts.points)
+    if prompts.boxes:
+        best = decoder(encoded, boxes=[list(box) for box in prompts.boxes])
+        panel(f"{_count(prompts.boxes, 'box', 'boxes')}, predicted IoU {_scores(best.scores)}", best.masks[:, 0], (), prompts.boxes)
+    if prompts.everywhere:
+        grid = [((x + 0.5) * width / GRID, (y + 0.5) * height / GRID) for y in range(GRID) for x in range(GRID)]
+        best = decoder(encoded, points=[list(point) for point in grid])
+        masks = distinct(best.masks[:, 0], best.scores[:, 0])
+        panel(f"{len(masks)} masks of {GRID} x {GRID} clicks everywhere", masks)
+    return drawn
+
+
+def _count(prompts: Sequence[Any], one: str, several: str = "") -> str:
+    return f"mask of 1 {one}" if len(prompts) == 1 else f"masks of {len(prompts)} {several or one + 's'}"
+
+
+def _scores(scores: Tensor) -> str:
+    return ", ".join(f"{score:.2f}" for score in scores[:, 0].tolist())
+
+
+def distinct(masks: Tensor, scores: Tensor) -> Tensor:
+    """Of masks bool [N, H, W] those that are worth drawing, the largest first: of good predicted IoU [N], neither tiny nor the whole image,
+    and of masks of one object the best alone."""
+    masks, scores = masks.cpu(), scores.cpu()
+    share = masks.flatten(1).float().mean(1)
+    kept: list[int] = []
+    flat = masks.flatten(1).float()
+    for number in scores.argsort(descending=True).tolist():
+        if scores[number] < CERTAIN or not SMALLEST <= share[number] <= LARGEST:
+            continue
+        both = (flat[kept] * flat[number]).sum(1)
+        either = flat[kept].sum(1) + flat[number].sum() - both
+        if not (both / either > SAME).any():
+            kept.append(number)
+    return masks[sorted(kept, key=lambda number: -float(share[number]))]

@@ -1,0 +1,83 @@
+"""`model.show` and `amradio show`: colours that teacher and student share, heat, masks, and the page."""
+
+import pytest
+import torch
+from PIL import Image
+
+from amradio import distill, load
+from amradio.__main__ import main
+from amradio.drawing.panels import Panel, heat, overlay, principal_components, sheet
+from amradio.errors import UserError
+from amradio.model.showing import distinct
+
+
+def test_components_are_those_of_the_covariance_and_do_not_depend_on_signs():
+    draws = torch.Generator().manual_seed(0)
+    spatial = torch.randn(6, 5, 16, generator=draws) * torch.linspace(3, 0.1, 16)
+    found = principal_components(spatial)
+    cells = spatial.flatten(0, 1)
+    _, vectors = torch.linalg.eigh(torch.cov(cells.T))
+    alike = (found.directions.T @ vectors[:, -3:].flip(1)).abs()
+    assert torch.allclose(alike, torch.eye(3), atol=1e-3)
+    assert torch.allclose(found.colours(spatial), principal_components(spatial.clone()).colours(spatial))
+    assert (found.directions.gather(0, found.directions.abs().argmax(0, keepdim=True)) > 0).all()
+    assert torch.equal(principal_components(torch.ones(2, 2, 2)).colours(torch.ones(2, 2, 2)), torch.zeros(2, 2, 3))
+
+
+def test_a_teacher_and_a_student_that_agree_have_equal_colours():
+    spatial = torch.randn(4, 4, 8, generator=torch.Generator().manual_seed(1))
+    components = principal_components(spatial)
+    assert torch.equal(components.colours(spatial), components.colours(spatial.clone()))
+    assert not torch.allclose(components.colours(spatial), components.colours(-spatial))
+
+
+def test_heat_is_red_where_values_are_large_and_a_mask_is_coloured_inside_alone():
+    image = torch.full((3, 8, 8), 0.5)
+    drawn = heat(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), image, 0.0, 1.0)
+    assert drawn[0, 7, 0] > drawn[0, 0, 0]
+    assert drawn[0, 7, 0] > drawn[0, 7, 2]
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[0, :4] = True
+    drawn = overlay(mask, image)
+    assert torch.equal(drawn[4:], image.permute(1, 2, 0)[4:])
+    assert not torch.allclose(drawn[:4], image.permute(1, 2, 0)[:4])
+
+
+def test_of_masks_of_one_object_the_best_is_kept_and_grain_is_left_out():
+    masks = torch.zeros(4, 20, 20, dtype=torch.bool)
+    masks[0, :10] = True
+    masks[1, :9] = True
+    masks[2, 15:] = True
+    masks[3, 0, 0] = True
+    kept = distinct(masks, torch.tensor([0.8, 0.9, 0.7, 0.99]))
+    assert torch.equal(kept, masks[[1, 2]])
+    assert len(distinct(masks, torch.full((4,), 0.1))) == 0
+
+
+def test_a_sheet_has_a_row_for_each_kind():
+    panel = Panel("picture", "a title " * 9, Image.new("RGB", (256, 100)))
+    one, two = sheet([panel]), sheet([panel, panel, panel._replace(row="text")])
+    assert two.width > one.width
+    assert two.height > 1.8 * one.height
+
+
+@pytest.mark.slow
+def test_a_run_is_shown_beside_its_teachers(recipe, pictures, tmp_path, capsys):
+    folder = distill(recipe("stages.0.steps=1", "evaluate.every=null", "data.val=null"))
+    some = sorted(pictures.rglob("*.jpg"))[:2]
+    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in some))
+    words = ["show", str(folder), str(tmp_path / "list.txt"), "--click", "5", "6", "--box", "1", "1", "20", "20", "--everywhere"]
+    assert main([*words, "--out", str(tmp_path / "shown")]) == 0, capsys.readouterr().err
+    page = (tmp_path / "shown" / "index.html").read_text()
+    assert len(list((tmp_path / "shown").glob("*.png"))) == 2
+    for name in ("clip", "dino", "sam"):
+        assert page.count(f"head {name}, student") == page.count(f"head {name}, teacher") == 4, "the text below, and for screen readers"
+    assert "mask of 1 click, predicted IoU" in page
+    assert "mask of 1 box, predicted IoU" in page
+    assert "http" not in page.replace("http-equiv", ""), "nothing is loaded from elsewhere"
+    assert main(["show", str(folder), str(some[0]), "--out", str(pictures)]) == 2
+    assert "is not empty and no page of `amradio show`" in capsys.readouterr().err
+    model = load(folder)
+    assert model.show(some[0]).width > 256
+    with pytest.raises(UserError, match="points: 1 of them outside the image"):
+        model.show(some[0], points=[(5000, 1)])
