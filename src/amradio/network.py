@@ -89,6 +89,8 @@ class TrainingFacts(Settings):
     """What it was trained on, in words."""
     agreement: Agreement = pydantic.Field(default_factory=dict)
     """Held-out agreement with each teacher."""
+    evaluated: Annotated[int, pydantic.Field(ge=0, lt=2**53)] | None = None
+    """The step at which the agreement was measured; null where that is not known."""
     target_spaces: dict[Kind, str] = pydantic.Field(default_factory=dict)
     """The normalizer of each kind of feature (`normalize` of the recipe), whose inverse is folded into the heads."""
     recipe: str | None = None

@@ -24,17 +24,69 @@ def card(config: NetworkConfig, network: Network, loading: Mapping[str, str]) ->
         _introduction(config, network),
         _loading(loading),
         _input(config, network),
+        _use(config),
         _teachers(config),
         _training(config.training) if config.training else "",
+        CITATION,
     ]
     return "\n".join(part for part in parts if part)
+
+
+CITATION = """## Citation
+
+The method is that of AM-RADIO; the software is amradio (Apache-2.0).
+
+```bibtex
+@inproceedings{ranzinger2024amradio,
+  title     = {AM-RADIO: Agglomerative Vision Foundation Model Reduce All Domains Into One},
+  author    = {Ranzinger, Mike and Heinrich, Greg and Kautz, Jan and Molchanov, Pavlo},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2024}
+}
+```
+"""
+
+
+def _use(config: NetworkConfig) -> str:
+    """What the model is for, and what it cannot be expected to do."""
+    lines = [
+        "## Intended use and limits",
+        "",
+        "Features of images: for retrieval, classification by a linear layer, dense prediction, or as the backbone of a larger model.",
+    ]
+    if config.heads:
+        lines.append(
+            f"The heads ({', '.join(config.heads)}) stand in for their teachers, with the teachers' own text encoders and mask decoders."
+        )
+    lines += [
+        "It has learnt what its teachers predict for its training images: on other images, at other sizes and on what the teachers",
+        "do not know it is worse than they are, and it shares their biases. Measure it on your images before you rely on it",
+        "(`amradio evaluate`).",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _front_matter(config: NetworkConfig, loading: Mapping[str, str]) -> str:
     library = next((LIBRARIES[name] for name in loading if name in LIBRARIES), "amradio")
     tags = "[image-feature-extraction, distillation, am-radio, amradio]"
     lines = [f"library_name: {library}", "pipeline_tag: image-feature-extraction", f"tags: {tags}", *front_matter(config.distilled_from)]
+    lines += _model_index(config.training) if config.training and config.training.agreement else []
     return "\n".join(["---", *lines, "---"])
+
+
+def _model_index(training: TrainingFacts) -> list[str]:
+    """The held-out agreement as results that the hub shows."""
+    lines = ["model-index:", "- name: student", "  results:"]
+    for feature, row in training.agreement.items():
+        if "standardized_cosine" in row:
+            value = f"{row['standardized_cosine']:.4f}"
+            lines += [
+                "  - task: {type: image-feature-extraction}",
+                "    dataset: {type: held-out, name: held-out images of the run}",
+                f'    metrics: [{{type: standardized_cosine, name: "{feature} against its teacher", value: {value}}}]',
+            ]
+    return lines if len(lines) > 3 else []
 
 
 def _introduction(config: NetworkConfig, network: Network) -> str:
@@ -112,8 +164,11 @@ def _training(training: TrainingFacts) -> str:
         spaces = ", ".join(f"{_cell(space)} for {kind} features" for kind, space in training.target_spaces.items())
         lines += [f"Target spaces in training: {spaces}. Their inverse is folded into the heads, which predict raw teacher features.", ""]
     if training.agreement:
+        at = "" if training.evaluated is None else f" at step {training.evaluated}"
+        older = ", before the last steps of these weights" if training.evaluated not in (None, training.step) else ""
         lines += [
-            "Held-out agreement with the teachers. Standardized: centred and scaled per channel, where a constant prediction scores 0.",
+            f"Held-out agreement with the teachers{at}{older}.",
+            "Standardized: centred and scaled per channel, where a constant prediction scores 0.",
             "Norm ratio: how much predictions vary around the mean against the teacher; 1 is right, and no standardized cosine shows it.",
             "",
         ]

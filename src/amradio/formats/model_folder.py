@@ -86,7 +86,10 @@ class ModelFolder(Format):
     def snippet(self, target: Path, settings: ExportSettings) -> str:
         """Lines that load it with `amradio.load`."""
         names = f", heads={list(settings.heads)}" if settings.heads else ""
-        return f'import amradio\nmodel = amradio.load("{target}")\nfeatures = model(images{names})  # images: RGB in [0, 1], [B, 3, H, W]'
+        return (
+            f'import amradio\nmodel = amradio.load("{target}")\nfeatures = model.features("photo.jpg"{names})\n'
+            f"features = model(images{names})  # or images: RGB in [0, 1], [B, 3, H, W]"
+        )
 
 
 def _alive(config: NetworkConfig, named: dict[str, Any]) -> dict[str, Any]:

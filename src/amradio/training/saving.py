@@ -66,6 +66,7 @@ class Saving(saving.Saving[Progress]):
         """The model folder, on this process."""
         recipe, folder = self.context.recipe, self.context.folder
         notes = {"step": step, "num_steps": progress.num_steps, "data": self.context.feeds.description, "agreement": progress.agreement}
+        notes["evaluated"] = progress.evaluated
         notes["target_spaces"] = {kind: recipe.normalize.of(kind).model_dump()["type"] for kind in KINDS}
         with disk_errors(folder.path):
             write_folder(folder.model, self.context.config, self.folded_network(), notes | {"recipe": self._recipe_text})
