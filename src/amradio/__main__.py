@@ -59,6 +59,10 @@ def call(options: argparse.Namespace) -> None:
         export(options.path, options.format, options.out, heads=heads, dtype=options.dtype, image_size=options.image_size)
     elif options.verb == "show":
         _show(options)
+    elif options.verb == "report":
+        from .commands.report import report
+
+        report(*options.paths, out=options.out)
     elif options.verb == "compare":
         from .commands.compare import compare
 

@@ -146,6 +146,7 @@ def _add_export(export: Parser) -> None:
 
 
 def _add_small(verb: Callable[[str, str, str], Parser]) -> None:
+    _add_report(verb("report", "one page about runs: curves, tables, pictures", "amradio report runs/first --out report.html"))
     verb("doctor", "what this machine can do, and what is missing", "amradio doctor")
     push = verb("push", "upload a model folder to the hub; without --yes only say what would go", "amradio push runs/first me/student")
     push.add_argument("path", metavar="PATH", help="a run folder, or an exported model folder")
@@ -166,6 +167,11 @@ def _add_show(show: Parser) -> None:
     show.add_argument("--click", nargs=2, type=float, action="append", default=[], metavar=("X", "Y"), help="a mask; px; may be repeated")
     show.add_argument("--box", nargs=4, type=float, action="append", default=[], metavar=("X0", "Y0", "X1", "Y1"), help="a mask; px")
     show.add_argument("--everywhere", action="store_true", help="the distinct masks of a grid of clicks")
+
+
+def _add_report(report: Parser) -> None:
+    report.add_argument("paths", nargs="+", metavar="RUN", help="run folders, finished or not; several are compared")
+    report.add_argument("--out", default="report.html", metavar="FILE", help="the page; default: report.html")
 
 
 def _add_compare(compare: Parser) -> None:

@@ -23,7 +23,8 @@ background:var(--card);padding:10px;border-radius:6px}figure svg{width:100%;heig
 flex-wrap:wrap;gap:10px}.panels figure{width:min(276px,100%)}.panels img{width:100%;height:auto;display:block}
 figcaption{font-size:.85rem}ul.key{list-style:none;margin:4px 0;padding:0;display:flex;flex-wrap:wrap;gap:2px 14px;
 font-size:.82rem}ul.key i{display:inline-block;width:14px;height:3px;margin-right:5px;vertical-align:middle}pre{overflow-x:auto}
-details{margin:.4rem 0}svg text{fill:var(--text);font:11px system-ui,sans-serif}.axis{stroke:var(--line)}
+details{margin:.4rem 0}@media(max-width:600px){.panels figure{width:calc(50% - 5px)}}
+svg text{fill:var(--text);font:11px system-ui,sans-serif}.axis{stroke:var(--line)}
 """
 SCRIPT = """
 document.querySelectorAll("table.sortable th button").forEach(function(button){button.addEventListener("click",function(){

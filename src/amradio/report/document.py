@@ -1,0 +1,130 @@
+"""The page of one run, or of several side by side."""
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from ..config import to_yaml
+from ..errors import UserError
+from ..formats.model_folder import read_config
+from ..run_folder import Series
+from .charts import line_chart
+from .comparison import Row, changed_keys, final_rows
+from .page import Cell, image, page, section, table, text
+from .runs import Run
+
+
+def build_page(runs: Sequence[Run]) -> str:
+    """The HTML of a report: what was trained, curves, tables, pictures, data, environment, warnings and licences. Loads nothing else."""
+    title = f"Run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs compared"
+    rows = final_rows(runs)
+    return page(title, [_about(runs), _warnings(runs), _keys(runs), _curves(runs), _tables(runs, rows), *map(_of_run, runs)])
+
+
+def _about(runs: Sequence[Run]) -> str:
+    items = []
+    for run in runs:
+        student = (run.config.get("student") or {}).get("type", "?")
+        state = f"{run.step:,} of {run.num_steps:,} steps" + ("" if run.step >= run.num_steps else ", not finished")
+        items.append(f"<li><b>{text(run.name)}</b>: a {text(student)} student of {text(', '.join(run.teachers))}; {text(state)}</li>")
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def _warnings(runs: Sequence[Run]) -> str:
+    items = [f"<li>{text(run.name)}: {text(warning)}</li>" for run in runs for warning in run.folder.warnings()]
+    return section("Warnings", f"<ul>{''.join(items)}</ul>" if items else "")
+
+
+def _keys(runs: Sequence[Run]) -> str:
+    keys = changed_keys(runs) if len(runs) > 1 else {}
+    rows = [[key, *(str(value) for value in values)] for key, values in keys.items()]
+    return section("Changed keys", table("Keys in which the recipes differ", ["key", *(run.name for run in runs)], rows))
+
+
+def _curves(runs: Sequence[Run]) -> str:
+    def of(ending: str, start: str = "") -> dict[str, Series]:
+        return {
+            (f"{run.name}: " if len(runs) > 1 else "") + (name.removesuffix(ending).strip("/").removeprefix("val/") or name): series
+            for run in runs
+            for name, series in run.metrics.items()
+            if name.endswith(ending) and name.startswith(start) and (bool(start) or not name.startswith(("val/", "eval/")))
+        }
+
+    charts = (
+        line_chart("Loss of the step", "loss", {name: line for name, line in of("loss").items() if "/" not in name.rpartition(": ")[2]}),
+        line_chart("Loss by teacher and kind", "loss", of("/loss")),
+        line_chart("Agreement in training", "standardized cosine", of("/standardized_cosine")),
+        line_chart("Agreement on held-out images", "standardized cosine", of("/standardized_cosine", "val/")),
+        line_chart("Learning rate", "rate", of("learning_rate")),
+        line_chart("Speed", "images per second", of("images_per_second")),
+        line_chart("Shares of time", "share of the interval", of("_share")),
+    )
+    drawn = "".join(charts)
+    return section("Curves", f'<div class="grid">{drawn}</div>' if drawn else "")
+
+
+def _tables(runs: Sequence[Run], rows: Sequence[Row]) -> str:
+    tables = []
+    for group in dict.fromkeys(row.group for row in rows):
+        members = [row for row in rows if row.group == group]
+        headings = ["number", *(run.name for run in runs), "floor"]
+        cells = [[row.name + (f" ({row.unit})" if row.unit else ""), *_values(row), _number(_floor(row))] for row in members]
+        tables.append(f"<h3>{text(group)}</h3>" + table(f"{group}: last numbers", headings, cells))
+    legend = '<p class="faint">* best run of its row; ! not better than the floor, which is what a trivial answer scores</p>'
+    return section("Results", *tables, legend)
+
+
+def _floor(row: Row) -> float | None:
+    return next((floor for floor in row.floors if floor is not None), None)
+
+
+def _number(value: float | None) -> tuple[str, float | None]:
+    return ("-" if value is None else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}", value)
+
+
+def _values(row: Row) -> list[tuple[str, float | None]]:
+    cells = []
+    for number, value in enumerate(row.values):
+        shown, _ = _number(value)
+        best, below = number in row.best, number in row.below
+        shown = f"{'*' if best else ''}{'!' if below else ''}{shown}"
+        css = "bad" if below else "good" if best else ""
+        cells.append((Cell(f'<span class="{css}">{shown}</span>') if css else shown, value))
+    return cells
+
+
+def _of_run(run: Run) -> str:
+    pictures = []
+    for file in run.folder.pictures():
+        with Image.open(file) as picture:
+            pictures.append(image(picture.convert("RGB"), f"{run.name}, {file.stem.replace('_', ' ')}"))
+    environment = run.folder.environment()
+    libraries = environment.get("libraries") or {}
+    facts = {**environment, "libraries": ", ".join(f"{name} {version}" for name, version in libraries.items())} if environment else {}
+    prints = [
+        [name, str(result.get("fingerprint") or "-"), ", ".join(f"{count:,} {what}" for what, count in result.get("counts", {}).items())]
+        for name, (_, result) in run.latest().items()
+    ]
+    return section(
+        run.name,
+        f'<div class="grid">{"".join(pictures)}</div>' if pictures else "",
+        table("Licences of the teachers", ["head", "teacher", "licence"], _licences(run)),
+        table("Data of the evaluations", ["evaluation", "fingerprint", "counts"], prints),
+        table("Environment", ["what", "value"], [[name, str(value)] for name, value in facts.items()]),
+        f"<details><summary>Recipe</summary><pre>{text(_recipe(run))}</pre></details>",
+    )
+
+
+def _recipe(run: Run) -> str:
+    try:
+        return to_yaml(run.folder.recipe())
+    except UserError:  # of another version
+        return str(dict(run.config))
+
+
+def _licences(run: Run) -> list[list[str]]:
+    try:
+        heads = read_config(run.folder.model).heads
+    except (UserError, OSError):  # not written yet
+        return []
+    return [[name, *(str(head.teacher.get(key) or "not stated") for key in ("source", "licence"))] for name, head in heads.items()]

@@ -1,0 +1,72 @@
+"""`amradio report`: the page's charts, tables, marks and escapes."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from amradio.__main__ import main
+from amradio.report.charts import line_chart, nice_ticks
+from amradio.run_folder import Series
+from made_runs import make_run
+
+
+@pytest.fixture
+def run(recipe, tmp_path):
+    return make_run(recipe(), tmp_path / "a", score=20.0).path
+
+
+def test_one_run(run, tmp_path, capsys):
+    assert main(["report", str(run), "--out", str(tmp_path / "r.html")]) == 0
+    page = (tmp_path / "r.html").read_text()
+    for title in ("Loss of the step", "Agreement in training", "Agreement on held-out images", "Learning rate", "Speed", "Shares of time"):
+        assert f"<h3>{title}</h3>" in page
+    assert '<span class="bad">!20</span>' in page, "below the floor"
+    assert "few images &amp; &lt;b&gt;many&lt;/b&gt; words" in page, "a warning of the log is escaped"
+    assert "0123456789abcdef" in page
+    assert "torch 2.8.0" in page
+    assert "Changed keys" not in page
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page), "nothing is loaded from elsewhere"
+    assert page.count("aria-sort") > 0
+
+
+def test_several_runs_are_compared(run, recipe, tmp_path, capsys):
+    other = make_run(recipe("optimizer.learning_rate=0.5"), tmp_path / "b", cosine=0.9)
+    assert main(["report", str(run), str(other.path), f"out={tmp_path / 'r.html'}"]) == 0
+    page = (tmp_path / "r.html").read_text()
+    assert "optimizer.learning_rate" in page.split("Curves")[0]
+    assert "a: loss: 1" in page
+    assert "b: loss: 1" in page
+    assert '<span class="good">*0.9</span>' in page
+
+
+def test_mistakes(run, tmp_path, capsys):
+    assert main(["report", str(run), "--out", str(tmp_path / "r.txt")]) == 2
+    assert "give a file that ends with .html" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "none"), "--out", str(tmp_path / "r.html")]) == 2
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_chart_is_xml_with_a_title_units_and_finite_points_inside_its_frame():
+    chart = line_chart("Loss <x>", "nats", {"a": Series([0, 5, 10], [3.0, float("nan"), 1.0]), "none": Series([], [])})
+    root = ET.fromstring(chart)
+    (line,) = root.iter("polyline")
+    points = [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]
+    assert len(points) == 2
+    assert all(0 <= x <= 360 and 0 <= y <= 230 for x, y in points)
+    assert points[0][1] < points[1][1], "larger values are higher up"
+    svg = root.find("svg")
+    assert svg is not None
+    assert svg.attrib["aria-label"] == "Loss <x>, nats, steps 0 to 10; last values: a 1"
+    assert [label.text for label in svg.iter("text")][-1] == "nats"
+    assert line_chart("x", "y", {"none": Series([1], [float("inf")])}) == ""
+    many = ET.fromstring(line_chart("x", "y", {"a": Series(list(range(5000)), [1.0] * 5000)}))
+    assert len(next(many.iter("polyline")).attrib["points"].split()) == 300
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.013, 0.97), (1e-9, 1e-3), (5.0, 5.0), (0.0, 0.0), (120, 98_000)])
+def test_ticks_are_round_and_enclose_what_is_drawn(low, high):
+    ticks = nice_ticks(low, high)
+    assert 3 <= len(ticks) <= 7
+    assert ticks[0] <= low + 1e-12
+    assert ticks[-1] >= high - 1e-12
