@@ -154,13 +154,13 @@ def test_the_tool_repeats_bit_for_bit(name, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tools))
     import make_embedded_teachers as tool
 
-    monkeypatch.setattr(tool.TEACHERS[name], "BATCH", 16)
+    monkeypatch.setattr(tool.TEACHERS[name], "BATCH", 4)
     made = []
     for attempt in "ab":
-        words = ["tool", "--only", name, "--steps", "2", "--pictures", "64", "--out", str(tmp_path / attempt)]
+        words = ["tool", "--only", name, "--steps", "2", "--pictures", "32", "--out", str(tmp_path / attempt)]
         monkeypatch.setattr("sys.argv", words)
-        monkeypatch.setattr(tool, "KNOWN", 64)
-        monkeypatch.setattr(tool, "TEST", 32)
+        monkeypatch.setattr(tool, "KNOWN", 32)
+        monkeypatch.setattr(tool, "TEST", 16)
         tool.main()
         made.append((tmp_path / attempt / name / "model.safetensors").read_bytes())
     assert made[0] == made[1]
