@@ -165,6 +165,7 @@ WITHOUT_EFFECT = (
     "engine.checkpoint_every=2",
     "engine.threads=1",
     "engine.prepare_ahead=true",
+    "engine.report=false",
     "data.num_workers=1",
 )
 

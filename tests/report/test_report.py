@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from amradio import distill
 from amradio.__main__ import main
 from amradio.report.charts import line_chart, nice_ticks
 from amradio.run_folder import Series
@@ -38,6 +39,21 @@ def test_several_runs_are_compared(run, recipe, tmp_path, capsys):
     assert "a: loss: 1" in page
     assert "b: loss: 1" in page
     assert '<span class="good">*0.9</span>' in page
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_its_page_unless_that_is_switched_off_or_a_file_is_damaged(recipe, tmp_path, capsys):
+    words = ("stages.0.steps=1", "evaluate.every=null", "data.val=null")
+    folder = distill(recipe(*words))
+    assert "Loss of the step" in (folder / "report.html").read_text()
+    (folder / "report.html").unlink()
+    distill(recipe(*words, "engine.report=false"))
+    assert not (folder / "report.html").exists()
+    (folder / "evaluations" / "step_000000001").mkdir(parents=True)
+    (folder / "evaluations" / "step_000000001" / "knn.json").write_text("{")
+    distill(recipe(*words))
+    assert "warning: " in capsys.readouterr().out
+    assert not (folder / "report.html").exists()
 
 
 def test_mistakes(run, tmp_path, capsys):

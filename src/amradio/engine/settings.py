@@ -75,7 +75,11 @@ class EngineSettings(Settings):
     """Checkpoints that are kept, the newest."""
     track: bool = False
     """Also write TensorBoard event files (needs `pip install amradio[track]`)."""
+    report: bool = True
+    """Write the page report.html into the run folder at the end, as `amradio report` does."""
 
 
-WITHOUT_EFFECT = tuple(f"engine.{key}" for key in ("device", "log_every", "checkpoint_every", "keep", "track", "threads", "prepare_ahead"))
+WITHOUT_EFFECT = tuple(
+    f"engine.{key}" for key in ("device", "log_every", "checkpoint_every", "keep", "track", "report", "threads", "prepare_ahead")
+)
 """Keys that may change when a run is resumed: they change nothing of what is learnt."""
