@@ -1,5 +1,6 @@
 """`amradio report`: the page's charts, tables, marks and escapes."""
 
+import json
 import re
 import xml.etree.ElementTree as ET
 
@@ -7,6 +8,7 @@ import pytest
 
 from amradio import distill
 from amradio.__main__ import main
+from amradio.commands.report import report
 from amradio.report.charts import line_chart, nice_ticks
 from amradio.run_folder import Series
 from made_runs import make_run
@@ -54,6 +56,15 @@ def test_a_run_ends_with_its_page_unless_that_is_switched_off_or_a_file_is_damag
     distill(recipe(*words))
     assert "warning: " in capsys.readouterr().out
     assert not (folder / "report.html").exists()
+
+
+def test_agreement_over_sizes(run, tmp_path):
+    file = run / "evaluations" / "step_000000012" / "zero-shot.json"
+    sizes = {"student/clip": {"32": {"summary_standardized_cosine": 0.512}, "64": {"summary_standardized_cosine": 0.734, "cosine": 0.1}}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"details": {"by_size": sizes}}))
+    page = report(run, out=tmp_path / "r.html").read_text()
+    assert "student/clip summary standardized cosine" in page
+    assert '<td class="n" data-value="64.0">64 px</td><td class="n" data-value="0.734">0.734</td>' in page
 
 
 def test_mistakes(run, tmp_path, capsys):

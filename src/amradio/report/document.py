@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from ..config import to_yaml
+from ..distillation.metrics import HEADLINE
 from ..errors import UserError
 from ..formats.model_folder import read_config
 from ..run_folder import Series
@@ -74,6 +75,20 @@ def _tables(runs: Sequence[Run], rows: Sequence[Row]) -> str:
     return section("Results", *tables, legend)
 
 
+def _by_size(run: Run) -> str:
+    """Agreement with the teachers over the px of the student's view, of the evaluations that measured several."""
+    rows: list[list[tuple[str, float | None] | str]] = []
+    for name, (_, result) in run.latest().items():
+        for model, by_size in result.get("details", {}).get("by_size", {}).items():
+            measures = dict.fromkeys(measure for values in by_size.values() for measure in values if measure.endswith(HEADLINE))
+            rows += [
+                [name, f"{model} {measure.replace('_', ' ')}", (f"{px} px", float(px)), _number(values.get(measure))]
+                for measure in measures
+                for px, values in by_size.items()
+            ]
+    return table("Agreement over sizes of the image", ["evaluation", "head", "size", "cosine"], rows)
+
+
 def _floor(row: Row) -> float | None:
     return next((floor for floor in row.floors if floor is not None), None)
 
@@ -108,6 +123,7 @@ def _of_run(run: Run) -> str:
     return section(
         run.name,
         f'<div class="grid">{"".join(pictures)}</div>' if pictures else "",
+        _by_size(run),
         table("Licences of the teachers", ["head", "teacher", "licence"], _licences(run)),
         table("Data of the evaluations", ["evaluation", "fingerprint", "counts"], prints),
         table("Environment", ["what", "value"], [[name, str(value)] for name, value in facts.items()]),
