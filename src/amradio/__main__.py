@@ -20,6 +20,7 @@ NOTHING_WRITTEN = "Nothing was written."
 WHEN_STOPPED = {
     "distill": "Run the same command to resume.",
     "quickstart": "Run the same command to resume.",
+    "detect": "Run the same command to resume.",
     "embed": "What is done is kept; run the same command to resume.",
     "evaluate": "No results were written.",
     "export": NOTHING_WRITTEN,
@@ -34,6 +35,13 @@ def call(options: argparse.Namespace) -> None:
         from .commands import distill
 
         distill.dry_run(recipe) if options.dry_run else distill.distill(recipe)
+    elif options.verb == "detect":
+        from .downstream.detection.settings import DetectionRecipe
+
+        detection = DetectionRecipe.load(*options.words)
+        from .commands.detect import train_detector
+
+        train_detector(detection)
     elif options.verb == "quickstart":
         from .recipe import Recipe
         from .words import only_keys
@@ -122,7 +130,7 @@ def main(words: Sequence[str] | None = None) -> int:
     with outlive_console(), only_results(options.quiet), Interruptible(when_stopped, ends_process=words is None) as interruptible:
         try:
             if options.verb in WHEN_STOPPED:  # a run's log is on stdout, and so are the results of all others
-                has_log = options.verb == "quickstart" or (options.verb == "distill" and not is_dry_run)
+                has_log = options.verb in ("quickstart", "detect") or (options.verb == "distill" and not is_dry_run)
                 note(f"amradio {options.verb}: starting", sys.stdout if has_log else sys.stderr)
             return _ended(options)
         except RunStoppedError as stopped:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import amradio as package
 from amradio.engine.checkpoint import Checkpoints
 from amradio.engine.optimizer import FACTOR, build_optimizer, set_rates
+from amradio.engine.rates import rate_factors
 from amradio.engine.settings import OptimizerSettings
 from amradio.errors import UserError
 from amradio.heads import MlpHeadSettings
@@ -22,7 +23,6 @@ from amradio.students.eradio_settings import EradioSettings
 from amradio.students.timm_settings import TimmSettings
 from amradio.students.vit_settings import VitSettings
 from amradio.tensors import read_tensors
-from amradio.training.rates import rate_factors
 from processes import start_several
 from runs import assert_same, metrics
 

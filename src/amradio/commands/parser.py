@@ -86,6 +86,13 @@ def parser(version: str = "", with_embed_options: bool = True) -> tuple[Parser, 
     distill = verb("distill", "run or resume a recipe", "amradio distill starter data.train.path=photos out=runs/first --dry-run")
     distill.add_argument("words", nargs="+", metavar="RECIPE|key=value", help=f"{WORDS_HELP}; a run folder stands for its config.yaml")
     distill.add_argument("--dry-run", action="store_true", help="check everything, print recipe, teachers and data, and train nothing")
+    detect = verb(
+        "detect",
+        "train a detector on a student, or resume its training",
+        "amradio detect train model=runs/first data.train.type=scenes out=runs/detector",
+    )
+    detect.add_argument("action", choices=("train",), help="train: run or resume a recipe of detection")
+    detect.add_argument("words", nargs="+", metavar="RECIPE|key=value", help="files and key=value words, merged left to right")
     evaluate = verb(
         "evaluate",
         "student, heads and teachers side by side on every task",

@@ -51,22 +51,15 @@ class OptimizerSettings(Settings):
         return self
 
 
-class EngineSettings(Settings):
-    """How a run is carried out. Nothing here changes what is learnt but `precision`, `compile`, `accumulate` and `ema`."""
+class RunEngineSettings(Settings):
+    """How a run is carried out, whatever is trained. Nothing here changes what is learnt but `precision` and `accumulate`."""
 
     device: Device = "auto"
     precision: Autocast = "auto"
-    compile: bool = False
-    """torch.compile for student and teachers: slower to start, faster on a GPU."""
     accumulate: Positive = 1
     """Pieces into which a step's batch is cut to save memory; the gradients are added up."""
-    ema: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
-    """Decay of a moving average of the weights, which is then what is evaluated and handed over (C-RADIOv4: 0.9996)."""
     threads: Threads | None = None
     """CPU threads a process, at most one for each core; null leaves torch's choice."""
-    prepare_ahead: bool = False
-    """Teachers look at the next step's images in a thread of their own while the student learns, each with half of the CPU threads. For
-    small models on a CPU, which gain little from a second thread each; GPUs work ahead by themselves."""
     log_every: Positive = 50
     """Steps between log lines; losses are averages over the interval, cosines of its last step."""
     checkpoint_every: Positive = 1000
@@ -75,6 +68,18 @@ class EngineSettings(Settings):
     """Checkpoints that are kept, the newest."""
     track: bool = False
     """Also write TensorBoard event files (needs `pip install amradio[track]`)."""
+
+
+class EngineSettings(RunEngineSettings):
+    """How a run is carried out. Nothing here changes what is learnt but `precision`, `compile`, `accumulate` and `ema`."""
+
+    compile: bool = False
+    """torch.compile for student and teachers: slower to start, faster on a GPU."""
+    ema: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, which is then what is evaluated and handed over (C-RADIOv4: 0.9996)."""
+    prepare_ahead: bool = False
+    """Teachers look at the next step's images in a thread of their own while the student learns, each with half of the CPU threads. For
+    small models on a CPU, which gain little from a second thread each; GPUs work ahead by themselves."""
     report: bool = True
     """Write the page report.html into the run folder at the end, as `amradio report` does."""
 

@@ -7,7 +7,7 @@ import numpy as np
 import pydantic
 
 from ..config import Positive, SceneSize, Seed, Settings, UserPath, one_of
-from ..data.scenes import Scenes
+from ..data.scenes import CLASS_NAMES, Scenes
 from ..errors import UserError, brief, shown
 from ..files import LARGEST_ANNOTATIONS, read_json, user_path
 from .annotations import (
@@ -39,21 +39,34 @@ class Instances(NamedTuple):
     image: np.ndarray
     """uint8 [H, W, 3] RGB."""
     masks: np.ndarray
-    """bool [N, H, W], none of them empty."""
+    """bool [N, H, W]; in a complete set (`InstancesSettings.build`) one may be empty, where only its box is annotated."""
     boxes: np.ndarray
     """float32 [N, 4], (x0, y0, x1, y1) px."""
     areas: np.ndarray
     """float64 [N], px, as annotated: what decides between small, medium and large."""
+    labels: np.ndarray
+    """int64 [N], indices into `InstanceSet.classes`; -1 for an object without a category."""
+    crowds: np.ndarray
+    """bool [N], regions of many objects."""
 
 
 class InstanceSet:
-    """Images in a fixed order, each with masks."""
+    """Images in a fixed order, each with masks.
+
+    Attributes: `classes`, the names of the categories in the order of their labels; empty where the set has none.
+    """
+
+    classes: Sequence[str] = ()
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def describe(self) -> str:
         """`2,255 masks in 355 images in /path`."""
+        raise NotImplementedError
+
+    def key(self, number: int) -> str:
+        """The name of an image, unique within the set."""
         raise NotImplementedError
 
     def read(self, number: int) -> Instances:
@@ -67,8 +80,12 @@ class InstancesSettings(Settings):
     limit: Positive | None = None
     """Images at most, spread evenly over the set; null for all."""
 
-    def build(self) -> InstanceSet:
-        """Opens the set; raises UserError where files are missing or damaged."""
+    def build(self, complete: bool = False) -> InstanceSet:
+        """Opens the set; raises UserError where files are missing or damaged.
+
+        complete: as detectors are measured: all images, also those without an object, and all annotations that have a box, crowds and
+        those without a mask among them.
+        """
         raise NotImplementedError
 
 
@@ -85,9 +102,12 @@ class CocoInstancesSettings(InstancesSettings):
     crowds: bool = True
     """Whether regions of many objects (`iscrowd`) count as well."""
 
-    def build(self) -> "CocoInstances":
-        """Reads the JSON; raises UserError with all problems: files missing, sizes that differ, annotations without a mask."""
-        return CocoInstances(self)
+    def build(self, complete: bool = False) -> "CocoInstances":
+        """Reads the JSON; raises UserError with all problems: files missing, sizes that differ, annotations without a mask.
+
+        complete: see `InstancesSettings.build`; `min_area` and `crowds` do not count then.
+        """
+        return CocoInstances(self, complete)
 
 
 class SceneInstancesSettings(InstancesSettings):
@@ -101,8 +121,9 @@ class SceneInstancesSettings(InstancesSettings):
     image_size: SceneSize = 64
     """px of a side."""
 
-    def build(self) -> "SceneInstances":
-        """Never fails."""
+    def build(self, complete: bool = False) -> "SceneInstances":
+        """Never fails; scenes are complete."""
+        del complete
         return SceneInstances(Scenes(self.length, self.seed, self.image_size), self.limit)
 
 
@@ -120,6 +141,11 @@ class SceneInstances(InstanceSet):
 
     def __init__(self, scenes: Scenes, limit: int | None = None):
         self.scenes, self.kept = scenes, spread(len(scenes), limit)
+        self.classes = CLASS_NAMES
+
+    def key(self, number: int) -> str:
+        """`scene-1-17`."""
+        return self.scenes.key(self.kept[number])
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -133,13 +159,16 @@ class SceneInstances(InstanceSet):
         scene = self.scenes.scene(self.kept[number])
         masks = scene.instance_masks
         boxes = np.array([box_of(mask) for mask in masks], dtype=np.float32).reshape(-1, 4)
-        return Instances(scene.image, masks, boxes, masks.sum((1, 2)).astype(np.float64))
+        areas = masks.sum((1, 2)).astype(np.float64)
+        return Instances(scene.image, masks, boxes, areas, scene.instance_labels, np.zeros(len(masks), dtype=bool))
 
 
 class CocoInstances(InstanceSet):
-    """Images with masks from a file in COCO's format; images without an annotation that counts are left out."""
+    """Images with masks from a file in COCO's format; images without an annotation that counts are left out, unless it is complete."""
 
-    def __init__(self, settings: CocoInstancesSettings):
+    def __init__(self, settings: CocoInstancesSettings, complete: bool = False):
+        """complete: see `InstancesSettings.build`."""
+        self.complete = complete
         self.file, self.folder = user_path(settings.annotations), existing(settings.images)
         data = read_json(self.file, dict, LARGEST_ANNOTATIONS)
         problems = Problems(self.file)
@@ -154,17 +183,23 @@ class CocoInstances(InstanceSet):
                 category = optional(entry, "category_id", identifier)
                 if categories and category not in categories:
                     raise WrongError(f"its category_id {brief(category)} is none of the file's categories")
-                if not is_crowd(entry) or settings.crowds:
+                if complete or settings.crowds or not is_crowd(entry):
                     by_image.setdefault(image, []).append((where, entry))
             except WrongError as error:
                 problems.add(where, str(error))
         self.min_area = settings.min_area
+        if complete:
+            by_image = {image: by_image.get(image, []) for image in images}
         annotated = [(images[image], of_image) for image, of_image in by_image.items()]
         kept = [annotated[number] for number in spread(len(annotated), settings.limit)]
-        self.entries = [(listed, _annotations(listed, of_image, problems)) for listed, of_image in kept]
+        self.entries = [(listed, self._annotations(listed, of_image, problems)) for listed, of_image in kept]
         problems.refuse()
+        self._labels = {
+            category: label for label, category in enumerate(sorted(categories, key=lambda category: (isinstance(category, str), category)))
+        }
+        self.classes = [categories[category] for category in self._labels]
         masks = [annotation.mask for _, annotations in self.entries for annotation in annotations]
-        if not any(mask.parts if isinstance(mask, Polygons) else True for mask in masks):
+        if not complete and not any(mask.parts if isinstance(mask, Polygons) else True for mask in masks):
             raise UserError(f"{shown(self.file)}: there is no annotation with a mask in it")
         find_pycocotools()
         raise_all((self._check(*entry) for entry in self.entries), shown(self.file))
@@ -173,8 +208,23 @@ class CocoInstances(InstanceSet):
         return len(self.entries)
 
     def describe(self) -> str:
-        """`1,024 masks in 256 images in /path`."""
-        return f"{sum(len(annotations) for _, annotations in self.entries):,} masks in {len(self):,} images in {shown(self.folder)}"
+        """`1,024 masks in 256 images in /path`, or `objects` in a complete set."""
+        what, count = "objects" if self.complete else "masks", sum(len(annotations) for _, annotations in self.entries)
+        return f"{count:,} {what} in {len(self):,} images in {shown(self.folder)}"
+
+    def key(self, number: int) -> str:
+        """Its path below the folder of images."""
+        return self.entries[number][0].name
+
+    def _annotations(self, listed: Listed, entries: Sequence[tuple[str, Mapping[str, Any]]], problems: Problems) -> list[Annotation]:
+        """The annotations of one image, checked and typed; what is wrong goes into `problems`."""
+        annotations = []
+        for where, entry in entries:
+            try:
+                annotations.append(read_annotation(entry, listed.height, listed.width, self.complete))
+            except WrongError as error:
+                problems.add(where, str(error))
+        return annotations
 
     def _check(self, listed: Listed, annotations: Sequence[Annotation]) -> Callable[[], None]:
         """Cheap, without decoding: the image file, its size, the memory that all masks take."""
@@ -200,45 +250,41 @@ class CocoInstances(InstanceSet):
         """The image with its masks, boxes and areas; annotations below `min_area` and empty masks are left out. Raises UserError."""
         listed, annotations = self.entries[number]
         masks = np.zeros((len(annotations), listed.height, listed.width), dtype=bool)
+        kept: list[Annotation] = []
         boxes: list[tuple[float, float, float, float]] = []
         areas: list[float] = []
         for annotation in annotations:
             mask = decode_mask(annotation.mask, listed.height, listed.width)
-            area = float(mask.sum()) if annotation.area is None else annotation.area
-            if area < self.min_area or not mask.any():
+            has_mask = bool(mask.any())
+            box = annotation.box or (box_of(mask) if has_mask else None)
+            fallback = float(mask.sum()) if has_mask or box is None else (box[2] - box[0]) * (box[3] - box[1])
+            area = fallback if annotation.area is None else annotation.area
+            if box is None or (not self.complete and (area < self.min_area or not has_mask)):
                 continue
-            masks[len(areas)] = mask
+            masks[len(kept)] = mask
             areas.append(area)
-            boxes.append(annotation.box or box_of(mask))
+            boxes.append(box)
+            kept.append(annotation)
         return Instances(
             read_image(self.folder / listed.name),
-            masks[: len(areas)],
+            masks[: len(kept)],
             np.array(boxes, dtype=np.float32).reshape(-1, 4),
             np.array(areas, dtype=np.float64),
+            np.array([-1 if a.category is None else self._labels.get(a.category, -1) for a in kept], dtype=np.int64),
+            np.array([annotation.crowd for annotation in kept], dtype=bool),
         )
 
 
-def _annotations(listed: Listed, entries: Sequence[tuple[str, Mapping[str, Any]]], problems: Problems) -> list[Annotation]:
-    """The annotations of one image, checked and typed; what is wrong goes into `problems`."""
-    annotations = []
-    for where, entry in entries:
-        try:
-            annotations.append(read_annotation(entry, listed.height, listed.width))
-        except WrongError as error:
-            problems.add(where, str(error))
-    return annotations
-
-
-def _categories(data: Mapping[str, Any], problems: Problems) -> set[Id]:
-    """The ids of `categories`; empty where the file has none, as for masks of anything."""
-    categories: set[Id] = set()
+def _categories(data: Mapping[str, Any], problems: Problems) -> dict[Id, str]:
+    """The names of `categories` by id; empty where the file has none, as for masks of anything."""
+    categories: dict[Id, str] = {}
     for where, entry in entries(data, "categories", problems) if data.get("categories") else ():
         try:
             category = field(entry, "id", identifier)
-            optional(entry, "name", plain_text)
+            name = optional(entry, "name", plain_text)
             if category in categories:
                 raise WrongError("a category before it has the same id")
-            categories.add(category)
+            categories[category] = name or str(category)
         except WrongError as error:
             problems.add(where, str(error))
     return categories

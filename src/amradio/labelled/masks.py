@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError, brief
-from .annotations import WrongError, field, finite_number, optional, whole_number
+from .annotations import Id, WrongError, field, finite_number, identifier, optional, whole_number
 
 FAR = 10
 """Sizes of the image by which a corner may be beyond its edge; it is clipped as pycocotools does. Annotation tools stay within one."""
@@ -41,10 +41,14 @@ class Annotation(NamedTuple):
     """px, as annotated."""
     box: Box | None
     """(x0, y0, x1, y1) px."""
+    category: Id | None
+    """The `category_id`."""
+    crowd: bool
+    """Whether it is a region of many objects."""
 
 
-def read_annotation(entry: Mapping[str, Any], height: int, width: int) -> Annotation:
-    """An annotation of an image of height x width px. Raises WrongError."""
+def read_annotation(entry: Mapping[str, Any], height: int, width: int, boxes_suffice: bool = False) -> Annotation:
+    """An annotation of an image of height x width px. boxes_suffice: its mask may be missing where it has a box. Raises WrongError."""
 
     def area(value: Any) -> float:
         number = finite_number(value)
@@ -52,8 +56,10 @@ def read_annotation(entry: Mapping[str, Any], height: int, width: int) -> Annota
             raise WrongError(f"found {brief(value)}; expected 0 or more px")
         return number
 
-    mask = field(entry, "segmentation", lambda value: read_mask(value, height, width))
-    return Annotation(mask, optional(entry, "area", area), optional(entry, "bbox", lambda value: _box(value, height, width)))
+    box = optional(entry, "bbox", lambda value: _box(value, height, width))
+    is_without_mask = boxes_suffice and box is not None and entry.get("segmentation") is None
+    mask = Polygons([]) if is_without_mask else field(entry, "segmentation", lambda value: read_mask(value, height, width))
+    return Annotation(mask, optional(entry, "area", area), box, optional(entry, "category_id", identifier), is_crowd(entry))
 
 
 def is_crowd(entry: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ CONFIG_FILE = "config.yaml"
 """The resolved recipe in a run folder."""
 
 
-Kind = Literal["recipe", "part", "evaluation"]
+Kind = Literal["recipe", "part", "evaluation", "detection"]
 KINDS: tuple[Kind, ...] = ("recipe", "part", "evaluation")
 """In the order of the listing."""
 

@@ -115,6 +115,16 @@ class Student(nn.Module):
         raise UserError("blocks: a student of this kind has none to read; a 'vit' student has")
 
     @property
+    def pyramid(self) -> Mapping[int, int]:
+        """Channels of the maps of `forward_pyramid` by their stride in px, finest first; empty where all maps are of one stride."""
+        return {}
+
+    def forward_pyramid(self, images: Tensor) -> list[Tensor]:
+        """Maps [B, D, H/stride, W/stride] of the strides of `pyramid`, channels first. images: as of `forward`."""
+        del images
+        raise UserError("pyramid: a student of this kind has maps of one stride; E-RADIO and pyramids of timm have several")
+
+    @property
     def window_size(self) -> int | None:
         """Patches of a window's side in windowed mode, None without windows."""
         return None

@@ -129,6 +129,15 @@ class Eradio(Student):
         spatial = x.permute(0, 2, 3, 1)
         return Features(self._summary(spatial), spatial)
 
+    @property
+    def pyramid(self) -> dict[int, int]:
+        """Strides 4, 8, 16 and 32: the four stages."""
+        return {STRIDE // 2**level: self.patch_embed.dim * 2 ** (3 - level) for level in (3, 2, 1, 0)}
+
+    def forward_pyramid(self, images: Tensor) -> list[Tensor]:
+        """The maps of the four stages, as of `stages`; the neck is not run."""
+        return self.stages(images)
+
     def stages(self, images: Tensor) -> list[Tensor]:
         """The map of each stage, channels first, before the down-sampling to the next: [B, 2^i * width, H / (4 * 2^i), W / (4 * 2^i)]."""
         x = self.condition(images).contiguous(memory_format=torch.channels_last)

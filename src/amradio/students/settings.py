@@ -77,6 +77,17 @@ class LoraSettings(Settings):
             replace_module(block, name, LowRankLinear(linear, self.rank, self.alpha / self.rank))
 
 
+class FrozenSettings(Settings):
+    """Nothing of the student; what is trained stands on its features."""
+
+    type: Literal["frozen"] = "frozen"
+
+    def choose(self, student: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        """Freezes the student."""
+        del blocks
+        student.requires_grad_(False)
+
+
 TRAINED = (AllSettings, LastBlocksSettings, LoraSettings)
 
 if TYPE_CHECKING:

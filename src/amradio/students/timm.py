@@ -19,6 +19,9 @@ from .base import Student
 from .timm_pretrained import start_trunk
 from .timm_settings import SummaryFrom, TimmSettings
 
+PYRAMID_STRIDES = (4, 8, 16, 32)
+"""px of a cell of the maps that `forward_pyramid` returns, of those that a backbone has."""
+
 
 def build(settings: TimmSettings, num_summaries: int) -> "TimmStudent":
     """A student around timm's backbone, on the default device; random weights or those of `start_from`.
@@ -240,6 +243,11 @@ class TimmStudent(Student):
         self._has_batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trunk.modules())
         self.input_size, self._step, self._least = backbone.input_size, backbone.step, backbone.least
         self._last = len(backbone.strides) - 1
+        deepest = max(levels) if summary == "map" else self._last  # what is above was pruned
+        usable = enumerate(backbone.strides[: deepest + 1]) if backbone.is_pyramid else ()
+        by_stride = {stride: level for level, stride in usable if stride in PYRAMID_STRIDES}
+        self._levels_by_stride = by_stride if len(by_stride) > 1 else {}
+        self._dims = {stride: backbone.dims[level] for stride, level in self._levels_by_stride.items()}
 
     def nearest_size(self, height: int, width: int) -> tuple[int, int]:
         """The nearest multiples of the coarsest stride, or the one size of a backbone of fixed size."""
@@ -301,6 +309,19 @@ class TimmStudent(Student):
         if self.summarise is not None:
             summary = self.summarise(summary)
         return Features(summary, cells.permute(0, 2, 3, 1))
+
+    @property
+    def pyramid(self) -> dict[int, int]:
+        """The levels of stride 4, 8, 16 and 32 that the backbone has, the last of each stride; empty for backbones of one stride."""
+        return self._dims
+
+    def forward_pyramid(self, images: Tensor) -> list[Tensor]:
+        """Maps [B, D, H/stride, W/stride] of the last level of each stride of `pyramid`; UserError where the backbone has one stride."""
+        if not self._levels_by_stride:
+            return super().forward_pyramid(images)
+        trunk: Any = self.trunk
+        levels = list(self._levels_by_stride.values())
+        return trunk.forward_intermediates(self.condition(images), indices=levels, norm=False, stop_early=True, intermediates_only=True)
 
     def _encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(final features, maps [B, D, H, W] of `levels`); what is above the levels is not run where the summary is that of the map."""

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 
 from ..config import sides_of, size_text
 from ..data import Feed, OpenData, describe
+from ..engine.rates import rate_factors
 from ..errors import UserError
 from ..network import Network
 from ..recipe import Recipe, SizeSettings
 from ..teachers.base import Teacher
-from .rates import rate_factors
 
 
 def check_data(recipe: Recipe, data: OpenData) -> list[str]:

@@ -15,6 +15,7 @@ from ..engine.log import Clock, Log
 from ..engine.loop import is_due
 from ..engine.optimizer import build_optimizer
 from ..engine.parallel import Parallel, parallelize
+from ..engine.rates import rate_factors
 from ..errors import UserError
 from ..features import KINDS
 from ..interruption import Stop
@@ -23,7 +24,6 @@ from ..recipe import Recipe
 from ..run_folder import RunFolder
 from ..teachers.base import Teacher
 from .initialization import InitialNetwork
-from .rates import rate_factors
 from .schedule import Feeds, Stage, find_stages
 
 Teachers = Mapping[str, Teacher]

@@ -2,13 +2,14 @@
 
 from torch import nn
 
-from ..engine.settings import OptimizerSettings
-from ..network import Network
+from ..students.base import Student
+from .settings import OptimizerSettings
 
 
-def rate_factors(network: Network, settings: OptimizerSettings) -> dict[str, float]:
+def rate_factors(network: nn.Module, settings: OptimizerSettings) -> dict[str, float]:
     """The factor of each parameter of the network by name, `optimizer.rates` and `optimizer.layer_decay` together.
 
+    network: a student, as `student`, and what stands on its features (`heads` of the rates).
     Raises UserError where `layer_decay` asks for layers of a student that has no order of layers.
     """
     rates = settings.rates
@@ -16,7 +17,9 @@ def rate_factors(network: Network, settings: OptimizerSettings) -> dict[str, flo
     for name in norm_parameters(network):
         factors[name] *= rates.norms
     if settings.layer_decay != 1:
-        layers = network.student.layers()
+        student = network.get_submodule("student")
+        assert isinstance(student, Student)
+        layers = student.layers()
         last = max(layers.values())
         for name, layer in layers.items():
             factors[f"student.{name}"] *= settings.layer_decay ** (last - layer)
