@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     """B names, unique within the source."""
     draws: Tensor
     """float32 [B, 8], uniform in [0, 1): random numbers, a function of (seed, step, index) alone: 0 to 4 for the student,
-    6 and 7 for the method (teacher dropping, shifts)."""
+    5 for its regularisation, 6 and 7 for the method (teacher dropping, shifts)."""
     skipped: tuple[str, ...] = ()
     """`key: reason` for each unreadable image that was met while this batch was filled."""
     remarks: tuple[str, ...] = ()

@@ -262,6 +262,7 @@ class Network(nn.Module):
         Returns `backbone` (summary [B, summary_dim], spatial [B, H', W', spatial_dim]) and one entry a head.
         """
         names = tuple(heads)
+        self.student.take_draws(draws)
         with torch.no_grad() if self.student.frozen else nullcontext():
             features, blocks = self.student.forward_blocks(images, draws) if self.reads_blocks(names) else (self.student(images, draws), ())
         return self._answer(features, blocks, names)

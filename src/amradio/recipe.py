@@ -12,6 +12,7 @@ from .data import AnySource, DataSettings
 from .distillation.balance import AnyBalance, FixedSettings
 from .distillation.losses import LossSettings
 from .distillation.normalizers import NormalizeSettings
+from .distillation.regularization import RegularizeSettings
 from .engine.settings import EngineSettings, OptimizerSettings
 from .errors import UserError, nearest, shown
 from .features import KINDS, Kind
@@ -175,6 +176,7 @@ class Recipe(Settings):
     normalize: NormalizeSettings = NormalizeSettings()
     balance: AnyBalance = FixedSettings()
     """How the losses of teachers and kinds become one number."""
+    regularize: RegularizeSettings = RegularizeSettings()
     stages: list[StageSettings] = pydantic.Field(default_factory=lambda: [StageSettings()], min_length=1)
     optimizer: OptimizerSettings = OptimizerSettings()
     engine: EngineSettings = EngineSettings()
@@ -226,7 +228,26 @@ class Recipe(Settings):
         ]
         if all(t.summary_weight == 0 and t.spatial_weight == 0 for t in self.teachers.values()):
             problems.append("teachers: every summary_weight and spatial_weight is 0; give one teacher a weight")
-        return problems + self._contradictions_of_stages() + self._contradictions_of_loss() + self._contradictions_of_suite()
+        return (
+            problems
+            + self._contradictions_of_stages()
+            + self._contradictions_of_regularization()
+            + self._contradictions_of_loss()
+            + self._contradictions_of_suite()
+        )
+
+    def _contradictions_of_regularization(self) -> list[str]:
+        settings, problems = self.regularize, []
+        if self.student.train.type != "all":
+            part = f"student.train '{self.student.train.type}' trains a part"
+            problems += [
+                f"regularize.{key}: it changes all weights, and {part}; leave one of both out"
+                for key, is_on in (("spectral", settings.spectral), ("weight_noise", settings.weight_noise))
+                if is_on
+            ]
+        if settings.self_distillation is not None and self.engine.ema is None:
+            problems.append("regularize.self_distillation: it compares with averaged weights, and there are none; set engine.ema")
+        return problems
 
     def _contradictions_of_stages(self) -> list[str]:
         problems = [

@@ -416,8 +416,8 @@ def test_a_student_without_blocks_is_one_message(recipe, tmp_path):
         (problem,) = refused(recipe(*words, f"student={{type: model, path: {finished}, train: {part}}}"))
         assert problem.startswith("student.train.")
         assert "take train: all" in problem
-    (problem,) = refused(recipe(*words, f"student={{type: model, path: {finished}, gradient_checkpointing: true}}"))
-    assert problem.startswith("student.gradient_checkpointing: ")
+    (problem,) = refused(recipe(*words, f"student={{type: model, path: {finished}, align_corners: true}}"))
+    assert problem.startswith("student.align_corners: ")
 
 
 def test_how_positions_are_stretched_can_be_chosen(recipe, finished):

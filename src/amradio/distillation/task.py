@@ -15,6 +15,7 @@ from .alignment import GridRule, Pair, align_regions
 from .metrics import measure as measure_pair
 from .metrics import with_norm_ratio
 from .pointwise import Gather, Loss, LossContext, ungathered
+from .self_distillation import SelfDistillation
 from .sphere import Sphere
 from .statistics import HeadNormalizers
 from .targets import OnlineTeachers, Targets
@@ -78,6 +79,8 @@ class Distillation(nn.Module):
         on_sphere = {name: kinds["summary"] for name, kinds in dims.items() if "summary" in kinds and objective.needs_sphere}
         self.spheres = nn.ModuleDict({name: Sphere(dim) for name, dim in on_sphere.items()})
         self.balance = objective.balance
+        self.self_distillation: SelfDistillation | None = None
+        """Compares the student with its moving average in training; None for no such loss."""
 
     @property
     def teachers(self) -> dict[str, Teacher]:
@@ -107,7 +110,14 @@ class Distillation(nn.Module):
         with self.timer("student"):
             predictions = self.predict(prepared.views.student, batch.draws, partition)
             with torch.autocast(batch.images.device.type, enabled=False):
-                return self._compare(self.pairs(predictions, prepared), partition, batch.draws, measure)
+                output = self._compare(self.pairs(predictions, prepared), partition, batch.draws, measure)
+            if self.self_distillation is not None and self.training and not self.network.student.frozen:
+                spatial = predictions["backbone"].spatial
+                assert spatial is not None
+                mesa = self.self_distillation(spatial, prepared.views.student.images, batch.draws)
+                loss = output.loss + mesa * (self.self_distillation.weight * partition.weight)
+                output = StepOutput(loss, output.metrics | {"loss": loss.detach(), "self_distillation/loss": mesa.detach()})
+            return output
 
     def _compare(self, pairs: Iterator[Pair], partition: Partition, draws: Tensor, measure: bool) -> StepOutput:
         samples: dict[str, Tensor] = {}

@@ -84,12 +84,17 @@ def show(
 
     Colours are the three principal components of a map; a head and its teacher share them, so equal colours are equal features.
 
-    image: as `amradio.read_image` takes it.
-    texts: a heat map for each, of a head whose teacher has a text encoder.
-    points, boxes: a mask for each click (x, y) and box (x0, y0, x1, y1), in px of the picture, of a head that learnt from a SAM.
-    everywhere: the distinct masks of a grid of clicks.
-    teachers: by the name of their head; each is drawn beside it.
-    Raises UserError where the picture cannot be read, or no head can do what is asked for.
+    Args:
+        model: a loaded model.
+        image: as `amradio.read_image` takes it.
+        texts: a heat map for each, of a head whose teacher has a text encoder.
+        points: a mask for each click (x, y), px of the picture, of a head that learnt from a SAM.
+        boxes: a mask for each box (x0, y0, x1, y1), px of the picture.
+        everywhere: the distinct masks of a grid of clicks.
+        teachers: by the name of their head; each is drawn beside it.
+
+    Raises:
+        UserError: where the picture cannot be read, or no head can do what is asked for.
     """
     prompts = Prompts([texts] if isinstance(texts, str) else list(texts), list(points), list(boxes), everywhere)
     return sheet(panels(model, to_float(one_picture(image)), teachers or {}, prompts))

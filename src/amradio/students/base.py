@@ -1,13 +1,16 @@
 """What every student is: a backbone with its own preprocessing that returns `Features`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..features import Features
+
+if TYPE_CHECKING:
+    from .drop_path import DropPath
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -24,7 +27,7 @@ class Student(nn.Module):
     `spatial_dim` channels of the map. Images are RGB in [0, 1]; mean and std are buffers of the model.
     `started_from` says which weights it began with, None for random ones. `summary_rows`: the parameters that belong
     to single summaries, by name, with how many of their first rows each summary has; empty where there are none.
-    `frozen`: whether it is kept as it is for now (`freeze`).
+    `frozen`: whether it is kept as it is for now (`freeze`). `drop_paths`: the residual branches that samples may go without.
     """
 
     mean: Tensor
@@ -35,6 +38,7 @@ class Student(nn.Module):
     num_summaries: int
     started_from: "StartReport | None" = None
     frozen: bool = False
+    drop_paths: "Sequence[DropPath]" = ()
     summary_rows: Mapping[str, int]
 
     def __init__(self) -> None:
@@ -74,6 +78,11 @@ class Student(nn.Module):
             if is_norm and (self.frozen or not any(p.requires_grad for p in module.parameters())):
                 module.eval()
         return self
+
+    def take_draws(self, draws: Tensor | None) -> None:
+        """Gives the random numbers of a batch, [B, 8] in training, to what drops residual branches."""
+        for path in self.drop_paths:
+            path.draws = draws
 
     def freeze(self, frozen: bool) -> None:
         """Keeps weights and statistics as they are until `freeze(False)`: a `Network` then runs it without gradients.

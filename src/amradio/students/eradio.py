@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..features import Features
 from .base import Student
+from .checkpointing import checkpoint_modules
 from .eradio_attention import AttentionStage, BlockShape, WindowAttention, make_window
 from .eradio_blocks import C2f, ConvNorm, Downsample, Neck, NeckBranch, Stem
 from .eradio_settings import EradioSettings, WindowRule
@@ -40,7 +41,11 @@ def build(settings: EradioSettings, num_summaries: int) -> "Eradio":
     dims = [shape.dim * 2**number for number in range(4)]
     neck = Neck(dims[shape.neck_start :], shape.neck_dim) if settings.neck else None
     windows = Windows(shape.window_size, settings.window)
-    return Eradio(Stem(shape.stem_dim, shape.dim), stages, neck, windows, None if settings.shares_summary else num_summaries)
+    student = Eradio(Stem(shape.stem_dim, shape.dim), stages, neck, windows, None if settings.shares_summary else num_summaries)
+    if settings.gradient_checkpointing:
+        pairs = [block for stage in stages for block in (stage if isinstance(stage, AttentionStage) else [stage])]
+        checkpoint_modules([student.patch_embed, *pairs, *([neck] if neck is not None else [])])
+    return student
 
 
 class Windows(NamedTuple):

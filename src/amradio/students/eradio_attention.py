@@ -142,13 +142,14 @@ class AttentionBlock(nn.Module):
         self.attn = WindowAttention(shape)
         self.norm2 = nn.LayerNorm(shape.dim)
         self.mlp = Mlp(shape.dim, 4 * shape.dim, bias=False)
+        self.drop_path1, self.drop_path2 = nn.Identity(), nn.Identity()
 
     def forward(self, x: Tensor, window: Window) -> Tensor:
         """Sides of the map are multiples of the window, of twice the window where the block is not local."""
         cells = self._enter(x)
         tokens = cut(cells, window.size)
-        tokens = tokens + self.attn(self.norm1(tokens), window)
-        tokens = tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens + self.drop_path1(self.attn(self.norm1(tokens), window))
+        tokens = tokens + self.drop_path2(self.mlp(self.norm2(tokens)))
         return 0.5 * (x + self._leave(join(tokens, window.size, cells.shape)))
 
     def _enter(self, x: Tensor) -> Tensor:

@@ -52,10 +52,11 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.cv1 = ConvNormSilu(dim, dim)
         self.cv2 = ConvNormSilu(dim, dim)
+        self.drop_path = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> the same."""
-        return x + self.cv2(self.cv1(x))
+        return x + self.drop_path(self.cv2(self.cv1(x)))
 
 
 class C2f(nn.Module):

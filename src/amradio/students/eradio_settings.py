@@ -91,6 +91,9 @@ class EradioSettings(StudentSettings):
     """First stage, from 0, that the neck joins, in place of the size's own; the map's stride is 4 * 2^neck_start (2: 16 px, 1: 8 px)."""
     neck_dim: Width | None = None
     """Channels of the map, in place of the size's own."""
+    gradient_checkpointing: bool = False
+    """Computes stem, stages of convolutions, blocks of attention and neck again in the backward pass: less memory, more time, the same
+    numbers."""
     summaries: Literal["shared", "per_teacher"] = "shared"
     """`shared`: the mean of the map, which all heads read (as published). `per_teacher`: a mean each, weighted by a learned query."""
 

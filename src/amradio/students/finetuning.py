@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .reparametrization import plain
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -45,16 +47,18 @@ class LowRankLinear(nn.Linear):
 
 
 def merged(student: Module) -> Module:
-    """The student as it is handed over: without low-rank additions itself, else a copy with these merged into the weights."""
+    """The student as it is handed over: itself where all weights are plain, else a copy with low-rank additions merged into them, or
+    with the acting weights in the place of those that they are computed from."""
+    student = plain(student)
     names = [name for name, module in student.named_modules() if isinstance(module, LowRankLinear)]
     if not names:
         return student
-    plain = copy.deepcopy(student)
+    copied = copy.deepcopy(student)
     for name in names:
-        added = plain.get_submodule(name)
+        added = copied.get_submodule(name)
         assert isinstance(added, LowRankLinear)
-        replace_module(plain, name, added.merged())
-    return plain
+        replace_module(copied, name, added.merged())
+    return copied
 
 
 def train_rows(parameter: nn.Parameter, rows: Sequence[int]) -> None:

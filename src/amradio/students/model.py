@@ -15,4 +15,4 @@ class ModelStudentSettings(TrainedSettings):
     align_corners: bool | None = None
     """How a ViT's position table is stretched in evaluation; null for what the file says, or false."""
     gradient_checkpointing: bool = False
-    """Computes each block again in the backward pass: less memory, more time, the same numbers. For ViT students."""
+    """Computes each block again in the backward pass: less memory, more time, the same numbers."""

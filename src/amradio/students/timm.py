@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..features import Features
 from .base import Student
+from .checkpointing import checkpoint_modules
 from .timm_pretrained import start_trunk
 from .timm_settings import SummaryFrom, TimmSettings
 
@@ -39,7 +40,19 @@ def build(settings: TimmSettings, num_summaries: int) -> "TimmStudent":
     neck = Neck([backbone.dims[level] for level in levels], settings.neck_dim or backbone.dims[-1]) if settings.neck else None
     student = TimmStudent(trunk, backbone, levels, neck, settings.summary, None if settings.shares_summary else num_summaries)
     student.started_from = started_from
+    if settings.gradient_checkpointing:
+        checkpoint_modules(_blocks_of(trunk))
     return student
+
+
+def _blocks_of(trunk: Any) -> list[nn.Module]:
+    """The modules of a backbone that are computed again in the backward pass: the blocks of each stage, or the stage where it has none."""
+    stages = [trunk.get_submodule(name) for name in dict.fromkeys(level["module"] for level in trunk.feature_info) if name]
+    blocks: list[nn.Module] = []
+    for stage in stages:
+        inner = dict(stage.named_children()).get("blocks", stage)
+        blocks += inner if isinstance(inner, (nn.Sequential, nn.ModuleList)) else [inner]
+    return blocks
 
 
 def _levels(settings: TimmSettings, backbone: "Survey") -> list[int]:

@@ -67,6 +67,8 @@ class TimmSettings(StudentSettings):
     image_size: Pixels | None = None
     """px of the square for which windows and position tables are made, where the model has such; null for its own size. Models of fixed
     size (MaxViT, MViT, Hiera) take that size alone."""
+    gradient_checkpointing: bool = False
+    """Computes each block again in the backward pass: less memory, more time, the same numbers."""
     start_from: str | None = None
     """Weights to begin with: `hub` for timm's own of this model and tag, a .safetensors file in timm's names, or a folder with
     model.safetensors (timm's or a model folder); null begins at random."""

@@ -6,11 +6,11 @@ from functools import partial
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 from ..features import Features
 from .base import NUM_DRAWS, Aggregation, Student, block_numbers
+from .checkpointing import checkpointed
 from .mlps import change_mlp
 from .packing import Packing
 from .patch_generator import PatchGenerator, PositionRule
@@ -207,7 +207,7 @@ class Vit(Student):
     def _step(self, number: int, state: Tensor | Parted) -> Tensor | Parted:
         block = self.blocks[number]
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            block = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+            block = partial(checkpointed, block, block)
         if isinstance(state, Tensor):
             return block(state)
         assert self.windows is not None

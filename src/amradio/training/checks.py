@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from ..config import sides_of, size_text
 from ..data import Feed, OpenData, describe
+from ..distillation.self_distillation import step_of
 from ..engine.rates import rate_factors
 from ..errors import UserError
 from ..network import Network
@@ -52,7 +53,8 @@ def check_network(recipe: Recipe, network: Network, teachers: Mapping[str, Teach
     for key, settings in recipe.partitions():
         for number, size in enumerate(settings.sizes):
             named = f"{key}.image_sizes.{number}" if settings.image_sizes else f"{key}.image_size"
-            problems += [f"{named}{problem}" for problem in _illegal_sizes(size, network, teachers)]
+            illegal = [f"{named}{problem}" for problem in _illegal_sizes(size, network, teachers)]
+            problems += illegal or _without_shift(recipe, network, sides_of(size.size))
             patches = min(sides_of(size.size)) // (4 * network.student.patch_size)
             if settings.shift > patches:
                 fix = f"take at most {patches}" if patches else "take 0, or a larger size"
@@ -67,6 +69,18 @@ def check_network(recipe: Recipe, network: Network, teachers: Mapping[str, Teach
         if share % recipe.engine.accumulate:
             problems.append(f"engine.accumulate: {recipe.engine.accumulate} does not divide the {share} images a process of {key}")
     return problems
+
+
+def _without_shift(recipe: Recipe, network: Network, size: tuple[int, int]) -> list[str]:
+    """Why the crops of self-distillation cannot be shifted at this size; empty where they can."""
+    settings = recipe.regularize.self_distillation
+    if settings is None:
+        return []
+    try:
+        step_of(network.student, size, settings.max_shift)
+    except UserError as error:
+        return [f"regularize.self_distillation: {problem}" for problem in error.problems]
+    return []
 
 
 def _illegal_sizes(size: SizeSettings, network: Network, teachers: Mapping[str, Teacher]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from ..distillation.task import Prepared
 from ..distillation.views import Partition
 from ..engine.optimizer import FACTOR, learning_rate, set_rates
 from ..engine.prefetch import ahead
+from ..students.reparametrization import begin_step, parametrizations
 from .schedule import Stage
 from .setup import Context
 
@@ -39,6 +40,7 @@ class Optimization:
         self.rate = 0.0
         """The learning rate of the last step, of what has no factor."""
         self._rate_factors = [group[FACTOR] for group in context.optimizer.param_groups]
+        self._reparametrized = any(parametrizations(context.task.network.student))
         self._fresh = copy.deepcopy(context.optimizer.state_dict())
 
     def steps(self, stage: Stage, step: int) -> Generator[tuple[Sequence[Batch], Ahead | None]]:
@@ -69,7 +71,10 @@ class Optimization:
         context = self.context
         if stage.settings.restart and step == stage.start:
             context.optimizer.load_state_dict(self._fresh)
-        context.task.network.student.freeze(stage.is_frozen(step))
+        student = context.task.network.student
+        student.freeze(stage.is_frozen(step))
+        if self._reparametrized and not student.frozen:
+            begin_step(student, context.recipe.seed, step)
         rate = learning_rate(context.recipe.optimizer, step - stage.start, stage.end - stage.start)
         return self.update(stage, step, batches, rate * stage.settings.rate_factor, measure, prepared)
 

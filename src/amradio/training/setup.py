@@ -8,6 +8,7 @@ import torch
 from ..data import OpenData
 from ..devices import autocast_dtype, find_device
 from ..distillation.calibration import mark_as_raw
+from ..distillation.self_distillation import SelfDistillation
 from ..distillation.task import Distillation, Objective
 from ..engine.distributed import Processes
 from ..engine.ema import Ema
@@ -22,6 +23,8 @@ from ..interruption import Stop
 from ..network import Network, NetworkConfig
 from ..recipe import Recipe
 from ..run_folder import RunFolder
+from ..students.drop_path import add_drop_path
+from ..students.reparametrization import plain, plain_state, reparametrize, without_decay
 from ..teachers.base import Teacher
 from .initialization import InitialNetwork
 from .schedule import Feeds, Stage, find_stages
@@ -104,6 +107,24 @@ def _objective(recipe: Recipe, network: Network, processes: Processes) -> Object
     )
 
 
+def _regularize(network: Network, recipe: Recipe) -> None:
+    """Changes the student in place as `regularize` says. Raises UserError where it has nothing of the kind."""
+    settings, problems = recipe.regularize, []
+    parts: list[tuple[str, Callable[[], None]]] = []
+    if settings.spectral or settings.weight_noise:
+        key = "spectral" if settings.spectral else "weight_noise"
+        parts.append((key, lambda: reparametrize(network.student, settings.spectral, settings.weight_noise)))
+    if settings.drop_path:
+        parts.append(("drop_path", lambda: add_drop_path(network.student, settings.drop_path)))
+    for key, change in parts:
+        try:
+            change()
+        except UserError as error:
+            problems += [f"regularize.{key}: {problem}" for problem in error.problems]
+    if problems:
+        raise UserError(*problems)
+
+
 def build_context(recipe: Recipe, teachers: Teachers, initial: InitialNetwork, data: OpenData, processes: Processes, log: Log) -> Context:
     """Everything that a run needs, on this process's device.
 
@@ -119,9 +140,13 @@ def build_context(recipe: Recipe, teachers: Teachers, initial: InitialNetwork, d
     autocast = autocast_dtype(recipe.engine.precision, device)
     # Seen: the fused kernel's backward on a CPU in bfloat16 halves the speed of a ViT-tiny step (317 -> 178 images/s a core).
     network.student.fuse_attention(not (device.type == "cpu" and autocast is torch.bfloat16))
+    _regularize(network, recipe)
     factors = {f"network.{name}": factor for name, factor in rate_factors(network, recipe.optimizer).items()}
-    ema = Ema(network, recipe.engine.ema) if recipe.engine.ema else None
-    without_decay = {f"network.student.{name}" for name in network.student.no_decay() | initial.partly_trained}
+    averaged = network.with_heads(network.heads, plain(network.student))
+    ema = Ema(averaged, recipe.engine.ema, plain_state) if recipe.engine.ema else None
+    mesa = recipe.regularize.self_distillation
+    task.self_distillation = SelfDistillation(ema.average, mesa.weight, mesa.max_shift) if ema and mesa else None
+    spared = network.student.no_decay() | initial.partly_trained | without_decay(network.student)
     return Context(
         recipe=recipe,
         processes=processes,
@@ -130,7 +155,7 @@ def build_context(recipe: Recipe, teachers: Teachers, initial: InitialNetwork, d
         config=initial.config,
         task=task,
         parallel=parallelize(task, processes),
-        optimizer=build_optimizer(task, recipe.optimizer, without_decay, factors),
+        optimizer=build_optimizer(task, recipe.optimizer, {f"network.student.{name}" for name in spared}, factors),
         ema=ema,
         stages=list(find_stages(recipe, task.views)),
         feeds=Feeds(recipe, data, processes),
