@@ -184,8 +184,8 @@ def test_every_document_with_python_is_run() -> None:
 @pytest.mark.slow
 def test_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = lines_of("README.md", tmp_path, monkeypatch)
-    assert found["found"].keys() == {"backbone", "clip", "sam"}
-    assert found["found"]["backbone"].summary.shape[0] == 1
+    assert found["features"].keys() == {"backbone", "clip", "sam"}
+    assert found["features"]["backbone"].summary.shape[0] == 1
     assert found["heat"].shape[:2] == (1, 2)
     assert found["masks"].shape == (1, 1, 60, 90)
 
@@ -198,7 +198,7 @@ def test_lines_of_the_page_on_models_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["similarity"].shape == (2, 2)
     assert found["large"].shape == (1, 2, 480, 640)
     assert found["shares"].sum(1).allclose(torch.ones(()))
-    assert found["found"].masks.shape == (2, 1, 90, 120)
+    assert found["clicked"].masks.shape == (2, 1, 90, 120)
 
 
 @pytest.mark.slow
