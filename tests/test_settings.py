@@ -49,6 +49,7 @@ CASES = {
         "teachers.dino.input_size=42",
         "loss.grid=smaller",
         "teachers.sam.spatial_weight=0.5",
+        "stages.0.partitions.0.mosaic=[sam]",
     ),
     "vit": (
         "seed=1",

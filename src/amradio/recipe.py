@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import pydantic
@@ -24,6 +24,7 @@ from .students import STUDENTS
 from .students.model import ModelStudentSettings
 from .students.settings import TrainedSettings
 from .teachers import AnyTeacher
+from .teachers.settings import TeacherSettings
 from .words import read_words
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class PartitionSettings(Settings):
     shift: Annotated[int, pydantic.Field(ge=0, le=1000)] = 0
     """Patches of the student by which its view is shifted over the image at most, at random; teachers' views are shifted as far, each
     independently, and maps are compared where both show the image (C-RADIOv4). At most a quarter of the view; 0 for none."""
+    mosaic: list[str] = pydantic.Field(default_factory=list)
+    """Names of teachers of one large size (SAM) that see several images side by side in one canvas, as many as fit at the student's size,
+    in place of each image enlarged (RADIOv2.5). Their `summary_weight` must be 0."""
     batch_size: Positive = 256
     """Images a step, over all processes together."""
     teachers: Annotated[list[str], pydantic.Field(min_length=1)] | None = None
@@ -79,8 +83,8 @@ class PartitionSettings(Settings):
         """The sizes of training."""
         return self.image_sizes or [SizeSettings(size=self.image_size)]
 
-    def problems(self, teachers: Collection[str]) -> list[str]:
-        """What the keys say against one another, a sentence each that begins with a key. teachers: those of the recipe."""
+    def problems(self, teachers: Mapping[str, TeacherSettings]) -> list[str]:
+        """What the keys say against one another, a sentence each that begins with a key. teachers: those of the recipe, by name."""
         names = self.teachers or teachers
         problems = [f"teachers: there is no teacher '{name}'; {nearest(name, teachers)}" for name in names if name not in teachers]
         sizes = [size.size for size in self.sizes]
@@ -93,12 +97,25 @@ class PartitionSettings(Settings):
             problems.append(
                 f"image_size: held-out images are seen at {self.image_size} px, which are not in image_sizes; take one of {listed}"
             )
-        return problems + [
-            f"image_sizes.{number}.teachers.{name}: the partition has no such teacher; {nearest(name, names)}"
-            for number, size in enumerate(self.sizes)
-            for name in size.teachers
-            if name not in names
-        ]
+        return (
+            problems
+            + [
+                f"image_sizes.{number}.teachers.{name}: the partition has no such teacher; {nearest(name, names)}"
+                for number, size in enumerate(self.sizes)
+                for name in size.teachers
+                if name not in names
+            ]
+            + [f"mosaic: {problem}" for name in self.mosaic for problem in self._problems_of_mosaic(name, teachers)]
+        )
+
+    def _problems_of_mosaic(self, name: str, teachers: Mapping[str, TeacherSettings]) -> Iterator[str]:
+        names = self.teachers or teachers
+        if name not in names:
+            yield f"the partition has no teacher '{name}'; {nearest(name, names)}"
+        elif name in teachers and teachers[name].summary_weight:
+            yield f"the summary of a canvas is that of several images, not of one; set teachers.{name}.summary_weight=0"
+        if self.mosaic.count(name) > 1:
+            yield f"'{name}' stands twice; name it once"
 
 
 class StageSettings(Settings):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from amradio.batch import Batch
 from amradio.distillation.alignment import align_regions
 from amradio.distillation.metrics import compare
+from amradio.distillation.mosaic import Tiling
 from amradio.distillation.pointwise import mse
 from amradio.distillation.views import WHOLE, Partition, Region, ViewMaker
 from amradio.engine.distributed import Processes
@@ -130,6 +131,46 @@ def test_maps_of_shifted_views_of_any_grid_meet_at_the_same_place(rule: str) -> 
     weights = torch.randn(resampled.shape, generator=draws, dtype=torch.float64)
     gradients = [torch.autograd.grad((found * weights).sum(), moved, retain_graph=True)[0] for found in (resampled, expected)]
     torch.testing.assert_close(*gradients, rtol=0, atol=4e-3)
+
+
+@pytest.mark.parametrize(("side", "seen", "count"), [(16, 16, 16), (24, 24, 4), (27, 24, 4), (30, 32, 4), (40, 40, 1)])
+def test_a_mosaic_equals_separate_encoding_where_the_teacher_knows_no_position(side: int, seen: int, count: int) -> None:
+    """Tiles that fill the canvas, that leave space between them, that are no whole patches, and one that leaves no room for a second."""
+    teacher = Patches(8, input_size=64)
+    views = ViewMaker({"a": teacher}, 8)
+    partition = Partition("0.0", ("a",), (side, side), mosaic=("a",))
+    images = exact_images(5, 64)
+    view = views.of(images, partition).teachers["a"]
+    assert tuple(view.images.shape) == (-(-5 // count), 3, 64, 64), "the last canvas is not full"
+    maps = view.features_of_images(teacher(view.images), 5)
+    alone = Patches(8)(resize(images, (seen, seen))) if count > 1 else teacher(images)
+    assert maps.summary is None
+    assert torch.equal(maps.spatial, alone.spatial)
+    assert view.region.is_whole
+    assert views.largest_size(partition) == ((max(side, seen),) * 2 if count > 1 else (64, 64)), "no pixel is read that nobody sees"
+
+
+def test_what_no_image_of_a_mosaic_covers_has_the_mean_color() -> None:
+    tiling = Tiling.of((40, 30), (64, 100), 8)
+    assert (tiling.size, tiling.cell, tiling.rows, tiling.columns) == ((40, 32), (64, 32), 1, 3)
+    color = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+    (canvas,) = tiling.compose(torch.ones(2, 3, 40, 32), color)
+    assert torch.equal(canvas[:, :40, :64], torch.ones(3, 40, 64))
+    for part in (canvas[:, 40:], canvas[:, :, 64:]):
+        assert torch.equal(part, color.expand_as(part))
+    assert Tiling.of((40, 40), (64, 64), 8) is None
+
+
+def test_shifted_images_of_a_mosaic_are_compared_where_both_show_the_image() -> None:
+    teacher = Patches(8, input_size=64)
+    views = ViewMaker({"a": teacher}, 8)
+    made = views.of(exact_images(8, 40), Partition("0.0", ("a",), (24, 24), shift=1, mosaic=("a",)), draws_of(8))
+    view = made.teachers["a"]
+    maps = view.features_of_images(teacher(view.images), 8)
+    prediction = Patches(8)(made.student.images).spatial
+    *pair, valid = align_regions(prediction, maps.spatial, "larger", (made.student.region, view.region))
+    assert torch.equal(mse(*pair, valid), torch.zeros(8))
+    assert 0 < valid.float().mean() < 1
 
 
 def test_cells_that_one_view_does_not_show_count_in_no_loss_and_no_measure() -> None:

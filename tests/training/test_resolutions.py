@@ -71,6 +71,20 @@ def test_a_shifted_step_compares_what_both_show_and_held_out_images_are_not_shif
     assert stage.groups[0].partition.shift == 0
 
 
+def test_a_teacher_of_one_size_sees_a_mosaic(recipe):
+    run = build(recipe("stages.0.partitions.0.mosaic=[sam]"))
+    context, group = run.context, run.context.stages[0].groups[0]
+    assert group.view_size == 32, "no crop is enlarged for it"
+    sizes = []
+    context.task.teachers["sam"].register_forward_pre_hook(lambda _, given: sizes.append(tuple(given[0].shape)))
+    batch = next(context.feeds.training(group, 0))
+    metrics = run.optimization.update(context.stages[0], 0, [batch], 1e-3, True)
+    assert all(torch.isfinite(value) for value in metrics.values())
+    assert sizes == [(1, 3, 64, 64)], "one canvas of 4 images"
+    prepared = context.task.prepare(batch, group.drawn(0))
+    assert prepared.targets["sam"].spatial.shape == (4, 4, 4, 32)
+
+
 def test_maps_weigh_by_the_cells_of_the_size_that_is_drawn(recipe):
     words = "stages.0.partitions=[{image_size: 32, image_sizes: [16, 32], batch_size: 4}, {image_size: 32, batch_size: 2}]"
     stage = build(recipe(words, "loss.token_exponent=1.0")).context.stages[0]
@@ -117,6 +131,21 @@ def test_sizes_that_a_model_cannot_take_are_refused(recipe):
         "stages.0.partitions.0.image_sizes.2.teachers.dino: the teacher cannot take 40 px; the nearest legal size is 42",
         "stages.0.partitions.0.image_sizes.2.teachers.clip: the teacher cannot take 48 px; the nearest legal size is 32",
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mosaic=[clips]"], r"0\.mosaic: the partition has no teacher 'clips'; did you mean 'clip'"),
+        (["mosaic=[clip]"], r"0\.mosaic: the summary of a canvas is that of several images.*set teachers\.clip\.summary_weight=0"),
+        (["mosaic=[sam, sam]"], r"0\.mosaic: 'sam' stands twice"),
+        (["mosaic=[dino]"], r"0\.mosaic: 'dino' takes images of any size, and a mosaic is for teachers of one size"),
+        (["mosaic=[sam]", "batch_size=6"], r"0\.batch_size: a canvas of 'sam' has 4 images of 32 px, and a process has 6 .* multiple of 4"),
+    ],
+)
+def test_a_mosaic_that_cannot_be_made_is_refused(recipe, words: list[str], message: str):
+    with pytest.raises(UserError, match=message):
+        build(recipe(*(f"stages.0.partitions.0.{word}" for word in words), *["teachers.dino.summary_weight=0"] * ("dino" in words[0])))
 
 
 def test_shifts_by_more_than_a_quarter_are_refused(recipe):

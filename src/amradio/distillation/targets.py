@@ -29,5 +29,5 @@ class OnlineTeachers:
 
     def __call__(self, batch: Batch, views: Views) -> dict[str, Features]:
         """Runs each teacher on its view; see `Targets`."""
-        del batch  # its keys are of no use to those who compute
-        return {name: self.teachers[name](view.images) for name, view in views.teachers.items()}
+        count = len(batch.images)
+        return {name: view.features_of_images(self.teachers[name](view.images), count) for name, view in views.teachers.items()}

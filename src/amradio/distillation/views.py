@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ..config import size_text
+from ..features import Features
 from ..images import resize, to_float
 from ..teachers.base import Teacher
+from .mosaic import Tiling
 from .random_numbers import uniform
 
 SHIFTS = 1000
@@ -36,6 +38,8 @@ class Partition(NamedTuple):
     """(height, width) px at which single teachers see the images, by name; the others take their legal size nearest to `size`."""
     shift: int = 0
     """Patches of the student by which views are shifted at most; 0 for none."""
+    mosaic: tuple[str, ...] = ()
+    """Teachers that see several images in one canvas, as many as fit."""
 
 
 class Region(NamedTuple):
@@ -60,9 +64,20 @@ class View(NamedTuple):
     """What one model sees of a batch, and where that is in the batch's images."""
 
     images: Tensor
-    """float32 [B, 3, h, w] in [0, 1]."""
+    """float32 [B, 3, h, w] in [0, 1]; with a tiling the canvases, fewer than B."""
     region: Region = WHOLE
     """The part of the batch's images that it shows: the map back for features of this view."""
+    tiling: Tiling | None = None
+    """How the images are laid out in canvases; None for each by itself."""
+
+    def features_of_images(self, features: Features, count: int) -> Features:
+        """The features of the batch's images from those of `images`: maps are cut out of canvases, which have no summary of an image.
+
+        count: images of the batch.
+        """
+        if self.tiling is None:
+            return features
+        return Features(None, None if features.spatial is None else self.tiling.cut(features.spatial, count))
 
 
 class Views(NamedTuple):
@@ -81,6 +96,8 @@ class Frame(NamedTuple):
     patch_size: int
     margin: tuple[int, int] = (0, 0)
     """Patches by which the window can move up or down and to either side of the middle."""
+    tiling: Tiling | None = None
+    """Of several windows in one image for the model; None for one each."""
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -89,18 +106,20 @@ class Frame(NamedTuple):
         return height, width
 
     def __str__(self) -> str:
-        """`432 ±32` (px)."""
+        """`432 ±32` (px), `1024 (4 of 432)`."""
         shift = max(self.margin) * self.patch_size
-        return f"{size_text(self.size)} ±{shift}" if shift else size_text(self.size)
+        window = f"{size_text(self.size)} ±{shift}" if shift else size_text(self.size)
+        return f"{size_text(self.tiling.canvas)} ({self.tiling.num_images} of {window})" if self.tiling else window
 
 
 class ViewMaker:
     """Makes the views of a batch. Models of one input size share one tensor."""
 
     def __init__(self, teachers: Mapping[str, Teacher], patch_size: int):
-        """teachers: by name, for their legal sizes and patches. patch_size: px, of the student."""
+        """teachers: by name, for their legal sizes, patches and mean colors. patch_size: px, of the student."""
         self._size_rules: dict[str, Callable[[int, int], tuple[int, int]]] = {name: teacher.size_for for name, teacher in teachers.items()}
         self._patch_sizes = {name: teacher.patch_size for name, teacher in teachers.items()}
+        self._colors = {name: teacher.mean for name, teacher in teachers.items()}
         self._patch_size = patch_size
 
     def teacher_size(self, name: str, partition: Partition) -> tuple[int, int]:
@@ -115,11 +134,13 @@ class ViewMaker:
     def teacher_frame(self, name: str, partition: Partition) -> Frame:
         """How a teacher's view is cut: it moves as far over the image as the student's, in whole patches of its own."""
         size, patch = self.teacher_size(name, partition), self._patch_sizes[name]
+        tiling = Tiling.of(partition.size, size, patch) if name in partition.mosaic else None
+        size = tiling.size if tiling else size
         vertical, horizontal = (
             round(partition.shift * (side / patch) / (student_side / self._patch_size))
             for side, student_side in zip(size, partition.size, strict=True)
         )
-        return Frame(size, patch, (vertical, horizontal))
+        return Frame(size, patch, (vertical, horizontal), tiling)
 
     def largest_size(self, partition: Partition) -> tuple[int, int]:
         """(height, width) px: the largest of each at which a model of the partition needs the images."""
@@ -144,8 +165,14 @@ class ViewMaker:
             return _window(resized[frame.canvas], frame, uniform(draws, range(SHIFTS + 2 * number, SHIFTS + 2 * number + 2)))
 
         student = view(self.student_frame(partition), 0)
-        teachers = enumerate(partition.teachers, 1)
-        return Views(student, {name: view(self.teacher_frame(name, partition), number) for number, name in teachers})
+        teachers: dict[str, View] = {}
+        for number, name in enumerate(partition.teachers, 1):
+            frame = self.teacher_frame(name, partition)
+            seen = view(frame, number)
+            if frame.tiling is not None:
+                seen = seen._replace(images=frame.tiling.compose(seen.images, self._colors[name]), tiling=frame.tiling)
+            teachers[name] = seen
+        return Views(student, teachers)
 
 
 def _window(images: Tensor, frame: Frame, draws: Tensor) -> View:

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 
 from ..config import sides_of, size_text
 from ..data import Feed, OpenData, describe
+from ..distillation.mosaic import Tiling
 from ..distillation.self_distillation import step_of
 from ..engine.rates import rate_factors
 from ..errors import UserError
 from ..network import Network
-from ..recipe import Recipe, SizeSettings
+from ..recipe import PartitionSettings, Recipe, SizeSettings
 from ..teachers.base import Teacher
 
 
@@ -55,12 +56,8 @@ def check_network(recipe: Recipe, network: Network, teachers: Mapping[str, Teach
             named = f"{key}.image_sizes.{number}" if settings.image_sizes else f"{key}.image_size"
             illegal = [f"{named}{problem}" for problem in _illegal_sizes(size, network, teachers)]
             problems += illegal or _without_shift(recipe, network, sides_of(size.size))
-            patches = min(sides_of(size.size)) // (4 * network.student.patch_size)
-            if settings.shift > patches:
-                fix = f"take at most {patches}" if patches else "take 0, or a larger size"
-                problems.append(
-                    f"{key}.shift: {settings.shift} patches are more than a quarter of {size_text(sides_of(size.size))} px; {fix}"
-                )
+            problems += _problems_of_shift(key, settings.shift, sides_of(size.size), network.student.patch_size)
+        problems += _problems_of_mosaic(key, settings, teachers, settings.batch_size // (world_size * recipe.engine.accumulate))
         try:
             Feed(settings.image_size, settings.batch_size, 0, 0, world_size)
         except UserError as error:
@@ -94,3 +91,29 @@ def _illegal_sizes(size: SizeSettings, network: Network, teachers: Mapping[str, 
         legal = teachers[name].size_for(*wanted)
         if legal != wanted:
             yield f".teachers.{name}: the teacher cannot take {size_text(wanted)} px; the nearest legal size is {size_text(legal)}"
+
+
+def _problems_of_shift(key: str, shift: int, size: tuple[int, int], patch_size: int) -> list[str]:
+    """key: of the partition. size, patch_size: px, of the student."""
+    most = min(size) // (4 * patch_size)
+    if shift <= most:
+        return []
+    fix = f"take at most {most}" if most else "take 0, or a larger size"
+    return [f"{key}.shift: {shift} patches are more than a quarter of {size_text(size)} px; {fix}"]
+
+
+def _problems_of_mosaic(key: str, settings: PartitionSettings, teachers: Mapping[str, Teacher], images: int) -> Iterator[str]:
+    """key: of the partition. images: that a process has at a time."""
+    for name in settings.mosaic:
+        teacher = teachers[name]
+        if teacher.input_size is None:
+            fix = "leave it out, so that it sees each image at the student's size"
+            yield f"{key}.mosaic: '{name}' takes images of any size, and a mosaic is for teachers of one size; {fix}"
+            continue
+        for size in dict.fromkeys(sides_of(size.size) for size in settings.sizes):
+            tiling = Tiling.of(size, teacher.size_for(*size), teacher.patch_size)
+            if tiling is not None and images % tiling.num_images:
+                yield (
+                    f"{key}.batch_size: a canvas of '{name}' has {tiling.num_images} images of {size_text(size)} px, and a process has {images} "
+                    f"images at a time; take a multiple of {tiling.num_images}, so that canvases do not depend on the number of processes"
+                )

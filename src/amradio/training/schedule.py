@@ -97,6 +97,7 @@ def _group(recipe: Recipe, views: ViewMaker, name: str, settings: PartitionSetti
             settings.weight,
             teacher_sizes={teacher: sides_of(sides) for teacher, sides in size.teachers.items()},
             shift=settings.shift,
+            mosaic=tuple(settings.mosaic),
         )
         for size in settings.sizes
     ]
