@@ -84,16 +84,20 @@ def call(options: argparse.Namespace) -> None:
 
         doctor()
     else:
-        from .commands import listings
+        _list(options)
 
-        if options.verb == "recipes":
-            listings.list_recipes(options.name, options.json)
-        elif options.verb == "schema":
-            listings.print_schema(options.of)
-        elif options.verb == "completion":
-            listings.print_completion(options.shell)
-        else:
-            {"teachers": listings.list_teachers, "students": listings.list_students}[options.verb](options.json)
+
+def _list(options: argparse.Namespace) -> None:
+    from .commands import listings
+
+    if options.verb == "recipes":
+        listings.list_recipes(options.name, options.json)
+    elif options.verb == "schema":
+        listings.print_schema(options.of)
+    elif options.verb == "completion":
+        listings.print_completion(options.shell)
+    else:
+        {"teachers": listings.list_teachers, "students": listings.list_students}[options.verb](options.json)
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -77,22 +77,13 @@ def parser(version: str = "", with_embed_options: bool = True) -> tuple[Parser, 
             name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=f"example: {example}", formatter_class=_formatter
         )
 
-    quickstart = verb(
-        "quickstart",
-        "three small teachers into one student on generated scenes: offline, on a CPU, in minutes",
-        "amradio quickstart out=runs/mine",
-    )
+    text = "three small teachers into one student on generated scenes: offline, on a CPU, in minutes"
+    quickstart = verb("quickstart", text, "amradio quickstart out=runs/mine")
     quickstart.add_argument("words", nargs="*", metavar="key=value", help="changes to the built-in recipe, e.g. out=DIR")
     distill = verb("distill", "run or resume a recipe", "amradio distill starter data.train.path=photos out=runs/first --dry-run")
     distill.add_argument("words", nargs="+", metavar="RECIPE|key=value", help=f"{WORDS_HELP}; a run folder stands for its config.yaml")
     distill.add_argument("--dry-run", action="store_true", help="check everything, print recipe, teachers and data, and train nothing")
-    detect = verb(
-        "detect",
-        "train a detector on a student, or resume its training",
-        "amradio detect train model=runs/first data.train.type=scenes out=runs/detector",
-    )
-    detect.add_argument("action", choices=("train",), help="train: run or resume a recipe of detection")
-    detect.add_argument("words", nargs="+", metavar="RECIPE|key=value", help="files and key=value words, merged left to right")
+    _add_detect(verb)
     evaluate = verb(
         "evaluate",
         "student, heads and teachers side by side on every task",
@@ -123,6 +114,16 @@ def parser(version: str = "", with_embed_options: bool = True) -> tuple[Parser, 
             listing.add_argument("name", nargs="?", metavar="NAME", help="print this one as a file, to start your own from")
     _add_small(verb)
     return top, dict(verbs.choices)
+
+
+def _add_detect(verb: Callable[[str, str, str], Parser]) -> None:
+    detect = verb(
+        "detect",
+        "train a detector on a student, or resume its training",
+        "amradio detect train model=runs/first data.train.type=scenes out=runs/detector",
+    )
+    detect.add_argument("action", choices=("train",), help="train: run or resume a recipe of detection")
+    detect.add_argument("words", nargs="+", metavar="RECIPE|key=value", help="files and key=value words, merged left to right")
 
 
 def _add_evaluate(evaluate: Parser) -> None:

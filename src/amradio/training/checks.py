@@ -114,6 +114,7 @@ def _problems_of_mosaic(key: str, settings: PartitionSettings, teachers: Mapping
             tiling = Tiling.of(size, teacher.size_for(*size), teacher.patch_size)
             if tiling is not None and images % tiling.num_images:
                 yield (
-                    f"{key}.batch_size: a canvas of '{name}' has {tiling.num_images} images of {size_text(size)} px, and a process has {images} "
-                    f"images at a time; take a multiple of {tiling.num_images}, so that canvases do not depend on the number of processes"
+                    f"{key}.batch_size: a canvas of '{name}' has {tiling.num_images} images of {size_text(size)} px, and a process has "
+                    f"{images} images at a time; take a multiple of {tiling.num_images}, so that canvases do not depend on the number of "
+                    "processes"
                 )
