@@ -154,7 +154,7 @@ def main():
     parser.add_argument("--eager-only", action="store_true", help="without torch.compile")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device, dtype = find_device(options.device), getattr(torch, options.dtype)
+    device, dtype = find_device(options.device, "--device"), getattr(torch, options.dtype)
     found = {}
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         make_folder(Path(name) / "model", options)

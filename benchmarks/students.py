@@ -134,7 +134,7 @@ def row_of_teacher(settings: TeacherSettings) -> Row:
 
 def measure_cost(row: Row, speed: SpeedSettings) -> dict[str, Any]:
     """Parameters, GMACs of one image, and images/s and latency of every combination."""
-    device = find_device(speed.device)
+    device = find_device(speed.device, "speed.device")
     shadow = row.shadow()
     size = legal_size(shadow, speed.image_size)
     found: dict[str, Any] = {
@@ -184,7 +184,7 @@ def distilled(recipe: Recipe) -> dict[str, Any]:
 @torch.no_grad()
 def held_out_loss(recipe: Recipe) -> float:
     """The loss of the recipe's last stage in evaluation mode, mean over the held-out batches that the recipe measures agreement on."""
-    trainer = Trainer(recipe, load_teachers(recipe, {}), Processes(find_device(recipe.engine.device)), Log(None))
+    trainer = Trainer(recipe, load_teachers(recipe, {}), Processes(find_device(recipe.engine.device, "engine.device")), Log(None))
     assert trainer.resume() == recipe.num_steps
     context = trainer.context
     task, device, autocast = context.task.eval(), context.processes.device, context.autocast

@@ -63,7 +63,7 @@ def synchronize():
 
 
 def build(recipe):
-    return Trainer(recipe, load_teachers(recipe, {}), Processes(find_device(recipe.engine.device)), Log(None))
+    return Trainer(recipe, load_teachers(recipe, {}), Processes(find_device(recipe.engine.device, "engine.device")), Log(None))
 
 
 def our_loop(trainer, batches, is_ahead):

@@ -220,7 +220,7 @@ ELSEWHERE = {
     "LoraSettings.alpha": "training/test_trained.py::test_the_addition_is_alpha_over_rank_times_the_product",
     "LoraSettings.rank": "training/test_trained.py::test_the_addition_is_alpha_over_rank_times_the_product",
     "LoraSettings.type": "training/test_trained.py::test_the_addition_is_alpha_over_rank_times_the_product",
-    "LossSettings.token_exponent": "training/test_switched_parts.py::test_maps_weigh_by_their_number_of_cells",
+    "LossSettings.token_exponent": "training/test_resolutions.py::test_maps_weigh_by_the_cells_of_the_size_that_is_drawn",
     "Metaclip2Settings.input_size": "teachers/test_teachers.py::test_an_input_size_of_the_users_own",
     "Metaclip2Settings.model": "teachers/test_new_families_parity.py::test_metaclip_2",
     "Metaclip2Settings.revision": "teachers/test_teachers_bad_input.py::test_a_revision_on_the_hub",

@@ -40,7 +40,8 @@ def test_the_same_as_json(runs, capsys):
     assert (row["group"], row["unit"], row["better"]) == ("zero-shot", "%", "higher")
 
 
-def test_what_one_run_lacks_is_a_dash_and_unfinished_runs_are_named(runs, recipe, tmp_path, capsys):
+def test_what_one_run_lacks_is_a_dash_and_unfinished_runs_are_named(runs, recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # the names of the runs begin with that of the test
     (runs[1] / "evaluations/step_000000012/zero-shot.json").unlink()
     third = make_run(recipe("stages.0.steps=40"), tmp_path / "more" / "b")
     found = compare(*runs, third.path)

@@ -204,15 +204,3 @@ def test_teacher_dropping_is_off_where_nothing_is_trained(recipe):
             found[balance, training] = run.context.task(batch, group.partition).loss.item()
     assert found["fixed", False] == pytest.approx(found["teacher_dropping", False], rel=1e-6)
     assert found["fixed", True] != pytest.approx(found["teacher_dropping", True], rel=1e-3)
-
-
-@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
-def test_maps_weigh_by_their_number_of_cells(recipe, exponent):
-    from amradio.training.schedule import _map_weights
-
-    partitions = (
-        recipe("stages=[{steps: 1, partitions: [{image_size: 32, batch_size: 6}, {image_size: 64, batch_size: 2}]}]").stages[0].partitions
-    )
-    small, large = _map_weights(partitions, exponent)
-    assert large / small == pytest.approx(4**exponent)
-    assert (6 * small + 2 * large) / 8 == pytest.approx(1)
