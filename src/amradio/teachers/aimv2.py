@@ -1,8 +1,5 @@
 """AIMv2 as in transformers: `Aimv2VisionModel` (the tower alone) and `Aimv2Model` (`lit`: with a text tower)."""
 
-from collections.abc import Sequence
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +11,7 @@ from .catalogue import licence_of
 from .loading import Source, load_processor, load_transformers
 from .preprocess import Preprocess, of_processor
 from .settings import Aimv2Settings, Precision
-from .text_encoder import in_batches, load_tokenizer, warn_of_cut_texts
+from .text_tower import TextTower
 
 
 def build(settings: Aimv2Settings) -> Teacher:
@@ -68,12 +65,8 @@ class Aimv2Teacher(Adapter):
         return Features(tokens.mean(1) if pooled is None else pooled, to_grid(tokens, images, self.patch_size))
 
 
-class Aimv2TextTeacher(Aimv2Teacher):
+class Aimv2TextTeacher(TextTower, Aimv2Teacher):
     """summary [B, projection_dim], not normalised; spatial [B, H, W, hidden_size], after the final norm."""
-
-    has_text = True
-    folder = Path()
-    """The folder of the tokenizer."""
 
     def _tower(self, model: Any) -> Any:
         return model.vision_model
@@ -95,20 +88,3 @@ class Aimv2TextTeacher(Aimv2Teacher):
         projection, tower = self.model.visual_projection, self.model.vision_model
         alone = cells[:, None].to(projection.weight.dtype)
         return projection(tower.head(alone) if tower.use_head else alone[:, 0])
-
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings of texts, float32 [N, summary_dim], not normalized; longer texts are cut, with a warning."""
-        limit = self.model.config.text_config.max_position_embeddings
-        warn_of_cut_texts((len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]), limit, self.source)
-        return in_batches(texts, self._encode_text)
-
-    def _encode_text(self, texts: list[str]) -> Tensor:
-        length = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt").to(self.mean.device)
-        seen = self.model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
-        return self.model.text_projection(seen.pooler_output)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """Of transformers."""
-        return load_tokenizer(self.folder, self.source)

@@ -1,26 +1,29 @@
 """CLIP as in transformers (`CLIPModel`): OpenAI's checkpoints and all that were converted to this format."""
 
-from collections.abc import Sequence
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..features import Features
-from .adapter import Adapter, Origin
+from .adapter import Origin
 from .base import to_grid
 from .catalogue import licence_of
 from .loading import Source, check_override, load_processor, load_transformers
 from .preprocess import Preprocess, of_processor
-from .settings import ClipSettings, Precision
-from .text_encoder import in_batches, load_tokenizer, warn_of_cut_texts
+from .settings import ClipSettings, Metaclip2Settings, Precision
+from .text_tower import TextTower
 
 
 def build(settings: ClipSettings) -> "ClipTeacher":
     """Loads the CLIPModel of `settings`; raises UserError where it is not there or damaged."""
+    return build_as(settings, {"clip": "CLIPModel"})
+
+
+def build_as(settings: ClipSettings | Metaclip2Settings, classes: Mapping[str, str]) -> "ClipTeacher":
+    """The same for every model of CLIP's layout. classes: model type -> its class in transformers."""
     source = Source(settings.type, settings.model, settings.revision)
-    model, folder = load_transformers(source, {"clip": "CLIPModel"})
+    model, folder = load_transformers(source, classes)
     vision = model.config.vision_config
     check_override(source, settings.input_size, vision.patch_size, vision.image_size)
     native = {"height": vision.image_size, "width": vision.image_size}
@@ -31,12 +34,8 @@ def build(settings: ClipSettings) -> "ClipTeacher":
     return teacher
 
 
-class ClipTeacher(Adapter):
+class ClipTeacher(TextTower):
     """summary [B, projection_dim], not normalised; spatial [B, H, W, hidden_size], before the final norm (as AM-RADIO's teachers)."""
-
-    has_text = True
-    folder = Path()
-    """The folder of the tokenizer."""
 
     def __init__(self, model: Any, preprocess: Preprocess, input_size: int, origin: Origin, precision: Precision):
         """model: a CLIPModel; input_size: px of the square input."""
@@ -69,20 +68,3 @@ class ClipTeacher(Adapter):
         """The final norm and the visual projection, which the class token goes through, on every patch (as MaskCLIP, arXiv 2112.01071)."""
         projection = self.model.visual_projection
         return projection(self.model.vision_model.post_layernorm(cells.to(projection.weight.dtype)))
-
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings of texts, float32 [N, summary_dim], not normalized; longer texts are cut, with a warning."""
-        limit = self.model.config.text_config.max_position_embeddings
-        warn_of_cut_texts((len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]), limit, self.source)
-        return in_batches(texts, self._encode_text)
-
-    def _encode_text(self, texts: list[str]) -> Tensor:
-        length = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt").to(self.mean.device)
-        seen = self.model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
-        return self.model.text_projection(seen.pooler_output)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """Of transformers."""
-        return load_tokenizer(self.folder, self.source)
