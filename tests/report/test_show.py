@@ -77,6 +77,15 @@ def test_a_run_is_shown_beside_its_teachers(recipe, pictures, tmp_path, capsys):
     assert "http" not in page.replace("http-equiv", ""), "nothing is loaded from elsewhere"
     assert main(["show", str(folder), str(some[0]), "--out", str(pictures)]) == 2
     assert "is not empty and no page of `amradio show`" in capsys.readouterr().err
+    (tmp_path / "broken.jpg").write_bytes(some[0].read_bytes()[:200])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    broken = [str(tmp_path / name) for name in ("broken.jpg", "empty.jpg")]
+    assert main(["show", str(folder), broken[0], str(some[1]), broken[1], "--out", str(tmp_path / "several")]) == 0
+    assert capsys.readouterr().err.count("warning: left out: ") == 2
+    assert len(list((tmp_path / "several").glob("*.png"))) == 1
+    assert main(["show", str(folder), *broken, "--out", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
+    assert not (tmp_path / "none").exists()
     model = load(folder)
     assert model.show(some[0]).width > 256
     with pytest.raises(UserError, match="points: 1 of them outside the image"):

@@ -169,7 +169,9 @@ def _add_small(verb: Callable[[str, str, str], Parser]) -> None:
 
 def _add_show(show: Parser) -> None:
     show.add_argument("path", metavar="PATH", help="a run folder, or a model in any format that is read")
-    show.add_argument("images", metavar="IMAGES", help="a picture, a folder of images, a text file with a path on each line, or tar shards")
+    show.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="pictures, a folder of images, a text file with a path on each line, or tar shards"
+    )
     show.add_argument("--out", required=True, metavar="DIR", help="a folder for the PNG files and the page index.html")
     show.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="a heat map for each")
     show.add_argument("--click", nargs=2, type=float, action="append", default=[], metavar=("X", "Y"), help="a mask; px; may be repeated")

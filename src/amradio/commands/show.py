@@ -1,13 +1,12 @@
 """`amradio show`: what a model knows of some pictures, as PNG files and one page."""
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 
 from ..console import PHASES, note, print_text
 from ..data.decode import decode
 from ..data.full_images import open_images
-from ..data.guard import Encoded, UnreadableError
+from ..data.guard import UnreadableError
 from ..data.names import is_picture
 from ..drawing.panels import sheet
 from ..errors import UserError, shown, together
@@ -26,14 +25,16 @@ MOST = 24
 """Pictures of a folder that are drawn; the rest is counted."""
 
 
-def show(path: str | Path, images: str | Path, out: str | Path, *, prompts: Prompts = Prompts()) -> Path:  # noqa: B008 - frozen
+def show(path: str | Path, images: str | Path | Sequence[str | Path], out: str | Path, *, prompts: Prompts = Prompts()) -> Path:  # noqa: B008 - frozen
     """Writes a PNG for each picture and `index.html` with all of them into `out`, and returns the path of the page.
 
     path: a run folder, whose teachers are drawn beside the heads, or a model in any format that is read, whose teachers are looked up on
-    this machine. images: a picture, or what `amradio embed` takes, of which the first `MOST` are drawn. out: a folder; nothing in it is
-    overwritten but what an earlier call wrote. Raises UserError with what is wrong, before anything is written.
+    this machine. images: a picture, or what `amradio embed` takes, or several of them, of which the first `MOST` pictures are drawn; those
+    that cannot be read are named and left out. out: a folder; nothing in it is overwritten but what an earlier call wrote. Raises UserError
+    with what is wrong, before anything is written.
     """
-    folder, chosen, model = together(lambda: _out(out), lambda: _pictures(images), lambda: load(path))
+    paths = [images] if isinstance(images, str | Path) else list(images)
+    folder, chosen, model = together(lambda: _out(out), lambda: _pictures(paths), lambda: load(path))
     teachers = _teachers(user_path(path), model)
     parts = []
     with disk_errors(folder):
@@ -67,26 +68,30 @@ def _out(out: str | Path) -> Path:
     return folder
 
 
-def _pictures(images: str | Path) -> Sequence[tuple[str, Picture]]:
-    """(name, picture) of what is to be drawn."""
-    if is_picture(Path(images).name):
-        return [(Path(images).name, one_picture(images))]
-    source = open_images(images)
-    count = source.count()
-    if count > MOST:
-        note(f"{count:,} pictures; the first {MOST} are drawn")
-    chosen = []
-    for number in islice(range(count), MOST):
-        encoded = source.read(source.nth(number))
-        chosen.append((source.key(source.nth(number)), encoded))
-    return [(name, _decoded(name, encoded)) for name, encoded in chosen]
-
-
-def _decoded(name: str, encoded: Encoded) -> Picture:
-    try:
-        return decode(encoded, None)
-    except UnreadableError as error:
-        raise UserError(f"{shown(name)}: it cannot be read as a picture: {error}; leave it out") from None
+def _pictures(images: Sequence[str | Path]) -> Sequence[tuple[str, Picture]]:
+    """(name, picture) of the first `MOST` that can be read; a line on stderr names the others, and says how many there are."""
+    chosen: list[tuple[str, Picture]] = []
+    broken: list[str] = []
+    total = 0
+    for path in images:
+        source = None if is_picture(Path(path).name) else open_images(path)
+        count = 1 if source is None else source.count()
+        total += count
+        for number in range(count):
+            if len(chosen) == MOST:
+                break
+            name = Path(path).name if source is None else source.key(source.nth(number))
+            try:
+                chosen.append((name, one_picture(path) if source is None else decode(source.read(source.nth(number)), None)))
+            except (UserError, UnreadableError, OSError) as error:
+                broken.append(str(error) if source is None else f"{shown(name)}: it cannot be read as a picture: {error}")
+    if not chosen:
+        raise UserError(*broken)
+    for problem in broken:
+        note(f"warning: left out: {problem}")
+    if total > len(chosen) + len(broken):
+        note(f"{total:,} pictures; the first {MOST} are drawn")
+    return chosen
 
 
 def _teachers(path: Path, model: Model) -> Mapping[str, Teacher]:
