@@ -26,12 +26,6 @@ class HubName(NamedTuple):
     name: str
     revision: str | None = None
 
-    @classmethod
-    def of(cls, text: str) -> "HubName":
-        """From what a user wrote."""
-        name, _, revision = text.partition("@")
-        return cls(name, revision or None)
-
     def __str__(self) -> str:
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
 

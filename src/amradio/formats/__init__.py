@@ -55,8 +55,8 @@ def read(path: str | Path, align_corners: bool | None = None, custom_student: St
 
 def _from_hub(text: str) -> Path | None:
     """The fetched folder of `owner/name` or `owner/name@revision`; None for other texts, and where no hub answers and none was fetched."""
-    wanted, _, revision = text.partition("@")
-    recognised = recognise(wanted)
+    name, _, revision = text.partition("@")
+    recognised = recognise(name)
     if recognised.kind != "hub":
         return None
     from ..hub import HubName, fetch_model
