@@ -17,7 +17,7 @@ NUM_MASKS = 3
 
 
 class PromptableTeacher(Adapter):
-    """An encoder of square images with a prompt encoder and a mask decoder beside it; subclasses add `masks`."""
+    """An encoder of square images with a prompt encoder and a mask decoder beside it; subclasses add `embeddings`."""
 
     takes_prompts: bool = True
     """Whether what the decoder needs was loaded and is in the map."""
@@ -55,10 +55,37 @@ class PromptableTeacher(Adapter):
         """Frees the image encoder; the neck, the prompt encoder and the mask decoder stay."""
         self.model.vision_encoder = nn.Identity()
 
+    @torch.no_grad()
     def masks(
-        self, spatial: Tensor, *, points: Tensor | None = None, labels: Tensor | None = None, boxes: Tensor | None = None
+        self,
+        spatial: Tensor,
+        *,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        multimask: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Logits and predicted IoU of masks for prompts; see `MaskModel.masks`."""
+        """Masks for prompts, from features before the neck.
+
+        spatial: [B, H, W, D], from `forward` or from a student's head on any grid (resized to this model's own).
+        points: [B, P, N, 2], N clicks (x, y) for each of P masks, px of the square input (see `scale_prompts`).
+        labels: [B, P, N], 1 on the object, 0 off it; 1 by default. boxes: [B, P, 4] (x0, y0, x1, y1). Points, boxes or both.
+        Returns logits [B, P, M, h, w] (an object where > 0; h = w = four for each cell of a side of the map) and predicted IoU [B, P, M],
+        float32; M is 3 with `multimask`, else 1. Asserts that there is a prompt.
+        """
+        assert points is not None or boxes is not None, "masks need points or boxes"
+        side = self.side // self.patch_size
+        outputs = self.model(
+            image_embeddings=self.embeddings(resize_grid(spatial.float(), (side, side))),
+            input_points=points,
+            input_labels=labels,
+            input_boxes=boxes,
+            multimask_output=multimask,
+        )
+        return outputs.pred_masks, outputs.iou_scores
+
+    def embeddings(self, spatial: Tensor) -> Tensor | list[Tensor]:
+        """What the mask decoder reads of a map [B, S, S, D] on the teacher's grid: one map [B, C, S, S], or several, the finest first."""
         raise NotImplementedError
 
     def scale_prompts(self, coordinates: Tensor, height: int, width: int) -> Tensor:
@@ -102,33 +129,8 @@ class MultiscaleTeacher(PromptableTeacher):
         """The neck's maps [B, C, h, w] of a map [B, S, S, D] on the teacher's own grid, the finest first."""
         raise NotImplementedError
 
-    @torch.no_grad()
-    def masks(
-        self,
-        spatial: Tensor,
-        *,
-        points: Tensor | None = None,
-        labels: Tensor | None = None,
-        boxes: Tensor | None = None,
-        multimask: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """Masks for prompts, from features before the neck.
-
-        spatial: [B, H, W, D], from `forward` or from a student's head on any grid (resized to this model's own).
-        points: [B, P, N, 2], N clicks (x, y) for each of P masks, px of the square input (see `scale_prompts`).
-        labels: [B, P, N], 1 on the object, 0 off it; 1 by default. boxes: [B, P, 4] (x0, y0, x1, y1). Points, boxes or both.
-        Returns logits [B, P, M, h, w] (an object where > 0; h = w = four cells of the map each) and predicted IoU [B, P, M], float32;
-        M is 3 with `multimask`, else 1. Asserts that there is a prompt.
-        """
-        assert points is not None or boxes is not None, "masks need points or boxes"
-        side = self.side // self.patch_size
-        fine, middle, coarse = self.levels(resize_grid(spatial.float(), (side, side)))
+    def embeddings(self, spatial: Tensor) -> list[Tensor]:
+        """The neck's maps as the decoder takes them, [B, C, h, w] of 4 and 8 px and of the map's cells, the finest first."""
+        fine, middle, coarse = self.levels(spatial)
         decoder = self.model.mask_decoder
-        outputs = self.model(
-            image_embeddings=[decoder.conv_s0(fine), decoder.conv_s1(middle), coarse + self.model.no_memory_embedding.view(1, -1, 1, 1)],
-            input_points=points,
-            input_labels=labels,
-            input_boxes=boxes,
-            multimask_output=multimask,
-        )
-        return outputs.pred_masks, outputs.iou_scores
+        return [decoder.conv_s0(fine), decoder.conv_s1(middle), coarse + self.model.no_memory_embedding.view(1, -1, 1, 1)]

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..features import Features, resize_grid
+from ..features import Features
 from .adapter import Origin
 from .catalogue import licence_of
 from .loading import Source, load_processor, load_transformers
@@ -58,31 +57,9 @@ class SamTeacher(PromptableTeacher):
         """
         return Features(None, self.model.vision_encoder(images).last_hidden_state)
 
-    @torch.no_grad()
-    def masks(
-        self,
-        spatial: Tensor,
-        *,
-        points: Tensor | None = None,
-        labels: Tensor | None = None,
-        boxes: Tensor | None = None,
-        multimask: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """Masks for prompts, from features before the neck.
-
-        spatial: [B, H, W, hidden_size], from `forward` or from a student's head on any grid (resized to this model's own).
-        points: [B, P, N, 2], N clicks (x, y) for each of P masks, px of the square input (see `scale_prompts`).
-        labels: [B, P, N], 1 on the object, 0 off it; 1 by default. boxes: [B, P, 4] (x0, y0, x1, y1). Points, boxes or both.
-        Returns logits [B, P, M, h, w] (an object where > 0; h = w = a quarter of the input px) and predicted IoU [B, P, M], float32;
-        M is 3 with `multimask`, else 1. Asserts that there is a prompt.
-        """
-        assert points is not None or boxes is not None, "masks need points or boxes"
-        side = self.side // self.patch_size
-        embeddings = self.neck(resize_grid(spatial.float(), (side, side)))
-        outputs = self.model(
-            image_embeddings=embeddings, input_points=points, input_labels=labels, input_boxes=boxes, multimask_output=multimask
-        )
-        return outputs.pred_masks, outputs.iou_scores
+    def embeddings(self, spatial: Tensor) -> Tensor:
+        """The neck's map [B, C, S, S] of a map [B, S, S, hidden_size] on the teacher's own grid."""
+        return self.neck(spatial)
 
     def to_image(self, logits: Tensor, height: int, width: int) -> Tensor:
         """Logits [B, P, M, h, w] of a prepared image -> [B, P, M, height, width], on the image before `prepare`."""
