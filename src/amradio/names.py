@@ -9,6 +9,8 @@ from .files import is_path, path_problem, user_path
 
 Kind = Literal["folder", "file", "hub", "url", "windows", "path", "word"]
 HUBS = ("huggingface.co", "hf.co", "www.huggingface.co")
+ON_HUB = re.compile(r"(?!.*(--|\.\.|\.git$))\b[\w.-]{1,96}\b/\b[\w.-]{1,96}\b", re.ASCII)
+"""`owner/name` as the hub's client takes it (`huggingface_hub.utils.validate_repo_id`, which takes longer to import)."""
 
 
 class Name(NamedTuple):
@@ -36,7 +38,7 @@ def recognise(text: str) -> Name:
     if "\\" in plain or re.match(r"[A-Za-z]:", plain):
         return Name("windows", plain, path)
     trimmed = plain.rstrip("/")
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", trimmed) and not is_path(trimmed):
+    if ON_HUB.fullmatch(trimmed) and not is_path(trimmed):
         return Name("hub", trimmed, path)
     return Name("path" if "/" in plain or is_path(plain) else "word", plain, path)
 

@@ -1,5 +1,6 @@
 """Damaged and misnamed models: one sentence that names the file and what to do, for every reader, and nothing large is built first."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -360,6 +361,19 @@ def test_names_on_pages_of_the_hub():
     assert hub_name("https://huggingface.co/datasets/a/b") is hub_name("https://example.org/a/b") is None
 
 
+def test_names_of_the_hub_are_those_that_its_client_takes():
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    texts = ["me/mine", "a.b-c_d/e.f-g", "_/x", "me/two--dashes", "me/a..b", "me/a.git", "-me/x", "me/x-", "me/x.", ".me/x", "ö/x"]
+    texts.append(f"me/{'x' * 97}")
+    taken = []
+    for text in texts:
+        with contextlib.suppress(HFValidationError):
+            validate_repo_id(text)
+            taken.append(text)
+    assert [text for text in texts if recognise(text).kind == "hub"] == taken == texts[:3]
+
+
 @pytest.mark.parametrize("kind", [*tiny.BUILDERS])
 def test_a_teacher_by_what_is_no_hub_name(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
@@ -399,6 +413,7 @@ def test_a_model_by_what_is_no_path(tmp_path: Path, copy, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     assert "hf download nvidia/C-RADIOv3-B --local-dir" in error_of(lambda: amradio.load("nvidia/C-RADIOv3-B"))
     assert "hf download nvidia/C-RADIOv3-B" in error_of(lambda: amradio.load("https://huggingface.co/nvidia/C-RADIOv3-B"))
+    assert "run `hf download me/mine --revision v2 --local-dir FOLDER`" in error_of(lambda: amradio.load("me/mine@v2"))
     assert "this is a URL" in error_of(lambda: amradio.load("https://example.org/model.pth.tar"))
     assert "a path of Windows" in error_of(lambda: amradio.load("C:\\runs\\model"))
     assert "there is no such file or folder" in error_of(lambda: amradio.load("runs/nothing/model"))

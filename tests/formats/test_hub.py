@@ -58,6 +58,7 @@ def test_what_the_hub_does_not_have_is_one_message(served, folder):
     served.repositories["me/pickled"] = {"config.json": b"{}", "pytorch_model.bin": b""}
     for name, message in (
         ("me/studnet", r"me/studnet: there is no such file or folder, and no model of this name on http"),
+        ("me/two--dashes", r"me/two--dashes: there is no such file or folder; give a model folder"),
         ("me/student@v9", r"me/student@v9: .* no model of this name with this revision"),
         ("me/pickled", r"me/pickled: .* has no weights in safetensors, and no others are read from there"),
     ):
@@ -86,7 +87,7 @@ def test_a_push_says_what_would_go_and_uploads_only_when_told(served, folder, tm
     assert "The weights of clip are not for commercial use, which binds this model." in printed
     assert "Nothing was uploaded." in printed
     assert served.requests == []
-    assert main(["push", str(folder), "me/student", "--yes", "--private"]) == 0
+    assert main(["push", str(folder), "me/student/", "--yes", "--private"]) == 0
     assert re.search(r"Uploaded: http\S+. Load it: amradio.load\('me/student'\)", " ".join(capsys.readouterr().out.split()))
     assert served.private == {"me/student"}
     assert set(served.repositories["me/student"]) - {".gitattributes"} == {"README.md", "config.json", "model.safetensors"}
@@ -98,6 +99,7 @@ def test_a_push_says_what_would_go_and_uploads_only_when_told(served, folder, tm
     ("words", "message"),
     [
         ("{folder} student", "student: a name on the hub is owner/name"),
+        ("{folder} me/stu..dent", "me/stu..dent: a name on the hub is owner/name"),
         ("{folder}/model.safetensors me/student", "a folder goes to the hub, and this is none"),
         ("{folder}/nowhere me/student", "there is no such folder"),
     ],

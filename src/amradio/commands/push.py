@@ -29,13 +29,15 @@ def push(path: str | Path, name: str, *, yes: bool = False, private: bool = Fals
         UserError: where the folder is no model that can be read, has no card, the name is none of the hub, or the hub refuses.
     """
     folder = _folder(path)
-    problems = [] if recognise(name).kind == "hub" else [f"{name}: a name on the hub is owner/name, and no folder of this machine"]
+    recognised = recognise(name)
+    problems = [] if recognised.kind == "hub" else [f"{name}: a name on the hub is owner/name, and no folder of this machine"]
     if not folder.is_dir():
         problems.append(f"{path}: a folder goes to the hub, and this is none; give {WANTED.replace('a file', 'a folder')}")
     elif not (folder / CARD).is_file():
         problems.append(f"{folder}: there is no model card ({CARD}); write the folder anew with amradio export")
     if problems:
         raise UserError(*problems)
+    name = recognised.text
     with PHASES.phase(f"reading {folder}"):
         config = load(folder).config
     files = files_to_upload(folder)

@@ -129,11 +129,13 @@ def peek(file: Path) -> dict[str, Any] | None:
 
 def absent(text: str) -> UserError:
     """Of a text that names no file or folder."""
-    name_given = recognise(text)
+    before, _, revision = text.partition("@")
+    name_given = recognise(before)
     name = name_given.text if name_given.kind == "hub" else hub_name(name_given.text) if name_given.kind == "url" else None
     if name is not None:
         what = "this is a URL" if name_given.kind == "url" else "there is no such file or folder"
-        way = f"to load it from the hub run `hf download {name} --local-dir FOLDER`, and give FOLDER"
+        revision = f" --revision {revision}" if revision else ""
+        way = f"to load it from the hub run `hf download {name}{revision} --local-dir FOLDER`, and give FOLDER"
         return UserError(f"{text}: {what}; {way}; else give {WANTED}")
     if name_given.kind in ("url", "windows"):
         return UserError(f"{text}: {not_a_folder(name_given, WANTED)}")

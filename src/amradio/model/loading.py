@@ -24,14 +24,15 @@ def load(
     """Loads a model in any format that `formats.FORMATS` reads, recognised by its content. Code in files is never run.
 
     Args:
-        path: a model folder, a file or a run folder.
+        path: a model folder, a file or a run folder; where there is none, `owner/name` or `owner/name@revision` on the hub.
         device: where the model goes: `cpu`, `cuda`, `cuda:1`, or a torch.device.
         dtype: of weights and features, `float32`, `bfloat16` or `float16`; None for that of the file.
         align_corners: how the position table of a ViT is stretched; None for what the file states.
         window_size: patches along the side of a window, see `Model.set_windows`; None for global attention.
         student: for a student of type `custom`, an object built like the one that was trained; it takes the weights.
 
-    Raises UserError where there is no model, a file is damaged, weights and config do not fit, or the student has no such option.
+    Raises UserError where there is no model or the hub refuses it, a file is damaged, weights and config do not fit, or the student has no
+    such option.
     """
     wanted = _dtype(dtype)
     loaded = formats.read(path, align_corners, student)
