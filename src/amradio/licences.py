@@ -58,23 +58,15 @@ OFFICIAL = (
 )
 """Pattern in the lower-case name of a file or folder that NVIDIA published (or timm, of these weights) -> licence; the first that fits."""
 TERMS = (
-    ("CC BY-NC", "no commercial use"),
-    ("cc-by-nc", "no commercial use"),
-    ("non-commercial", "no commercial use"),
-    ("noncommercial", "no commercial use"),
-    ("Noncommercial", "no commercial use"),
-    ("research only", "research only"),
-    ("DINOv3", "terms of its own, also for what is derived from it"),
-    ("SAM License", "terms of its own, also for what is derived from it"),
-    ("NVIDIA Open Model", "commercial use under its terms"),
-    ("Apache-2.0", "commercial use"),
-    ("apache-2.0", "commercial use"),
-    ("MIT", "commercial use"),
-    ("mit", "commercial use"),
-    ("BSD", "commercial use"),
-    ("bsd", "commercial use"),
+    (r"cc.by.nc", "no commercial use"),
+    (r"non-?commercial", "no commercial use"),
+    (r"research.only", "research only"),
+    (r"dinov3", "terms of its own, also for what is derived from it"),
+    (r"sam.license", "terms of its own, also for what is derived from it"),
+    (r"nvidia.open.model", "commercial use under its terms"),
+    (r"apache-2\.0|mit|bsd", "commercial use"),
 )
-"""Part of a licence's name -> what it implies, in a few words; the first that fits."""
+"""Pattern of whole words in a licence's lower-case name -> what it implies, in a few words; the first that fits."""
 UNKNOWN = "unknown: read its model card"
 RESTRICTED = ("no commercial use", "research only")
 ON_THE_HUB = {"MIT": "mit", "Apache-2.0": "apache-2.0", "CC BY-NC 4.0": "cc-by-nc-4.0"}
@@ -96,7 +88,7 @@ class Ancestor(Settings):
 
 def terms(licence: object) -> str:
     """What a licence implies, in a few words; not legal advice."""
-    return next((implied for word, implied in TERMS if word in str(licence)), UNKNOWN)
+    return next((implied for words, implied in TERMS if re.search(rf"\b({words})\b", str(licence).lower())), UNKNOWN)
 
 
 def licence_by_name(model: str) -> str:

@@ -17,7 +17,7 @@ from amradio.formats.model_folder import write_folder
 from amradio.formats.radio.torchhub import TorchHub
 from amradio.formats.timm.format import Timm
 from amradio.heads import MlpHeadSettings
-from amradio.licences import NOT_STATED, Ancestor, ancestor, front_matter, licence_in, of_teachers, official, terms, united
+from amradio.licences import NOT_STATED, UNKNOWN, Ancestor, ancestor, front_matter, licence_in, of_teachers, official, terms, united
 from amradio.network import HeadConfig, HeadPart, NetworkConfig
 from amradio.students import VitSettings
 
@@ -198,6 +198,25 @@ def test_the_union_keeps_each_once_and_the_licence_that_is_stated():
     assert united([known], [unknown]) == [known]
     assert ancestor("dino", "facebook/dinov2-base", NOT_STATED).licence == "Apache-2.0"
     assert of_teachers({"a": {}}) == [Ancestor(name="a", source="not stated", licence=NOT_STATED, implies=terms(NOT_STATED))]
+
+
+@pytest.mark.parametrize(
+    ("licence", "implied"),
+    [
+        ("MIT", "commercial use"),
+        ("apache-2.0", "commercial use"),
+        ("BSD-3-Clause", "commercial use"),
+        ("cc-by-nc-sa-4.0", "no commercial use"),
+        ("FAIR Noncommercial Research License", "no commercial use"),
+        ("NVIDIA Source Code License, Non-Commercial", "no commercial use"),
+        ("dinov3-license", "terms of its own, also for what is derived from it"),
+        ("nvidia-open-model-license", "commercial use under its terms"),
+        ("limited-research-licence", UNKNOWN),  # not by the letters of MIT
+        ("for permitted uses", UNKNOWN),
+    ],
+)
+def test_what_a_licence_implies_is_read_from_whole_words(licence: str, implied: str):
+    assert terms(licence) == implied
 
 
 def test_front_matter_of_cards():
