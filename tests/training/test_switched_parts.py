@@ -24,6 +24,10 @@ STAGES = (
 )
 WORDS = (STAGES, "evaluate.every=4", "engine.checkpoint_every=3", "engine.ema=0.9", "normalize.batches=4")
 """A second stage with another teacher, whose statistics rewrite the heads; a stop within it."""
+RESOLUTIONS = (
+    "stages=[{steps: 4, partitions: [{image_size: 32, image_sizes: [32, {size: 40, teachers: {dino: 28}}], shift: 1, batch_size: 4,"
+    " teachers: [clip, dino]}]}, {steps: 4, partitions: [{image_size: 32, image_sizes: [32, 48], shift: 1, mosaic: [sam], batch_size: 8}]}]"
+)
 STILL = ("stages.0.steps=2", "optimizer.learning_rate=0", "evaluate.every=2")
 """A run that learns nothing."""
 PARTS: dict[str, tuple[str, ...]] = {
@@ -41,6 +45,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "uncertainty": ("balance=uncertainty", "engine.accumulate=2"),
     "transformer": ("heads={summary: {type: transformer, num_heads: 2}, spatial: {type: transformer, num_heads: 2}}",),
     "ladder": ("heads={summary: {type: ladder, hidden_dim: 8}, spatial: {type: ladder, hidden_dim: 8}}", "student.depth=2"),
+    "resolutions": (RESOLUTIONS, "loss.token_exponent=0.5"),
     "teacher_dropping": ("balance=teacher_dropping", "engine.accumulate=2"),
 }
 
