@@ -82,3 +82,20 @@ def make(kind: str, path: Path, broken: tuple[int, ...] = ()) -> SourceSettings:
     if kind == "webdataset":
         return make_shards(path, broken=broken, shuffle_buffer=4)
     return {"folder": make_folder, "huggingface": make_table, "mixture": make_mixture}[kind](path, broken=broken)
+
+
+def make_coco(path: Path, side: int = 48) -> Path:
+    """COCO's format: `images/` and `instances.json` with squares of two categories in three pictures, and a fourth without objects."""
+    (path / "images").mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for number in range(4):
+        (path / "images" / f"{number:012d}.jpg").write_bytes(jpeg(number, side, side))
+        images.append({"id": number, "file_name": f"{number:012d}.jpg", "height": side, "width": side})
+        for place in range(number):
+            x, y, width = 4 + 10 * place, 6 + 5 * place, 14 + 3 * place
+            corners = [float(corner) for corner in (x, y, x + width, y, x + width, y + width, x, y + width)]
+            box = {"bbox": [x, y, width, width], "area": width**2, "segmentation": [corners], "category_id": (3, 8)[place % 2]}
+            annotations.append({"id": len(annotations) + 1, "image_id": number, "iscrowd": 0} | box)
+    categories = [{"id": 3, "name": "cup"}, {"id": 8, "name": "plate"}]
+    (path / "instances.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path

@@ -17,6 +17,7 @@ from pathlib import Path
 _CONTEXT = multiprocessing.get_context("forkserver")
 _HERE = str(Path(__file__).parent)
 _WARM = (
+    "amradio.commands.detect",
     "amradio.commands.distill",
     "amradio.commands.doctor",
     "amradio.model",

@@ -17,7 +17,10 @@ import pydantic
 from pydantic.fields import FieldInfo
 
 from amradio.config import Settings
+from amradio.downstream.detection.settings import DetectionRecipe
+from amradio.engine.settings import RateSettings
 from amradio.evaluation.suite import Suite
+from amradio.labelled.instances import InstancesSettings
 from amradio.later import annotation_of
 from amradio.recipe import Recipe
 from amradio.teachers.settings import TeacherSettings
@@ -34,13 +37,14 @@ class Page(NamedTuple):
     file: Path
     title: str
     root: type[Settings]
-    elsewhere: type[Settings]
+    elsewhere: tuple[type[Settings], ...]
     """Settings that another page describes, with all below them."""
 
 
 PAGES = (
-    Page(DOCUMENTS / "recipes.md", "Recipe", Recipe, Suite),
-    Page(DOCUMENTS / "evaluations.md", "Evaluation file", Suite, TeacherSettings),
+    Page(DOCUMENTS / "recipes.md", "Recipe", Recipe, (Suite,)),
+    Page(DOCUMENTS / "evaluations.md", "Evaluation file", Suite, (TeacherSettings,)),
+    Page(DOCUMENTS / "detection.md", "Recipe of a detector", DetectionRecipe, (InstancesSettings, RateSettings)),
 )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from .errors import UserError, brief, shown
 from .files import read_text
-from .recipes import Kind, locate, shipped
+from .recipes import Kind, kind_of, locate, shipped
 from .yaml12 import parse_yaml, plain_value
 
 DEEPEST_KEY = 40
@@ -15,6 +15,8 @@ LARGEST_RECIPE = 4 << 20
 """Bytes of a recipe or evaluation file."""
 RECIPE_KEYS = frozenset({"data", "student", "out", "stages", "optimizer", "engine", "loss", "heads", "normalize", "evaluate"})
 """Keys of recipes that no evaluation file has."""
+TITLES: Mapping[Kind, str] = {"recipe": "a recipe", "evaluation": "an evaluation file", "detection": "a recipe of a detector"}
+COMMANDS: Mapping[Kind, str] = {"recipe": "amradio distill", "evaluation": "amradio evaluate PATH", "detection": "amradio detect train"}
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
 _INDEX = re.compile(r"[0-9]{1,9}")
 _QUOTED = re.compile(r"""'([^']|'')*'|"([^"\\]|\\.)*\"""", re.S)
@@ -142,17 +144,20 @@ def _read_file(word: str) -> dict[str, Any]:
 
 
 def _check_kind(word: str, tree: Mapping[str, Any], wanted: Kind | None) -> None:
-    """Raises UserError where a file is plainly of the other kind."""
-    if wanted == "evaluation" and "evaluations" not in tree and tree.keys() & RECIPE_KEYS:
-        raise UserError(
-            f"{_in_short(word)}: this is a recipe, for `amradio distill`; give an evaluation file, e.g. {' or '.join(_shipped(wanted))} "
-            "(`amradio recipes` lists them)"
-        )
-    if wanted == "recipe" and "evaluations" in tree:
-        raise UserError(
-            f"{_in_short(word)}: this is an evaluation file, for `amradio evaluate PATH {shown(word[:100])}`; give a recipe, e.g. starter "
-            f"(`amradio recipes` lists them); evaluate.suite={shown(word[:100])} runs it during the training"
-        )
+    """Raises UserError where a file is plainly of another kind."""
+    kind = kind_of(tree)
+    if wanted == "evaluation" and kind in ("recipe", "part"):  # teachers may stand in both
+        kind = "recipe" if tree.keys() & RECIPE_KEYS else "part"
+    if wanted is None or kind in (wanted, "part"):
+        return
+    name = shown(word[:100])
+    command = f"{COMMANDS[kind]} {name}" if kind == "evaluation" else COMMANDS[kind]
+    examples = _shipped(wanted)[:2] if wanted != "recipe" else ["starter"]
+    during = f"; evaluate.suite={name} runs it during the training" if (wanted, kind) == ("recipe", "evaluation") else ""
+    raise UserError(
+        f"{_in_short(word)}: this is {TITLES[kind]}, for `{command}`; give {TITLES[wanted]}, e.g. {' or '.join(examples)} "
+        f"(`amradio recipes` lists them){during}"
+    )
 
 
 def _shipped(kind: Kind) -> list[str]:

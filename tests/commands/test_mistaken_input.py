@@ -61,6 +61,14 @@ def test_an_evaluation_file_in_place_of_a_recipe(problems: Callable[..., list[st
         Recipe.load("quickstart", "evaluate.suite=starter")
 
 
+def test_a_recipe_of_a_detector_in_place_of_another_file(problems: Callable[..., list[str]]) -> None:
+    advice = "'detection_short': this is a recipe of a detector, for `amradio detect train`; give "
+    assert problems("distill", "detection_short", "out=x")[0].startswith(f"{advice}a recipe, e.g. starter (")
+    assert problems("evaluate", RUN, "detection_short")[0].startswith(f"{advice}an evaluation file, e.g. ")
+    (problem,) = problems("detect", "train", "starter", "model=x")
+    assert problem.startswith("'starter': this is a recipe, for `amradio distill`; give a recipe of a detector, e.g. detection_short or ")
+
+
 @pytest.mark.parametrize("words", [["starter"], ["out=x", "mine.yaml"]])
 def test_a_recipe_for_the_quickstart(words: list[str], problems: Callable[..., list[str]]) -> None:
     (problem,) = problems("quickstart", *words)

@@ -15,47 +15,13 @@ from amradio.downstream.detection.sampling import ImageSampler
 from amradio.downstream.detection.scoring import Predictions, coco_scores, predict
 from amradio.downstream.detection.settings import DetectionRecipe, FasterRcnnSettings
 from amradio.errors import UserError
-from amradio.formats.model_folder import write_folder
 from amradio.labelled.instances import CocoInstancesSettings, SceneInstancesSettings
 from amradio.network import NetworkConfig
 from amradio.students.eradio_settings import EradioSettings
 from amradio.students.timm_settings import TimmSettings
-from amradio.students.vit_settings import VitSettings
-
-SMALL = {"channels": 16, "box_convs": 0, "rpn_convs": 1, "box_dim": 16, "num_proposals": 20, "num_samples": 16, "num_anchors": 16}
-MASKS = f"detector={{type: mask_rcnn, mask_convs: 1, mask_dim: 8, anchor_size: 16, {', '.join(f'{k}: {v}' for k, v in SMALL.items())}}}"
-WORDS = (
-    "data={train: {type: scenes, length: 8}, val: {type: scenes, length: 3, seed: 2}, num_workers: 0}",
-    "schedule={type: short, image_size: 64, batch_size: 4, epochs: 2}",
-    "engine={device: cpu, precision: float32, log_every: 1, checkpoint_every: 2}",
-    MASKS,
-)
-VIT = VitSettings(dim=32, depth=2, num_heads=2, patch_size=8, max_image_size=64)
+from detectors import SMALL, VIT, WORDS, weights
 
 pytest.importorskip("pycocotools")
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("student")
-    torch.manual_seed(0)
-    config = NetworkConfig(student=VIT, num_summaries=1)
-    write_folder(folder, config, config.build(), {"step": 1, "num_steps": 1, "data": "nothing"})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with low-rank additions, from the command line."""
-    out = tmp_path_factory.mktemp("runs") / "lora"
-    assert main(["detect", "train", f"model={student}", *WORDS, "backbone=lora", f"out={out}"]) == 0
-    return out
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(folder / "checkpoints" / "last" / "detector.safetensors")
 
 
 def test_a_run_leaves_scores_and_a_detector_that_is_read_back(trained: Path) -> None:

@@ -17,6 +17,7 @@ from amradio.commands.parser import parser
 from amradio.data import SourceSettings
 from amradio.data.decode import decode
 from amradio.distillation.losses import Loss
+from amradio.downstream.detection.settings import DetectionRecipe
 from amradio.evaluation.suite import Suite
 from amradio.formats.model_folder import write_folder
 from amradio.recipe import Recipe
@@ -29,6 +30,7 @@ from data_folders import make_shards
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DETECTION_FILES = [found.path for found in shipped() if found.kind == "detection"]
 EVALUATION_FILES = [found.path for found in shipped() if found.kind == "evaluation"]
 RECIPES = [found.path for found in shipped() if found.kind == "recipe"]
 OWN_TEACHER, OWN_STUDENT = "class MyResNet", "def my_student"
@@ -48,7 +50,7 @@ def blocks(language: str, documents: list[Path] = DOCUMENTS) -> list[tuple[str, 
 def commands() -> list[tuple[str, str]]:
     """(where, command) of every line in bash blocks and every `Command:` at the head of a recipe, continuation lines joined."""
     found = [(where, line) for where, text in blocks("bash") for line in text.replace("\\\n", " ").splitlines() if line.strip()]
-    for recipe in RECIPES:
+    for recipe in (*RECIPES, *DETECTION_FILES):
         head = [line.lstrip("# ") for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
         start = next(i for i, line in enumerate(head) if line.startswith("Command:"))
         end = next(i for i, line in enumerate(head) if i > start and re.match(r"[A-Z][\w ]+:", line))
@@ -72,13 +74,20 @@ def test_reference_of_keys_is_up_to_date() -> None:
     assert spec.loader is not None
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    assert [page.file.name for page in tool.PAGES] == ["recipes.md", "evaluations.md"]
+    assert [page.file.name for page in tool.PAGES] == ["recipes.md", "evaluations.md", "detection.md"]
     assert tool.outdated() == {}, "run python tools/make_reference.py"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_is_valid_and_opens_with_command_cost_and_result(path: Path) -> None:
     assert Recipe.load(str(path)).out.startswith("runs/")
+    head = "".join(line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.startswith("#")).lower()
+    assert all(word in head for word in ("command:", "cost", "result"))
+
+
+@pytest.mark.parametrize("path", DETECTION_FILES, ids=lambda path: path.name)
+def test_every_recipe_of_a_detector_is_valid_and_opens_with_command_cost_and_result(path: Path) -> None:
+    assert DetectionRecipe.load(str(path), "model=runs/student").out.startswith("runs/")
     head = "".join(line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.startswith("#")).lower()
     assert all(word in head for word in ("command:", "cost", "result"))
 
@@ -106,6 +115,8 @@ def test_commands_name_verbs_targets_and_recipes_that_exist(where: str, command:
         assert Suite.load(*options.words), where
     if options.verb == "distill":
         assert Recipe.load(*options.words), where
+    if options.verb == "detect":
+        assert DetectionRecipe.load(*options.words), where
 
 
 @pytest.mark.parametrize(("where", "text"), blocks("python"), ids=lambda word: word if len(word) < 40 else "")
@@ -178,7 +189,7 @@ def lines_of(document: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> di
 
 def test_every_document_with_python_is_run() -> None:
     left = {where.partition(":")[0] for where, text in blocks("python") if not is_tested_elsewhere(text)}
-    assert left == {"README.md", "models.md", "embedding.md"}
+    assert left == {"README.md", "models.md", "embedding.md", "detection.md"}  # the last one: downstream/test_detection_runs.py
 
 
 @pytest.mark.slow

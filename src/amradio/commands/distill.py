@@ -25,7 +25,6 @@ from ..training import (
     PeriodicSuite,
     Trainer,
     check_data,
-    check_extras,
     check_network,
     describe_data,
     describe_views,
@@ -106,7 +105,7 @@ def _load(
     problems = folder.check(recipe)
     is_writable = not problems
     say("looking at the data")
-    problems += check_data(recipe, data) + check_extras(recipe)
+    problems += check_data(recipe, data) + recipe.engine.missing_extras()
     problems += [
         f"teachers: '{name}' was passed, but the recipe has no teacher of that name and the type 'custom'"
         for name in custom_teachers

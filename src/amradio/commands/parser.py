@@ -161,8 +161,8 @@ def _add_small(verb: Callable[[str, str, str], Parser]) -> None:
     push.add_argument("name", metavar="OWNER/NAME", help="on the hub; created where it is missing")
     push.add_argument("--yes", action="store_true", help="upload; nothing leaves this machine without it")
     push.add_argument("--private", action="store_true", help="create a private repository")
-    schema = verb("schema", "JSON Schema of recipes or evaluation files, for editors", "amradio schema recipe")
-    schema.add_argument("of", nargs="?", choices=("recipe", "evaluation"), default="recipe", help="default: recipe")
+    schema = verb("schema", "JSON Schema of recipes, evaluation files or recipes of detectors, for editors", "amradio schema recipe")
+    schema.add_argument("of", nargs="?", choices=("recipe", "evaluation", "detection"), default="recipe", help="default: recipe")
     completion = verb("completion", "a script that completes verbs and options in a shell", "amradio completion bash")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
 

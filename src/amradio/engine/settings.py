@@ -1,5 +1,6 @@
 """Settings of the engine: device, precision, optimizer, checkpoints, logs."""
 
+from importlib.util import find_spec
 from typing import Annotated, Literal, Self
 
 import pydantic
@@ -68,6 +69,12 @@ class RunEngineSettings(Settings):
     """Checkpoints that are kept, the newest."""
     track: bool = False
     """Also write TensorBoard event files (needs `pip install amradio[track]`)."""
+
+    def missing_extras(self) -> list[str]:
+        """What these settings ask for and is not installed, one sentence each."""
+        if self.track and find_spec("tensorboard") is None:
+            return ["engine.track: tensorboard is not installed; pip install amradio[track], or leave the key out"]
+        return []
 
 
 class EngineSettings(RunEngineSettings):

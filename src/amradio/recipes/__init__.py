@@ -1,6 +1,7 @@
 """The recipes and evaluation files that come with the package; each has a name that stands for its path on the command line."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,8 +14,9 @@ CONFIG_FILE = "config.yaml"
 
 
 Kind = Literal["recipe", "part", "evaluation", "detection"]
-KINDS: tuple[Kind, ...] = ("recipe", "part", "evaluation")
+KINDS: tuple[Kind, ...] = ("recipe", "part", "detection", "evaluation")
 """In the order of the listing."""
+PART: Kind = "part"
 
 
 class Shipped(NamedTuple):
@@ -23,7 +25,8 @@ class Shipped(NamedTuple):
     name: str
     """Stands for the path on the command line."""
     kind: Kind
-    """`recipe` for `amradio distill`, `part` to be put behind one, `evaluation` for `amradio evaluate`."""
+    """`recipe` for `amradio distill`, `part` to be put behind one, `detection` for `amradio detect train`, `evaluation` for `amradio
+    evaluate`."""
     about: str
     """One sentence."""
     command: str
@@ -72,6 +75,12 @@ def locate(word: str) -> Path:
     )
 
 
+def kind_of(keys: Iterable[str]) -> Kind:
+    """What a file with these keys at its top is; `part` where it names neither teachers, nor a detector, nor evaluations."""
+    marks: tuple[tuple[str, Kind], ...] = (("evaluations", "evaluation"), ("detector", "detection"), ("teachers", "recipe"))
+    return next((kind for key, kind in marks if key in keys), PART)
+
+
 def _described(path: Path) -> Shipped:
     head = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -88,8 +97,7 @@ def _described(path: Path) -> Shipped:
             key, line = title[1].lower(), title[2]
         parts.setdefault(key, []).append(line)
     keys = set(re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), re.M))
-    kind: Kind = "evaluation" if "evaluations" in keys else "recipe" if "teachers" in keys else "part"
     text = {key: " ".join(lines).strip() for key, lines in parts.items()}
     commands = re.split(r" (?=torchrun )|(?<!-m) (?=amradio )", text.get("command", ""))
     command = "\n".join(command.replace("\\ ", "") for command in commands)
-    return Shipped(path.stem, kind, text["about"], command, text.get("cost", ""), text.get("result", ""), path)
+    return Shipped(path.stem, kind_of(keys), text["about"], command, text.get("cost", ""), text.get("result", ""), path)

@@ -1,6 +1,6 @@
 """A recipe becomes a run: everything is checked first, then loaded, then trained in the run folder."""
 
-from .checks import check_data, check_extras, check_network, describe_data
+from .checks import check_data, check_network, describe_data
 from .initialization import initialize
 from .periodic_evaluation import PeriodicSuite
 from .schedule import describe_views
@@ -11,7 +11,6 @@ __all__ = [
     "PeriodicSuite",
     "Trainer",
     "check_data",
-    "check_extras",
     "check_network",
     "describe_data",
     "describe_views",

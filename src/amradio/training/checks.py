@@ -1,6 +1,5 @@
 """What can be refused before a byte is written."""
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 
 from ..config import sides_of, size_text
@@ -34,13 +33,6 @@ def describe_data(recipe: Recipe, data: OpenData) -> dict[str, str]:
     """`{"data.train": "3,490 images in /path"}`."""
     described = {key: describe(data.source(source)) for key, source in recipe.sources().items()}
     return described | ({"data.hold_out": data.val().describe()} if recipe.data.hold_out is not None else {})
-
-
-def check_extras(recipe: Recipe) -> list[str]:
-    """What the recipe asks for and is not installed, one sentence each."""
-    if recipe.engine.track and importlib.util.find_spec("tensorboard") is None:
-        return ["engine.track: tensorboard is not installed; pip install amradio[track], or leave the key out"]
-    return []
 
 
 def check_network(recipe: Recipe, network: Network, teachers: Mapping[str, Teacher], world_size: int) -> list[str]:

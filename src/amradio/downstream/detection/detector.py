@@ -33,10 +33,10 @@ SIDE_STEP = STRIDES[-1]
 class Losses(NamedTuple):
     """What the loss of a batch is made of."""
 
-    loss: Tensor
-    """float32 []: the sum of all."""
-    metrics: dict[str, Tensor]
-    """Each of them and the sum by name, float32 [], without gradients."""
+    means: dict[str, Tensor]
+    """By name, float32 []: means over anchors, proposals or objects of the batch. Their sum is the loss."""
+    counts: dict[str, int]
+    """Of how many each of them is the mean, by which those of several processes are put together."""
 
 
 class Detector(nn.Module):
@@ -118,8 +118,9 @@ class Detector(nn.Module):
             _, of_detections = self.roi_heads(maps, proposals, examples.sizes, targets)
         names = {"loss_objectness": "objectness", "loss_rpn_box_reg": "rpn_box", "loss_classifier": "class", "loss_box_reg": "box"}
         losses = {names.get(name, "mask"): loss for name, loss in (of_proposals | of_detections).items()}
-        total = torch.stack(list(losses.values())).sum()
-        return Losses(total, {"loss": total.detach()} | {name: loss.detach() for name, loss in losses.items()})
+        (num_anchors, _), (num_proposals, num_objects) = (sampler.num_chosen for sampler in self.samplers)
+        counts = {"objectness": num_anchors, "rpn_box": num_anchors, "class": num_proposals, "box": num_proposals, "mask": num_objects}
+        return Losses(losses, {name: counts[name] for name in losses})
 
     def canvas(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
         """uint8 [B, 3, S, S] -> float in [0, 1], with the student's mean colour beyond the picture of sizes[n] (height, width) px."""

@@ -29,7 +29,7 @@ from ...files import disk_errors
 from ...interruption import Stop
 from ...labelled.instances import InstanceSet
 from ...labelled.masks import find_pycocotools
-from .detector import Detector
+from .detector import Detector, Losses
 from .examples import Examples, TrainingExamples, check_objects, same_classes
 from .files import write_detector
 from .scoring import coco_scores, joined, predict
@@ -115,13 +115,24 @@ class DetectionRun:
             piece = batch.piece(number, count).to(self.processes.device)
             with self.parallel.accumulating(last=number == count - 1):
                 with torch.autocast(self.processes.device.type, self.autocast, enabled=self.autocast is not None):
-                    losses = self.parallel(piece)
-                (losses.loss / count).backward()
-            parts.append(losses.metrics)
+                    means = self._over_all_processes(self.parallel(piece))
+                loss = torch.stack(list(means.values())).sum()
+                (loss / count).backward()
+            parts.append({"loss": loss.detach()} | {name: mean.detach() for name, mean in means.items()})
         metrics = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         metrics["gradient_norm"] = self.parallel.clip(self.recipe.optimizer.clip or float("inf"))
         self.optimizer.step()
         self.monitor.take(step + 1, metrics, [cast(Batch, batch)], rate)
+
+    def _over_all_processes(self, losses: Losses) -> dict[str, Tensor]:
+        """The losses of a piece, scaled so that their average over the processes is the mean over all anchors, proposals and objects."""
+        world_size = self.processes.world_size
+        if world_size == 1:
+            return losses.means
+        totals = torch.tensor([float(count) for count in losses.counts.values()], device=self.processes.device)
+        self.processes.add_up(totals)
+        shares = {name: losses.counts[name] * world_size / total for name, total in zip(losses.counts, totals.clamp(min=1), strict=True)}
+        return {name: mean * shares[name] for name, mean in losses.means.items()}
 
 
 class ScoreHook:
@@ -207,6 +218,7 @@ def _opened(recipe: DetectionRecipe, processes: Processes) -> tuple[InstanceSet,
             return None
 
     schedule, with_masks = recipe.schedule, recipe.detector.type == "mask_rcnn"
+    problems += recipe.engine.missing_extras()
     tried("data", find_pycocotools)
     train = tried("data.train", recipe.data.train.model_copy(update=_without_crowds(recipe)).build)
     val = tried("data.val", partial(recipe.data.val.build, complete=True)) if recipe.data.val is not None else None

@@ -123,7 +123,7 @@ def _classes(backend: Backend) -> tuple[Any, Any]:
     """COCO and COCOeval of a backend. Raises UserError where it is not installed."""
     if backend == "faster_coco_eval":
         try:
-            from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-not-detected]
+            from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-not-found]
         except ImportError:
             raise UserError("backend: faster-coco-eval is not installed; pip install faster-coco-eval, or take pycocotools") from None
         return COCO, COCOeval_faster
