@@ -241,6 +241,7 @@ def test_a_checkpoint_without_checksums_is_read_and_the_only_one_starts_again(ag
     assert again()[2].rstrip().endswith("to start again from step 0")
 
 
+@pytest.mark.slow
 def test_strangers_among_the_checkpoints_are_left_alone(again, tmp_path):
     checkpoints = tmp_path / "run" / "checkpoints"
     for name in ("step_000000060.bak", "step_000000002 (copy)", "step_9", "step_0000000099", "step_00000000\u0662"):

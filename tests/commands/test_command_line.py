@@ -115,6 +115,7 @@ def test_dotted_options_are_words_and_json_may_stand_anywhere():
     assert parse(["embed", "m", "images", "out=f.parquet", "image_size=64"], "").image_size == "64"
 
 
+@pytest.mark.slow
 def test_quiet_prints_results_warnings_and_errors(recipe_file, tmp_path, capsys):
     assert main(["distill", str(recipe_file), "--quiet", "stages.0.steps=1", "evaluate.every=null", f"--out={tmp_path / 'run'}"]) == 0
     printed = capsys.readouterr()
@@ -133,6 +134,7 @@ def valid(schema: dict, value: object) -> bool:
     return jsonschema.Draft202012Validator(schema).is_valid(value)
 
 
+@pytest.mark.slow
 def test_the_schemas_take_what_is_shipped_and_refuse_a_wrong_key(capsys):
     for of in ("recipe", "evaluation"):
         assert main(["schema", of]) == 0

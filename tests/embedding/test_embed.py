@@ -194,6 +194,7 @@ def stop_after(count: int):
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_parts_of_eight")
 @pytest.mark.parametrize("suffix", [".safetensors", ".parquet"])
 def test_a_stopped_job_goes_on_and_gives_the_same_bytes(model, photos, tmp_path, suffix):

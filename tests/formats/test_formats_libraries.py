@@ -114,6 +114,7 @@ def apart(program: str, folder: Path) -> Callable[[str], np.ndarray]:
     return lambda name: np.load(folder / f"{name}.npy")
 
 
+@pytest.mark.slow
 def test_transformers_alone_says_the_same_of_a_picture(tmp_path: Path) -> None:
     """The lines that the user is given, without the resize that they mention, and with it."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)

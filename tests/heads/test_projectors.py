@@ -103,6 +103,7 @@ def test_an_evaluation_sees_what_the_model_predicts(folder: Path):
     torch.testing.assert_close(found.spatial, wanted.spatial)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [form.name for form in formats.FORMATS])
 def test_formats_without_a_place_leave_them_out_and_refuse_them_by_name(folder: Path, tmp_path: Path, name: str, capsys):
     form = next(form for form in formats.FORMATS if form.name == name)
@@ -123,6 +124,7 @@ def test_a_student_without_blocks_has_no_ladder():
     assert config_of(TransformerHeadSettings(num_heads=1), EradioSettings(size="xxxtiny")).build() is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WORDS)
 def test_they_are_trained_and_a_model_with_them_is_continued(kind: str, recipe, tmp_path: Path):
     first = amradio.distill(recipe(*WORDS[kind], "stages.0.steps=6", "optimizer.learning_rate=3e-3", "evaluate.every=6"))

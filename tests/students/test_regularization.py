@@ -48,6 +48,7 @@ def spectral_norm(weight: Tensor) -> float:
 # spectral reparametrisation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit", "eradio", "timm vit"])
 def test_a_reparametrised_student_is_what_it_was_and_what_it_is_written_as(name: str):
     torch.manual_seed(0)

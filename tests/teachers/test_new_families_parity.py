@@ -66,6 +66,7 @@ def test_sam2(tmp_path: Path) -> None:
     check(teacher, processor, coarse, (50, 90))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "size"), [("tracker", (100, 75)), ("detector", (50, 90))])
 def test_sam3(tmp_path: Path, size: tuple[int, int], part: str) -> None:
     folder = tiny.tiny_sam3(tmp_path, part=part)
@@ -121,6 +122,7 @@ def test_masks_equal_the_original_model(tmp_path: Path, family: str, prompt: str
     assert decoder.num_masks == logits.shape[2]
 
 
+@pytest.mark.slow
 def test_the_tracker_of_a_whole_sam3_is_read(tmp_path: Path) -> None:
     """From the names that the library writes, and from the published ones."""
     folder = tiny.tiny_sam3(tmp_path, part="whole")

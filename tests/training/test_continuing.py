@@ -420,6 +420,7 @@ def test_a_student_without_blocks_is_one_message(recipe, tmp_path):
     assert problem.startswith("student.align_corners: ")
 
 
+@pytest.mark.slow
 def test_how_positions_are_stretched_can_be_chosen(recipe, finished):
     for chosen in (None, True, False):
         words = f"student={{type: model, path: {finished}, align_corners: {'null' if chosen is None else str(chosen).lower()}}}"

@@ -26,6 +26,7 @@ ALL = "regularize={spectral: true, weight_noise: 0.05, drop_path: 0.3, self_dist
 PARTS = (ALL, "engine.ema=0.5", "student.depth=2", "student.gradient_checkpointing=true", "stages.0.steps=4", "engine.accumulate=2")
 
 
+@pytest.mark.slow
 def test_a_run_with_all_parts_resumes_and_hands_over_plain_weights(recipe: Callable[..., Recipe], tmp_path: Path):
     whole = package.distill(recipe(*ONE, *PARTS, f"out={tmp_path / 'whole'}"))
     cut = tmp_path / "cut"
@@ -51,6 +52,7 @@ def test_two_processes_regularise_as_one(recipe_file: Path, recipe: Callable[...
     assert_near(one, tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_scales_decay_in_place_of_matrices(recipe: Callable[..., Recipe]):
     words = ("regularize.spectral=true", "optimizer.learning_rate=0.1", "optimizer.weight_decay=1.0", "stages.0.steps=1")
     folder = package.distill(recipe(*ONE, *words, "optimizer.betas=[0.0, 0.999]", "optimizer.epsilon=1"))

@@ -95,6 +95,7 @@ def test_maps_weigh_by_the_cells_of_the_size_that_is_drawn(recipe):
         assert [drawn.map_weight, fixed.map_weight] == pytest.approx([count / mean for count in cells])
 
 
+@pytest.mark.slow
 def test_the_picture_and_the_dry_run_show_every_size(recipe, recipe_file, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["distill", str(recipe_file), SIZES, "--dry-run"]) == 0

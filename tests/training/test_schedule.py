@@ -54,6 +54,7 @@ def moments(folder: Path, step: int) -> dict:
 # stages
 
 
+@pytest.mark.slow
 def test_the_student_keeps_its_bits_while_it_is_frozen(recipe: Callable[..., Recipe]):
     """BatchNorm statistics as well, whatever the decay; the heads learn meanwhile."""
     words = ("stages.0.steps=4", "stages.0.frozen_steps=2", "stages.0.partitions.0.image_size=64", "optimizer.weight_decay=0.5")
@@ -70,6 +71,7 @@ def test_the_student_keeps_its_bits_while_it_is_frozen(recipe: Callable[..., Rec
     assert len(moments(folder, 2)) < len(moments(folder, 3)), "the optimizer has no averages of what is frozen"
 
 
+@pytest.mark.slow
 def test_a_stage_that_restarts_forgets_the_averages(recipe: Callable[..., Recipe], tmp_path: Path):
     stage = f"steps: 2, {PARTITIONS}"
     for restart, wanted in (("false", 3), ("true", 1)):

@@ -50,6 +50,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_a_resumed_run_is_the_uninterrupted_one(part: str, recipe_file: Path, amradio, tmp_path: Path):
     words = ("distill", recipe_file, *WORDS, *PARTS[part])
@@ -60,6 +61,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(part: str, recipe_file: Path, am
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_two_processes_are_one(part: str, recipe_file: Path, amradio, tmp_path: Path):
     words = ("distill", recipe_file, *WORDS, *PARTS[part])
@@ -73,6 +75,7 @@ def test_two_processes_are_one(part: str, recipe_file: Path, amradio, tmp_path: 
 # normalizers
 
 
+@pytest.mark.slow
 def test_a_model_and_its_card_name_the_target_spaces(recipe, tmp_path: Path):
     folder = package.distill(recipe("normalize.spatial=phi_s", "stages.0.steps=1", "evaluate.every=null"))
     training = read_config(folder / "model").training
@@ -86,6 +89,7 @@ def test_a_model_and_its_card_name_the_target_spaces(recipe, tmp_path: Path):
     assert manifest["target_spaces"] == training.target_spaces
 
 
+@pytest.mark.slow
 def test_the_heads_of_a_phi_s_model_predict_raw_features(recipe, tmp_path: Path):
     """What the exported model predicts is what the run measured as agreement of its heads in target space."""
     folder = package.distill(recipe("normalize.spatial=phi_s", "stages.0.steps=2", "evaluate.every=2"))
@@ -98,6 +102,7 @@ def test_the_heads_of_a_phi_s_model_predict_raw_features(recipe, tmp_path: Path)
     torch.testing.assert_close(weights["model/heads.clip.spatial.final.2.bias"], bias.float())
 
 
+@pytest.mark.slow
 def test_raw_agreement_does_not_change_where_statistics_are_measured_anew(recipe, tmp_path: Path):
     """At the border of two stages: heads are rewritten into the new target space before the evaluation that follows the first step."""
     words = ("optimizer.learning_rate=0", "evaluate.every=1", "normalize.batches=3", "normalize.spatial=phi_s", "engine.ema=0.5")
@@ -108,6 +113,7 @@ def test_raw_agreement_does_not_change_where_statistics_are_measured_anew(recipe
     assert values[1:] == pytest.approx([values[1]] * 4, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["phi_s", "zca"])
 def test_a_continued_model_keeps_its_raw_predictions_in_a_mixing_space(recipe, tmp_path: Path, space: str):
     """Its heads predict raw features, whatever the target space was that they were trained in."""
@@ -127,6 +133,7 @@ def test_a_continued_model_keeps_its_raw_predictions_in_a_mixing_space(recipe, t
     )
 
 
+@pytest.mark.slow
 def test_too_few_samples_and_widths_without_a_matrix_are_warned_of(recipe_file: Path, amradio, tmp_path: Path):
     ended = amradio("distill", recipe_file, "normalize={summary: phi_s, batches: 1}", "stages.0.steps=1", f"out={tmp_path / 'run'}")
     assert ended.code == 0, ended.errors
@@ -154,6 +161,7 @@ def test_a_loss_for_the_other_kind_is_refused(recipe):
         recipe("loss.spatial=angle")
 
 
+@pytest.mark.slow
 def test_the_calibrated_directions_are_those_of_raw_summaries(recipe):
     folder = package.distill(recipe("loss.summary=angle", "normalize.summary=none", "stages.0.steps=1", "evaluate.every=null"))
     weights = state(folder)
@@ -169,6 +177,7 @@ def test_the_calibrated_directions_are_those_of_raw_summaries(recipe):
     assert not [key for key in state(plain) if "spheres" in key or "balance" in key], "nothing is kept of parts that are off"
 
 
+@pytest.mark.slow
 def test_adaloss_follows_the_losses_of_whole_steps(recipe):
     words = ("balance={type: adaloss, decay: 0.75}", "stages.0.steps=3", "evaluate.every=null", "engine.accumulate=2")
     folder = package.distill(recipe(*words))
@@ -182,6 +191,7 @@ def test_adaloss_follows_the_losses_of_whole_steps(recipe):
     assert rows[2]["loss"] == pytest.approx(sum(rows[2][f"{name}/loss"] * rows[2][f"{name}/balance"] for name in names), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_uncertainty_learns_its_factors_and_leaves_those_of_absent_teachers_alone(recipe):
     one, two = (f"{{steps: 4, partitions: [{{image_size: 32, batch_size: 4, teachers: [{names}]}}]}}" for names in ("clip, dino", "sam"))
     words = ("evaluate.every=null", "engine.checkpoint_every=4", "engine.keep=9", "optimizer.learning_rate=0.01")
@@ -196,6 +206,7 @@ def test_uncertainty_learns_its_factors_and_leaves_those_of_absent_teachers_alon
     assert {name for name in after if after[name] == before[name]} == set(after) - {"sam/spatial"}
 
 
+@pytest.mark.slow
 def test_teacher_dropping_is_off_where_nothing_is_trained(recipe):
     found = {}
     for balance in ("fixed", "teacher_dropping"):
