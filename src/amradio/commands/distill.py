@@ -1,7 +1,7 @@
 """`amradio distill`: runs or resumes a recipe."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from ..training import (
     check_network,
     describe_data,
     describe_views,
+    doubts_about_amounts,
     initialize,
     load_teachers,
 )
@@ -76,7 +77,7 @@ def _distill(
         trainer = Trainer(recipe, loaded, processes, log, student, data)
         trainer.monitor.within = None if folder.checkpoints.steps() else within
         trainer.begin(lock)
-        for note in _few_images(recipe, data) if processes.is_first else ():
+        for note in doubts_about_amounts(recipe, data) if processes.is_first else ():
             log.warn(note)
         trainer.run()
         stop = trainer.context.stop
@@ -161,21 +162,10 @@ def dry_run(recipe: Recipe) -> None:
     for line in initial.notes:
         print_text(line, "", INDENT)
     print_table("Data", ("key", "found"), list(describe_data(recipe, data).items()))
-    for line in _few_images(recipe, data):
+    for line in doubts_about_amounts(recipe, data):
         print_text(f"warning: {line}", "", INDENT)
     precision = autocast_dtype(recipe.engine.precision, device) or torch.float32
     print_text(f"{recipe.num_steps} steps on {device} in {str(precision).removeprefix('torch.')} would be written to {recipe.out}")
-
-
-def _few_images(recipe: Recipe, data: OpenData) -> Iterator[str]:
-    """The partitions whose batch is larger than their data."""
-    for key, settings in recipe.partitions():
-        count = data.train(settings.source or recipe.data.train).count(settings.batch_size)
-        if count < settings.batch_size:
-            yield (
-                f"{key}.batch_size: {settings.batch_size:,} images a step of data with {count:,}, so that a step holds an image several "
-                "times; take a smaller batch_size or more images"
-            )
 
 
 def _millions(module: torch.nn.Module) -> str:

@@ -84,6 +84,11 @@ class Mixture(Source):
                 total += source.count(None if limit is None else limit - total)
         return total
 
+    def size(self) -> int | None:
+        """The images of all sources together; None where that of one is not known without reading it."""
+        sizes = [source.size() for source in self.sources.values()]
+        return sum(size for size in sizes if size is not None) if None not in sizes else None
+
     def nth(self, number: int) -> ImageId:
         """The sources one after another."""
         for name, source in self.sources.items():

@@ -1,0 +1,146 @@
+#!/usr/bin/env python
+"""Writes the tables of numbers in README.md and docs/ from the committed files in benchmarks/results.
+
+    python tools/make_numbers.py            # rewrites what stands between `<!-- numbers: NAME -->` and `<!-- /numbers -->`
+    python tools/make_numbers.py --check    # says whether they are up to date
+
+A number of these documents is changed by a new result, never by hand.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- /numbers -->)", re.S)
+
+
+def documents() -> list[Path]:
+    """Those that may have such blocks."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def read(name: str) -> dict[str, Any]:
+    """A result file."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown: first column left, the others right."""
+    lines = [heads, ["---", *["--:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(values: Mapping[str, float], key: str, form: str = ".1f") -> str:
+    """A number, or `-` where it was not measured."""
+    return format(values[key], form) if key in values else "-"
+
+
+def quickstart() -> str:
+    """The evaluation of the quickstart's student beside its teachers, and what a single teacher's row has to be compared with."""
+    results = read("quickstart")["results"]
+    columns = {
+        "M parameters": ("throughput", "parameters_m", ".2f"),
+        "zero-shot %": ("zero-shot", "top1", ".1f"),
+        "20-NN %": ("k-NN", "k20", ".1f"),
+        "segmentation mIoU %": ("segmentation", "mean_iou", ".1f"),
+        "mask of one click, IoU %": ("masks", "point", ".1f"),
+        "mask of a box, IoU %": ("masks", "box", ".1f"),
+    }
+    names = sorted(results["k-NN"]["rows"], key=lambda name: (name.startswith("teacher/"), "/" in name, name))
+    rows = [[f"`{name}`", *(cell(results[e]["rows"].get(name, {}), key, form) for e, key, form in columns.values())] for name in names]
+    floors = ["floor", *(cell(results[evaluation]["floors"], key, form) for evaluation, key, form in columns.values())]
+    return table(["model", *columns], [*rows, floors])
+
+
+def quickstart_cost() -> str:
+    """Parameters and multiplications of the student with all its heads, and of its teachers together."""
+    rows = read("quickstart")["results"]["throughput"]["rows"]
+    one = rows["student"]
+    heads = [row for name, row in rows.items() if name.startswith("student/")]
+    teachers = [row for name, row in rows.items() if name.startswith("teacher/")]
+
+    def sums(key: str) -> tuple[float, float]:
+        return one[key] + sum(row[key] - one[key] for row in heads), sum(row[key] for row in teachers)
+
+    (million, of_teachers), (gmacs, gmacs_of_teachers) = sums("parameters_m"), sums("gmacs")
+    return (
+        f"The student with all its heads has {million:.2f} M parameters and takes {gmacs:.3f} GMACs an image; the {len(teachers)} "
+        f"teachers\ntogether have {of_teachers:.2f} M and take {gmacs_of_teachers:.3f}."
+    )
+
+
+def recipe_cost() -> str:
+    """What a step of a recipe costs, of every `recipe_cost_*.json`."""
+    rows = []
+    for path in sorted(RESULTS.glob("recipe_cost_*.json")):
+        found = read(path.stem)
+        gpus = found["environment"]["gpus"]
+        rows.append(
+            [
+                f"`{found['recipe']}`",
+                f"{len(gpus)} x {gpus[0]}",
+                f"{found['seconds_a_step']:.2f} s",
+                f"{found['images_per_second']:,.0f}",
+                f"{found['memory_gib']:.1f} GiB",
+                f"{found['shares']['teachers_share']:.0%}",
+                f"{found['hours']:.1f} h",
+                f"`{path.name}`",
+            ]
+        )
+    return table(["recipe", "GPU", "a step", "images/s", "memory", "of which teachers", "in all", "source"], rows)
+
+
+def students_scenes() -> str:
+    """Students of several architectures, each trained as long as the others."""
+    columns = {
+        "M parameters": ("parameters_m", ".2f"),
+        "GMACs": ("gmacs", ".3f"),
+        "loss": ("fd_loss", ".2f"),
+        "20-NN %": ("k-NN/k20", ".1f"),
+        "mIoU %": ("segmentation/mean_iou", ".1f"),
+        "zero-shot %": ("zero-shot/top1", ".1f"),
+    }
+    rows = []
+    for name, row in read("students_scenes")["rows"].items():
+        scores = {key: value for found in row["scores"]["scores"].values() for key, value in found.items()}  # zero-shot is of the head
+        values = row["cost"] | row.get("distillation", {}) | scores
+        rows.append([f"`{name}`", *(cell(values, key, form) for key, form in columns.values())])
+    return table(["student", *columns], rows)
+
+
+PARTS: dict[str, Callable[[], str]] = {part.__name__: part for part in (quickstart, quickstart_cost, recipe_cost, students_scenes)}
+
+
+def filled(text: str) -> str:
+    """A document with its blocks as they should be. Raises KeyError for a block of an unknown name."""
+    return BLOCK.sub(lambda match: f"{match[1]}{PARTS[match[2]]()}\n{match[3]}", text)
+
+
+def outdated() -> dict[Path, str]:
+    """{document: what it should be} of those whose numbers are not those of the result files."""
+    return {path: new for path, new in _filled_documents() if new != path.read_text(encoding="utf-8")}
+
+
+def _filled_documents() -> Iterator[tuple[Path, str]]:
+    for path in documents():
+        yield path, filled(path.read_text(encoding="utf-8"))
+
+
+def main() -> int:
+    """Writes the documents, or with `--check` returns 1 where one is out of date."""
+    found = outdated()
+    if "--check" in sys.argv[1:]:
+        print("\n".join(f"{file} is out of date; run python tools/make_numbers.py" for file in found) or "up to date")
+        return int(bool(found))
+    for file, text in found.items():
+        file.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
