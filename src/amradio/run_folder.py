@@ -1,6 +1,7 @@
 """The run folder: what is in it, who may write into it, and how it is read."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,8 @@ from .config import Settings, validate
 from .engine.folder import Folder
 from .engine.lock import Lock
 from .engine.log import read_records
-from .errors import UserError
+from .errors import UserError, together
+from .evaluation.stored import read_results
 from .files import read_bytes, read_json, read_text
 from .network import RENAMED_MEASURES, NetworkConfig
 from .recipe import Recipe
@@ -89,19 +91,24 @@ class RunFolder(Folder):
         return {name: Series(sorted(values), [values[step] for step in sorted(values)]) for name, values in columns.items()}
 
     def evaluations(self) -> dict[int, dict[str, dict[str, Any]]]:
-        """{step: {name: result}}, steps ascending; `held_out` is {head: {measure: value}}, all others are `Result` as JSON."""
+        """{step: {name: result}}, steps ascending; `held_out` is {head: {measure: value}}, all others are `Result` as JSON.
+
+        Raises UserError with all files that are damaged or of another shape.
+        """
+        files = sorted((self.path / "evaluations").glob("step_*/*.json"))
+        of_steps = [(int(match[1]), file) for file in files if (match := re.fullmatch(r"step_(\d{1,18})", file.parent.name, re.ASCII))]
         by_step: dict[int, dict[str, dict[str, Any]]] = {}
-        for file in sorted((self.path / "evaluations").glob("step_*/*.json")):
-            if match := re.fullmatch(r"step_(\d+)", file.parent.name, re.ASCII):
-                content = read_json(file)
-                several = content.get("results") if file.stem != "held_out" else None  # of `amradio evaluate --json`
-                by_step.setdefault(int(match[1]), {}).update(several if isinstance(several, dict) else {file.stem: content})
+        for (step, _), results in zip(of_steps, together(*(partial(read_results, file) for _, file in of_steps)), strict=True):
+            by_step.setdefault(step, {}).update(results)
         return dict(sorted(by_step.items()))
 
     def environment(self) -> dict[str, Any]:
         """environment.json: versions, machine, command, time of the last start; empty where there is none."""
         file = self.path / "environment.json"
-        return read_json(file) if file.is_file() else {}
+        content = read_json(file) if file.is_file() else {}
+        if not isinstance(content.get("libraries", {}), dict):
+            raise UserError(f"{file}: libraries: should be a mapping of names to versions; copy the run folder again, or remove the file")
+        return content
 
     def warnings(self) -> list[str]:
         """The warnings of train.log, each once, in order."""

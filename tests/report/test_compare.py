@@ -8,6 +8,7 @@ from amradio.__main__ import main
 from amradio.commands.compare import compare
 from amradio.errors import UserError
 from amradio.report import read_runs
+from amradio.report.document import build_page
 from made_runs import make_run
 
 
@@ -67,3 +68,66 @@ def test_all_problems_at_once(runs, tmp_path, capsys):
     (runs[1] / "evaluations/step_000000012/held_out.json").write_text("[1]")
     with pytest.raises(UserError, match=r"held_out\.json"):
         compare(*runs)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("zero-shot", {"rows": [1]}, "rows: should be a mapping of keys to values, found [1]"),
+        ("zero-shot", {"accuracy": 0.5}, "rows: this key is required and missing"),
+        ("zero-shot", {"rows": {}, "metrics": [{"name": "top1"}]}, "metrics.0.title: this key is required and missing"),
+        ("zero-shot", {"results": {"knn": {"rows": {"student": {"k20": "high"}}}}}, "results.knn.rows.student.k20: should be a number"),
+        ("zero-shot", {"results": {"held_out": {"rows": {}}}}, "results: no evaluation can be named 'held_out'"),
+        ("held_out", {"clip/summary": 0.5}, "held_out.clip/summary: should be a mapping"),
+    ],
+)
+def test_a_result_of_another_shape_is_one_message_that_names_the_file(runs, tmp_path, capsys, name, content, problem):
+    file = runs[1] / f"evaluations/step_000000012/{name}.json"
+    file.write_text(json.dumps(content))
+    for words in (["compare", *map(str, runs)], ["report", str(runs[1]), "--out", str(tmp_path / "r.html")]):
+        assert main(words) == 2
+        errors = capsys.readouterr().err
+        assert f"error: {file}: {problem}" in errors
+        assert "remove the file, or evaluate again" in errors
+
+
+def test_a_result_in_which_one_value_has_another_type_is_read_or_refused(runs, tmp_path):
+    """No damage of a result, an environment or a recipe of another version ends in another exception than UserError."""
+    (runs[0] / "config.yaml").write_text("stages: 3\n")  # a whole recipe takes longer to read than everything else
+    refused = 0
+    for name in ("evaluations/step_000000012/zero-shot.json", "evaluations/step_000000012/held_out.json", "environment.json"):
+        file = runs[0] / name
+        whole = file.read_text()
+        for damaged in with_one_value_changed(json.loads(whole)):
+            file.write_text(json.dumps(damaged))
+            refused += is_refused(runs[0])
+        file.write_text(whole)
+    for text in (
+        "student: vit\nteachers: [clip]\nstages: [3]\n",
+        "student: [1]\nteachers: clip\nstages: {steps: 3}\n",
+        "stages: [{steps: x}]\n",
+    ):
+        (runs[0] / "config.yaml").write_text(text)
+        assert not is_refused(runs[0])
+    assert refused > 30
+
+
+def with_one_value_changed(tree):
+    """Copies of a JSON tree, in each of which one value is of another type."""
+    for other in ("x", [1], None):
+        if not isinstance(other, type(tree)):
+            yield other
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in pairs:
+        for changed in with_one_value_changed(value):
+            copy = tree.copy()
+            copy[key] = changed
+            yield copy
+
+
+def is_refused(run):
+    try:
+        build_page(read_runs([run]))
+    except UserError:
+        return True
+    return False

@@ -71,6 +71,10 @@ def test_mistakes(run, tmp_path, capsys):
     assert main(["report", str(run), "--out", str(tmp_path / "r.txt")]) == 2
     assert "give a file that ends with .html" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "none"), "--out", str(tmp_path / "r.html")]) == 2
+    (run / "images").mkdir()
+    (run / "images" / "first_batch.png").write_bytes(b"no picture")
+    assert main(["report", str(run), "--out", str(tmp_path / "r.html")]) == 2
+    assert "first_batch.png: it cannot be read as a picture" in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists()
 
 

@@ -54,6 +54,23 @@ def test_of_masks_of_one_object_the_best_is_kept_and_grain_is_left_out():
     assert len(distinct(masks, torch.full((4,), 0.1))) == 0
 
 
+def test_masks_are_chosen_as_by_iou_in_float64_one_pair_after_another():
+    draws = torch.Generator().manual_seed(3)
+    masks = (torch.rand(40, 30, 30, generator=draws) < torch.rand(40, 1, 1, generator=draws)).logical_and(
+        torch.rand(1, 30, 30, generator=draws) < 0.97
+    )
+    masks[20:30] = masks[:10]
+    scores = torch.rand(40, generator=draws) * 0.5 + 0.5
+    kept: list[int] = []
+    for number in sorted(range(40), key=lambda number: -float(scores[number])):
+        mask, share = masks[number].double(), float(masks[number].double().mean())
+        ious = [float((mask * masks[k]).sum() / (mask + masks[k]).clamp(max=1).sum()) for k in kept]
+        if scores[number] >= 0.6 and 0.003 <= share <= 0.9 and all(iou <= 0.7 for iou in ious):
+            kept.append(number)
+    assert 3 < len(kept) < 37
+    assert torch.equal(distinct(masks, scores), masks[sorted(kept, key=lambda number: -float(masks[number].double().mean()))])
+
+
 def test_a_sheet_has_a_row_for_each_kind():
     panel = Panel("picture", "a title " * 9, Image.new("RGB", (256, 100)))
     one, two = sheet([panel]), sheet([panel, panel, panel._replace(row="text")])

@@ -19,12 +19,13 @@ from . import AnyEvaluation
 from .base import Bench, Evaluation, Result, below_floor, chosen, measure
 from .inputs import plain as describe_inputs
 from .progress import Phase, Progress, silent, unannounced
+from .stored import check_names
 
 
 class Suite(Settings):
     """What is measured, and on what."""
 
-    evaluations: Annotated[dict[str, AnyEvaluation], pydantic.Field(min_length=1)]
+    evaluations: Annotated[dict[str, AnyEvaluation], pydantic.Field(min_length=1), pydantic.AfterValidator(check_names)]
     """The evaluations by names of your choice, which head their columns."""
     teachers: dict[str, AnyTeacher] = pydantic.Field(default_factory=dict)
     """Teachers beside those of the run folder, by the name of their head; needed where PATH is a model folder."""

@@ -160,11 +160,11 @@ def _first(heads: Iterable[str], make: Callable[[str], Any], what: str) -> tuple
 def _heat_maps(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], texts: Sequence[str], size: Any) -> list[Panel]:
     """A panel for each text; the colours of one picture have one range, so that texts can be compared."""
 
-    def make(head: str) -> tuple[Any, Tensor]:
+    def make(head: str) -> Tensor:
         encoder = model.text(head, teacher=teachers.get(head))
-        return encoder, encoder.to(model.device).map(image, list(texts), size)[0].float().cpu()
+        return encoder.to(model.device).map(image, list(texts), size)[0].float().cpu()
 
-    head, (_, maps) = _first(model.heads, make, "text")
+    head, maps = _first(model.heads, make, "text")
     low, high = float(maps.min()), float(maps.max())
     return [
         Panel(
@@ -214,13 +214,13 @@ def distinct(masks: Tensor, scores: Tensor) -> Tensor:
     """Of masks bool [N, H, W] those that are worth drawing, the largest first: of good predicted IoU [N], neither tiny nor the whole image,
     and of masks of one object the best alone."""
     masks, scores = masks.cpu(), scores.cpu()
-    share = masks.flatten(1).float().mean(1)
+    flat = masks.flatten(1)
+    share = flat.sum(1) / flat.shape[1]
     kept: list[int] = []
-    flat = masks.flatten(1).float()
     for number in scores.argsort(descending=True).tolist():
         if scores[number] < CERTAIN or not SMALLEST <= share[number] <= LARGEST:
             continue
-        both = (flat[kept] * flat[number]).sum(1)
+        both = (flat[kept] & flat[number]).sum(1)
         either = flat[kept].sum(1) + flat[number].sum() - both
         if not (both / either > SAME).any():
             kept.append(number)

@@ -8,6 +8,7 @@ from ..config import to_yaml
 from ..distillation.metrics import HEADLINE
 from ..errors import UserError
 from ..formats.model_folder import read_config
+from ..image_input import one_picture
 from ..run_folder import Series
 from .charts import line_chart
 from .comparison import Row, changed_keys, final_rows
@@ -25,9 +26,8 @@ def build_page(runs: Sequence[Run]) -> str:
 def _about(runs: Sequence[Run]) -> str:
     items = []
     for run in runs:
-        student = (run.config.get("student") or {}).get("type", "?")
         state = f"{run.step:,} of {run.num_steps:,} steps" + ("" if run.step >= run.num_steps else ", not finished")
-        items.append(f"<li><b>{text(run.name)}</b>: a {text(student)} student of {text(', '.join(run.teachers))}; {text(state)}</li>")
+        items.append(f"<li><b>{text(run.name)}</b>: a {text(run.student)} student of {text(', '.join(run.teachers))}; {text(state)}</li>")
     return f"<ul>{''.join(items)}</ul>"
 
 
@@ -111,8 +111,8 @@ def _values(row: Row) -> list[tuple[str, float | None]]:
 def _of_run(run: Run) -> str:
     pictures = []
     for file in run.folder.pictures():
-        with Image.open(file) as picture:
-            pictures.append(image(picture.convert("RGB"), f"{run.name}, {file.stem.replace('_', ' ')}"))
+        picture = Image.fromarray(one_picture(file).permute(1, 2, 0).numpy())
+        pictures.append(image(picture, f"{run.name}, {file.stem.replace('_', ' ')}"))
     environment = run.folder.environment()
     libraries = environment.get("libraries") or {}
     facts = {**environment, "libraries": ", ".join(f"{name} {version}" for name, version in libraries.items())} if environment else {}

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..evaluation.stored import HELD_OUT
 from ..run_folder import RunFolder, Series
-
-HELD_OUT = "held_out"
-"""The name under which agreement with the teachers on held-out images is stored, beside the evaluations of the suite."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +31,24 @@ class Run:
     def num_steps(self) -> int:
         """Optimizer steps of the whole run, as its recipe has them."""
         stages = self.config.get("stages")
-        return sum(int(stage.get("steps", 0)) for stage in stages) if isinstance(stages, list) else 0
+        steps = [stage.get("steps") for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+        return sum(count for count in steps if isinstance(count, int))
+
+    @property
+    def student(self) -> str:
+        """Its type in the recipe; ? where a recipe of another version has none."""
+        student = self.config.get("student")
+        return str(student.get("type", "?") if isinstance(student, dict) else student or "?")
 
     @property
     def teachers(self) -> list[str]:
         """Their names in the recipe."""
-        return list(self.config.get("teachers") or {})
+        teachers = self.config.get("teachers")
+        return [str(name) for name in teachers] if isinstance(teachers, dict) else []
 
     def latest(self) -> dict[str, tuple[int, Mapping[str, Any]]]:
         """{name: (step, result)} of the newest result of each evaluation of the suite; `held_out` is not among them."""
-        return {name: (step, result) for step, results in self.evaluations.items() for name, result in results.items() if "rows" in result}
+        return {name: (step, result) for step, results in self.evaluations.items() for name, result in results.items() if name != HELD_OUT}
 
     def held_out(self) -> tuple[int, Mapping[str, Mapping[str, float]]]:
         """(step, {head/kind: {measure: value}}) of the newest agreement on held-out images; (0, {}) where there is none."""

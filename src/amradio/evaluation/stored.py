@@ -1,0 +1,88 @@
+"""Results as JSON files keep them: read and checked in one place, so that whoever shows them can rely on their shape."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from ..config import Settings, validate
+from ..errors import UserError
+from ..files import read_json
+
+HELD_OUT = "held_out"
+"""The name under which a run stores agreement with the teachers on held-out images, beside the results of its suite."""
+
+Number = Annotated[float, pydantic.Field(allow_inf_nan=True)]
+"""NaN where a number could not be measured."""
+
+
+class _Stored(Settings):
+    """What is read of a file; keys that another version wrote are left alone."""
+
+    model_config = pydantic.ConfigDict(extra="ignore")
+
+
+class _Metric(_Stored):
+    name: str
+    title: str
+    unit: str
+    better: Literal["higher", "lower"] | None
+    headline: bool
+
+
+class _Details(_Stored):
+    by_size: dict[str, dict[Annotated[str, pydantic.Field(pattern=r"^[0-9]{1,9}$")], dict[str, Number]]] = pydantic.Field(
+        default_factory=dict
+    )
+
+
+class _Result(_Stored):
+    """The keys of `plain(result)` that reports read."""
+
+    metrics: list[_Metric] = pydantic.Field(default_factory=list)
+    rows: dict[str, dict[str, Number]]
+    counts: dict[str, int] = pydantic.Field(default_factory=dict)
+    fingerprint: str = ""
+    floors: dict[str, Number] = pydantic.Field(default_factory=dict)
+    row_floors: dict[str, dict[str, Number]] = pydantic.Field(default_factory=dict)
+    details: _Details = pydantic.Field(default_factory=_Details)
+
+
+class _HeldOut(_Stored):
+    """The content of the file."""
+
+    held_out: dict[str, dict[str, Number]]
+
+
+def check_names(results: dict[str, Any]) -> dict[str, Any]:
+    """The same results or evaluations by name; ValueError where one has the name of the agreement on held-out images."""
+    if HELD_OUT in results:
+        raise ValueError(f"no evaluation can be named '{HELD_OUT}': a run stores agreement on held-out images under it; take another name")
+    return results
+
+
+class _Several(_Stored):
+    """What `amradio evaluate --json` writes."""
+
+    results: Annotated[dict[str, _Result], pydantic.AfterValidator(check_names)]
+
+
+def read_results(file: Path) -> dict[str, dict[str, Any]]:
+    """{name: result} of a file: one result of a run's suite, all of `amradio evaluate --json`, or a run's `held_out.json`.
+
+    A result has `rows` {model: {metric: value}}; `held_out` is {head/kind: {measure: value}}. Raises UserError where the file is damaged
+    or of another shape, with the keys that do not fit.
+    """
+    content = read_json(file)
+    try:
+        if file.stem == HELD_OUT:
+            validate(_HeldOut, {HELD_OUT: content}, f"{file}: ")
+        elif "results" in content:
+            validate(_Several, content, f"{file}: ")
+            return content["results"]
+        else:
+            validate(_Result, content, f"{file}: ")
+    except UserError as error:
+        advice = "this is no result as amradio writes it; remove the file, or evaluate again"
+        raise UserError(*(f"{problem}; {advice}" for problem in error.problems)) from None
+    return {file.stem: content}
