@@ -9,6 +9,11 @@ package should reach 0.98 of the bare loop of its kind. The recipe's losses must
 
 Then the parts of a step are timed one by one, with the device waited for at every border: waiting for data, views, each teacher, the
 student's forward pass, the losses, backward, the exchange between processes (none here), optimizer.
+
+    python benchmarks/train_step.py --switched [--recipe quickstart] [--steps 30] [--rounds 5] [--json FILE] [key=value ...]
+
+measures in place of this what each part of `SWITCHED` adds to a step of the recipe, switched on alone, and all that go together: the
+step with it and the step without take turns on batches of their own, and a ratio of 1.1 is a step that takes 1.1 times as long.
 """
 
 import argparse
@@ -36,6 +41,36 @@ from amradio.training import Trainer, load_teachers
 from amradio.training.trainer import Reporting
 
 WARM = 5
+HEADS = "heads={{summary: {{type: {0}}}, spatial: {{type: {0}}}}}"
+SWITCHED = {
+    "phi_s": ["normalize={summary: phi_s, spatial: phi_s}"],
+    "pca": ["normalize.spatial=pca"],
+    "zca": ["normalize.spatial=zca"],
+    "hadamard": ["normalize.spatial=hadamard"],
+    "angle": ["normalize.summary=none", "loss.summary=angle"],
+    "tangent_sphere": ["normalize.summary=none", "loss.summary=tangent_sphere"],
+    "hybrid": ["loss.spatial=hybrid"],
+    "dampened_mse": ["loss.spatial=dampened_mse"],
+    "rkd": ["loss.summary={type: sum, terms: [{loss: mse}, {loss: rkd}]}"],
+    "asymmetric_rkd": ["loss.summary={type: sum, terms: [{loss: mse}, {loss: asymmetric_rkd}]}"],
+    "token_similarity": ["loss.spatial={type: sum, terms: [{loss: mse}, {loss: token_similarity, weight: 0.1}]}"],
+    "adaloss": ["balance=adaloss"],
+    "uncertainty": ["balance=uncertainty"],
+    "teacher_dropping": ["balance=teacher_dropping"],
+    "transformer heads": [HEADS.format("transformer")],
+    "ladder heads": [HEADS.format("ladder")],
+    "shift": ["stages.0.partitions.0.shift=1"],
+    "mosaic": ["stages.0.partitions.0.mosaic=[sam]"],
+    "sizes 48, 64, 80": ["stages.0.partitions.0.image_sizes=[48, 64, 80]"],
+    "spectral": ["regularize.spectral=true"],
+    "weight_noise": ["regularize.weight_noise=0.05"],
+    "drop_path": ["regularize.drop_path=0.1"],
+    "self_distillation": ["engine.ema=0.999", "regularize.self_distillation={weight: 0.5}"],
+    "ema": ["engine.ema=0.999"],
+    "gradient_checkpointing": ["student.gradient_checkpointing=true"],
+}
+"""What each part is switched on by."""
+TOGETHER = ("phi_s", "hybrid", "adaloss", "shift", "mosaic", "spectral", "weight_noise", "drop_path", "self_distillation")
 
 
 class Stamped:
@@ -195,17 +230,53 @@ def _timed(parts, name, call, *positional, **named):
         return call(*positional, **named)
 
 
+def switched(options, folder):
+    """{part: steps of the recipe with the part / steps without it, one ratio a round}."""
+    ratios = {}
+    without = prepared(options, folder, [])
+    for name, words in {**SWITCHED, "together": [word for part in TOGETHER for word in SWITCHED[part]]}.items():
+        trainers = [without, prepared(options, folder, words)]
+        ratios[name] = []
+        for number in range(options.rounds):
+            order = (0, 1) if number % 2 == 0 else (1, 0)
+            seconds = {index: our_loop(*trainers[index], False) for index in order}
+            ratios[name].append(seconds[1] / seconds[0])
+        values = ratios[name]
+        print(f"{name:24s} {statistics.median(values):.3f} of a step without it (from {min(values):.3f} to {max(values):.3f})", flush=True)
+    return ratios
+
+
+def prepared(options, folder, words):
+    """A calibrated trainer of the recipe, and as many batches as it takes steps."""
+    recipe = load(options, folder, words)
+    trainer = build(recipe)
+    context, group = trainer.context, trainer.context.stages[0].groups[0]
+    stream = context.feeds.training(group, 0)
+    batches = list(itertools.islice(stream, options.steps))
+    stream.close()
+    pairs = [(batch.to(context.processes.device), group.partition) for batch in batches[:8]]
+    calibrate(context.task, pairs, recipe.normalize, context.processes, context.autocast)
+    return trainer, batches
+
+
+def load(options, folder, words=()):
+    common = [f"stages.0.steps={options.steps}", "evaluate.every=null", "engine.log_every=20", f"out={folder}/run"]
+    return Recipe.load(options.recipe, *common, *options.words, *words)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="quickstart", help="name or file; with one partition whose models see images of one size")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--switched", action="store_true", help="what each part of the method costs, switched on alone")
     parser.add_argument("--json", type=Path)
     parser.add_argument("words", nargs="*", help="changes to the recipe")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        common = [f"stages.0.steps={options.steps}", "evaluate.every=null", "engine.log_every=20", f"out={folder}/run"]
-        recipe = Recipe.load(options.recipe, *common, *options.words)
+        if options.switched:
+            return write(options, {"step_with_it": switched(options, folder)})
+        recipe = load(options, folder)
         if any(recipe.loss.of(kind).type != "mse" for kind in ("summary", "spatial")):
             raise SystemExit("the bare loop has mean squared errors only: give loss.summary=mse loss.spatial=mse")
         trainer = build(recipe)
@@ -235,10 +306,13 @@ def main():
     print(f"a step of {size} images in parts, ms (the device waited for at every border):")
     for name, value in sorted(parts.items(), key=lambda part: -part[1]):
         print(f"  {name:20s} {value:9.2f}")
+    return write(options, {"images_per_second": rows, "ratio": ratios, "ms_a_step": parts, "batch_size": size})
+
+
+def write(options, result):
     if options.json:
-        result = {"images_per_second": rows, "ratio": ratios, "ms_a_step": parts, "batch_size": size, "steps": options.steps}
-        result |= {"threads": torch.get_num_threads(), "words": options.words, "recipe": options.recipe, "environment": environment()}
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        result |= {"steps": options.steps, "threads": torch.get_num_threads(), "words": options.words, "recipe": options.recipe}
+        options.json.write_text(json.dumps(result | {"environment": environment()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
