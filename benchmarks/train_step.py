@@ -143,7 +143,7 @@ def bare_loop(context, batches, steps, is_ahead):
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
 
-    assert all(group.view_size == size for group in context.stages[0].groups)
+    assert all(group.view_size == (size, size) for group in context.stages[0].groups)
     limited = itertools.islice(stamped, steps)
     if is_ahead:
         for batch, future in ahead(limited, answers):

@@ -13,7 +13,7 @@ from amradio.run_folder import RunFolder
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, less what a clock measured."""
-    timing = ("_share", "images_per_second", "memory_gib")
+    timing = ("_share", "images_per_second", "tokens_per_second", "memory_gib")
     return [{key: value for key, value in line.items() if not key.endswith(timing)} for line in RunFolder(folder).records()]
 
 

@@ -33,7 +33,7 @@ def test_this_machine_has_some():
         ("student={type: eradio, size: tiny, dim: 80000}", "M parameters"),
         ("heads.spatial={type: mlp, hidden_dim: 100000, num_inner: 900}", "M parameters"),
         ("stages.0.partitions.0.batch_size=1000000000", "1,000,000,000 images of 64 px"),
-        ("stages.0.partitions.0.view_size=65536", "2 images of 65,536 px"),
+        ("stages.0.partitions.0.view_size=65536", "2 images of 65536 px"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_it_is_built(capsys, monkeypatch, tmp_path, word, what):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ class Batch(NamedTuple):
     remarks: tuple[str, ...] = ()
     """What else there is to tell of the files that were read: images of a shard that were passed over."""
 
+    sizes: tuple[int, ...] = ()
+    """The number of each image's size in the partition, where they have several; empty for one size for all."""
+
     def to(self, device: torch.device) -> Batch:
         """The same with images and draws on `device`; from pinned memory the copy does not block."""
         return self._replace(images=self.images.to(device, non_blocking=True), draws=self.draws.to(device, non_blocking=True))
@@ -34,4 +38,9 @@ class Batch(NamedTuple):
         So piece `number` is the same piece of the whole batch on any number of processes, and so are the statistics of a BatchNorm.
         """
         part = slice(number, None, count)
-        return Batch(self.images[part].contiguous(), self.keys[part], self.draws[part].contiguous())
+        return Batch(self.images[part].contiguous(), self.keys[part], self.draws[part].contiguous(), sizes=self.sizes[part])
+
+    def rows(self, rows: Sequence[int]) -> Batch:
+        """The images of these numbers."""
+        keys = tuple(self.keys[row] for row in rows)
+        return Batch(self.images[list(rows)], keys, self.draws[list(rows)])

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import pydantic
 
-from .errors import UserError, shown
+from .errors import UserError, brief, shown
 from .files import path_problem
 from .problems import problems_of
 from .yaml12 import write_yaml
@@ -65,7 +65,16 @@ Natural = Annotated[int, pydantic.Field(ge=0, le=1_000_000_000)]
 """A count that may be 0."""
 Pixels = Annotated[int, pydantic.Field(gt=0, le=65_536)]
 """The side of an image: JPEG's limit."""
-ImageSides = Pixels | Annotated[tuple[Pixels, Pixels], AsTuple]
+
+
+def _one_problem(value: Any, check: pydantic.ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return check(value)
+    except pydantic.ValidationError:
+        raise ValueError(f"should be 1 to 65,536 px, the side of a square, or [height, width], found {brief(value)}") from None
+
+
+ImageSides = Annotated[Pixels | Annotated[tuple[Pixels, Pixels], AsTuple], pydantic.WrapValidator(_one_problem)]
 """The size of an image in px: the side of a square, or [height, width]."""
 Side = Annotated[float, pydantic.Field(ge=0, le=65_536)]
 """The side of a part of an image, px."""

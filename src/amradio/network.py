@@ -16,7 +16,7 @@ from .heads.names import head_name_problem as find_problem
 from .licences import Ancestor, of_teachers, united
 from .memory import gib, machine_memory
 from .students import AnyStudent
-from .students.base import Aggregation, Student, block_numbers
+from .students.base import Aggregation, PackedImages, Student, block_numbers
 from .students.map_normalizers import BlockNormalizer, Normalizers, Rotation
 from .students.settings import AllSettings
 
@@ -290,6 +290,13 @@ class Network(nn.Module):
             blocks = range(before + 1, number + 1) if aggregation == "dense" else (number,)
             features = features._replace(spatial=self.block_normalizer(features.spatial, blocks))
         return self.choose(features)
+
+    def forward_packed(self, groups: PackedImages, heads: Iterable[str] = ()) -> list[dict[str, Features]]:
+        """`forward` for each group of images of one size in one pass of the student. Raises UserError where it takes one size at a time."""
+        names = tuple(heads)
+        with torch.no_grad() if self.student.frozen else nullcontext():
+            outputs = self.student.forward_packed(groups, self.reads_blocks(names))
+        return [self._answer(features, blocks, names) for features, blocks in outputs]
 
     def pack(self, images: Sequence[Tensor], heads: Iterable[str] = ()) -> list[dict[str, Features]]:
         """`forward` for images [3, H, W] of several legal sizes in one pass of the student: for each what it is alone, with B = 1.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import pydantic
 
-from .config import Factor, Natural, Pixels, Positive, Seed, Settings, UserPath, defaults, one_of, validate
+from .config import Factor, ImageSides, Natural, Positive, Seed, Settings, UserPath, defaults, one_of, sides_of, size_text, validate
 from .data import AnySource, DataSettings
 from .distillation.balance import AnyBalance, FixedSettings
 from .distillation.losses import LossSettings
@@ -34,20 +34,20 @@ else:
 
 
 class SizeSettings(Settings):
-    """One size of a partition's images; a bare number stands for `{size: NUMBER}`."""
+    """One size of a partition's images; a bare size stands for `{size: SIZE}`."""
 
-    size: Pixels
-    """Pixels (square) at which the student sees the images."""
+    size: ImageSides
+    """Pixels at which the student sees the images: the side of a square, or [height, width]."""
     weight: Annotated[float, pydantic.Field(gt=0, le=1e6)] = 1.0
     """How often it is drawn, beside the weights of the other sizes."""
-    teachers: dict[str, Pixels] = pydantic.Field(default_factory=dict)
-    """Pixels (square) at which single teachers see the images beside it, by name; the others take their legal size nearest to `size`."""
+    teachers: dict[str, ImageSides] = pydantic.Field(default_factory=dict)
+    """Pixels at which single teachers see the images beside it, by name; the others take their legal size nearest to `size`."""
 
 
 AnySize = Annotated[
     SizeSettings,
     pydantic.BeforeValidator(
-        lambda value: value if isinstance(value, (dict, Settings)) else {"size": value}, json_schema_input_type=SizeSettings | Pixels
+        lambda value: value if isinstance(value, (dict, Settings)) else {"size": value}, json_schema_input_type=SizeSettings | ImageSides
     ),
 ]
 """Also a bare size."""
@@ -56,25 +56,29 @@ AnySize = Annotated[
 class PartitionSettings(Settings):
     """A group of teachers that see the same images at the same student size and batch size."""
 
-    image_size: Pixels = 224
-    """Pixels (square) at which the student sees the images. 224 is what most teachers were trained at."""
+    image_size: ImageSides = 224
+    """Pixels at which the student sees the images: the side of a square, or [height, width]. 224 is what most teachers were trained at."""
     image_sizes: Annotated[list[AnySize], pydantic.Field(min_length=1, max_length=100)] | None = None
-    """Sizes of which one is drawn for each step of training, for all images of the batch: `[128, {size: 192, weight: 2}]`; null for
-    `image_size` alone. Held-out images are seen at `image_size`, which is one of them."""
+    """Sizes of which one is drawn for each step of training, for all images of the batch: `[128, [128, 256], {size: 192, weight: 2}]`;
+    null for `image_size` alone. Held-out images are seen at `image_size`, which is one of them."""
     shift: Annotated[int, pydantic.Field(ge=0, le=1000)] = 0
     """Patches of the student by which its view is shifted over the image at most, at random; teachers' views are shifted as far, each
     independently, and maps are compared where both show the image (C-RADIOv4). At most a quarter of the view; 0 for none."""
     mosaic: list[str] = pydantic.Field(default_factory=list)
     """Names of teachers of one large size (SAM) that see several images side by side in one canvas, as many as fit at the student's size,
     in place of each image enlarged (RADIOv2.5). Their `summary_weight` must be 0."""
+    packed: bool = False
+    """Each image has its own size of `image_sizes`, and a ViT sees the images of a batch in one sequence of tokens without padding (NaViT);
+    the loss of an image is the mean over its own cells."""
     batch_size: Positive = 256
     """Images a step, over all processes together."""
     teachers: Annotated[list[str], pydantic.Field(min_length=1)] | None = None
     """Names of the teachers; null for all."""
     weight: Annotated[float, pydantic.Field(gt=0, le=1e6)] = 1.0
     """Weight of this partition's loss in the step."""
-    view_size: Pixels | None = None
-    """Pixels at which crops are read; null for the largest size that a model of the partition takes, so that none sees blown-up pixels."""
+    view_size: ImageSides | None = None
+    """Pixels at which crops are read: the side of a square, or [height, width]; null for the largest size that a model of the partition
+    takes, so that none sees blown-up pixels. What is cut out has the aspect of the student's size in any case."""
     source: AnySource | None = None
     """Images of this partition; null for data.train."""
 
@@ -87,18 +91,18 @@ class PartitionSettings(Settings):
         """What the keys say against one another, a sentence each that begins with a key. teachers: those of the recipe, by name."""
         names = self.teachers or teachers
         problems = [f"teachers: there is no teacher '{name}'; {nearest(name, teachers)}" for name in names if name not in teachers]
-        sizes = [size.size for size in self.sizes]
+        sizes = [sides_of(size.size) for size in self.sizes]
+        listed = ", ".join(map(size_text, sizes))
         if len(set(sizes)) < len(sizes):
             problems.append(
-                f"image_sizes: a size stands twice in {sizes}; give it once, with a larger weight where it is to be drawn more often"
+                f"image_sizes: a size stands twice in {listed}; give it once, with a larger weight where it is to be drawn more often"
             )
-        if self.image_size not in sizes:
-            listed = ", ".join(map(str, sizes))
-            problems.append(
-                f"image_size: held-out images are seen at {self.image_size} px, which are not in image_sizes; take one of {listed}"
-            )
+        if sides_of(self.image_size) not in sizes:
+            held_out = size_text(sides_of(self.image_size))
+            problems.append(f"image_size: held-out images are seen at {held_out} px, which are not in image_sizes; take one of {listed}")
         return (
             problems
+            + self._problems_of_pack()
             + [
                 f"image_sizes.{number}.teachers.{name}: the partition has no such teacher; {nearest(name, names)}"
                 for number, size in enumerate(self.sizes)
@@ -107,6 +111,14 @@ class PartitionSettings(Settings):
             ]
             + [f"mosaic: {problem}" for name in self.mosaic for problem in self._problems_of_mosaic(name, teachers)]
         )
+
+    def _problems_of_pack(self) -> list[str]:
+        if not self.packed:
+            return []
+        problems = ["packed: all images have one size; give several in image_sizes"] if len(self.sizes) < 2 else []
+        if self.mosaic:
+            problems.append("packed: a mosaic has images of one size, and here each image has its own; leave one of both out")
+        return problems
 
     def _problems_of_mosaic(self, name: str, teachers: Mapping[str, TeacherSettings]) -> Iterator[str]:
         names = self.teachers or teachers
@@ -262,6 +274,12 @@ class Recipe(Settings):
                 for key, is_on in (("spectral", settings.spectral), ("weight_noise", settings.weight_noise))
                 if is_on
             ]
+        if settings.windows is not None:
+            problems += [
+                f"{key}.packed: a pack has no windows; leave it or regularize.windows out"
+                for key, partition in self.partitions()
+                if partition.packed
+            ]
         if settings.self_distillation is not None and self.engine.ema is None:
             problems.append("regularize.self_distillation: it compares with averaged weights, and there are none; set engine.ema")
         return problems
@@ -317,14 +335,15 @@ class Recipe(Settings):
         problems = []
         for key, settings in self.partitions():
             images = math.ceil(settings.batch_size / world_size)
-            largest = max(size.size for size in settings.sizes)
-            view = max(settings.view_size or 0, largest)
+            sizes = [sides_of(size.size) for size in settings.sizes]
+            largest = max(height * width for height, width in sizes)
+            view = max((sides_of(settings.view_size or (1, 1)), *sizes), key=math.prod)
             seen = math.ceil(images / self.engine.accumulate)
-            needed = images * view**2 * 3 * 2 + seen * largest**2 * 3 * 4
+            needed = images * math.prod(view) * 3 * 2 + seen * largest * 3 * 4
             if needed > machine_memory():
                 problems.append(
-                    f"{key}: {images:,} images of {view:,} px a process need {gib(needed)}, this machine has {gib(machine_memory())}; "
-                    "take a smaller batch_size, image_size or view_size, or more processes"
+                    f"{key}: {images:,} images of {size_text(view)} px a process need {gib(needed)}, this machine has "
+                    f"{gib(machine_memory())}; take a smaller batch_size, image_size or view_size, or more processes"
                 )
         return problems
 

@@ -123,6 +123,8 @@ def test_exif_orientation(turn, form):
     # A corner of the upright picture, through the cropping path.
     found = crop_and_resize(data, lambda w, h: (w - 30, 5, w, 35), 30)
     assert difference(found, np.asarray(upright)[5:35, -30:]) <= 1
+    wide = crop_and_resize(data, lambda w, h: (w - 30, 5, w, 25), (20, 30))
+    assert difference(wide, np.asarray(upright)[5:25, -30:]) <= 1
 
 
 @pytest.mark.parametrize("turn", range(1, 9))

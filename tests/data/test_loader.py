@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ from amradio.batch import Batch
 from amradio.config import validate
 from amradio.data import SOURCES, DataSettings, Feed, OpenData, describe
 from amradio.data import stateless_random as chance
+from amradio.data.decode import centre_box, crop_and_resize
 from amradio.data.folder import FolderSettings
 from amradio.data.loading_processes import default_workers
 from amradio.data.scene_source import ScenesSettings
+from amradio.data.sizes import DrawnSizes
 from amradio.errors import UserError
 from data_folders import make, make_folder
 
@@ -135,6 +138,30 @@ def test_validation_cuts_the_central_square(tmp_path):
     assert np.abs(batch.images[0].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
 
 
+def test_what_is_cut_out_has_the_aspect_of_the_size_of_the_step(tmp_path):
+    """With crops of the largest area and the aspect alone, nothing is left to chance."""
+    settings = make_folder(tmp_path)
+    data = DataSettings(train=settings, num_workers=0, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
+    sizes = DrawnSizes([(16, 16), (16, 40), (24, 16)], [1.0, 1.0, 1.0])
+    feed = Feed((16, 24), 2, seed=1, sizes=sizes)
+    numbers = [sizes.number(1, step) for step in range(6)]
+    assert set(numbers) == {0, 1, 2}
+    source = settings.build()
+    by_key = {source.key(image): image for image in (source.nth(number) for number in range(source.count()))}
+    for number, batch in zip(numbers, OpenData(data).train_batches(settings, feed), strict=False):
+        height, width = sizes.sizes[number]
+        for key, image in zip(batch.keys, batch.images, strict=True):
+            expected = crop_and_resize(source.read(by_key[key]), partial(centre_box, aspect=width / height), (16, 24))
+            assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
+    assert centre_box(100, 40, 2.0) == (10, 0, 90, 40)
+    assert centre_box(40, 100, 0.5) == (0, 10, 40, 90)
+    (batch, *_) = OpenData(data.model_copy(update={"val": settings})).val_batches(Feed((16, 32), 4))
+    assert np.array_equal(
+        batch.images[0].permute(1, 2, 0).numpy(),
+        crop_and_resize(source.read(by_key[batch.keys[0]]), partial(centre_box, aspect=2.0), (16, 32)),
+    )
+
+
 # --- settings
 
 
@@ -226,6 +253,7 @@ def test_leaving_early_ends_the_workers(tmp_path):
 SCRIPT = """
 import os, signal
 from amradio.data import DataSettings, Feed, OpenData
+from amradio.data.decode import centre_box, crop_and_resize
 from amradio.data.folder import FolderSettings
 seen = []
 signal.signal(signal.SIGINT, lambda *_: seen.append("int"))

@@ -46,7 +46,7 @@ def test_sizes_are_decided_in_one_place() -> None:
     partition = Partition("0.0", ("any", "fixed", "listed"), (48, 40), teacher_sizes={"listed": (32, 32)})
     images = torch.randint(0, 256, (2, 3, 80, 80), dtype=torch.uint8)
     made = views.of(images, partition)
-    assert views.largest_size(partition) == (64, 64)
+    assert views.largest_size(partition) == (64, 48)
     expected = {"any": (42, 42), "fixed": (64, 64), "listed": (32, 32)}
     assert {name: tuple(view.images.shape[-2:]) for name, view in made.teachers.items()} == expected
     torch.testing.assert_close(made.student.images, resize(images.float() / 255, (48, 40)), rtol=0, atol=0)
@@ -148,6 +148,19 @@ def test_a_mosaic_equals_separate_encoding_where_the_teacher_knows_no_position(s
     assert torch.equal(maps.spatial, alone.spatial)
     assert view.region.is_whole
     assert views.largest_size(partition) == ((max(side, seen),) * 2 if count > 1 else (64, 64)), "no pixel is read that nobody sees"
+
+
+@pytest.mark.parametrize(("size", "seen"), [((32, 64), (32, 64)), ((40, 24), (64, 40)), ((16, 60), (16, 64)), ((24, 24), (64, 64))])
+def test_an_image_that_is_not_square_stands_in_the_canvas_of_a_teacher_of_one_size(size: tuple[int, int], seen: tuple[int, int]) -> None:
+    """What it is alone at the largest size of its aspect that fits, for a teacher that knows no position."""
+    teacher = Patches(8, input_size=64)
+    views = ViewMaker({"a": teacher}, 8)
+    images = exact_images(3, 64)
+    view = views.of(images, Partition("0.0", ("a",), size)).teachers["a"]
+    assert tuple(view.images.shape) == (3, 3, 64, 64)
+    maps = view.features_of_images(teacher(view.images)._replace(summary=torch.ones(3, 2)), 3)
+    assert torch.equal(maps.spatial, Patches(8)(resize(images, seen)).spatial)
+    assert maps.summary.shape == (3, 2)
 
 
 def test_what_no_image_of_a_mosaic_covers_has_the_mean_color() -> None:

@@ -11,7 +11,7 @@ import amradio
 from amradio.batch import Batch
 from amradio.engine import log as log_module
 from amradio.engine.distributed import Processes
-from amradio.engine.log import Clock, Log
+from amradio.engine.log import Clock, Log, read_records
 from amradio.engine.monitor import Monitor
 from amradio.recipe import Recipe
 from amradio.teachers import Teacher
@@ -69,12 +69,16 @@ def test_a_broken_image_that_is_read_again_is_counted_once(tmp_path: Path) -> No
     reads = [f"{number % 2}.jpg: not a picture" for number in range(6)]
     for step, reason in enumerate(reads, 1):
         batch = Batch(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ("a",), torch.zeros(1, 8), (reason,))
-        watched.take(step, {"loss": torch.tensor(1.0)}, [batch], 0.1)
+        watched.take(step, {"loss": torch.tensor(1.0)}, [batch], 0.1, 16)
     watched.flush(6)
+    (record,) = read_records(tmp_path)
+    assert record["tokens_per_second"] == pytest.approx(16 * record["images_per_second"])
     warning = next(line for line in (tmp_path / "train.log").read_text().splitlines() if "unreadable" in line)
     assert warning == "warning: 2 unreadable images were skipped (6 skips in all): 0.jpg: not a picture; 1.jpg: not a picture"
     many = tuple(f"{number % 7}.jpg: not a picture" for number in range(50))
-    watched.take(7, {"loss": torch.tensor(1.0)}, [Batch(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ("a",), torch.zeros(1, 8), many)], 0.1)
+    watched.take(
+        7, {"loss": torch.tensor(1.0)}, [Batch(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ("a",), torch.zeros(1, 8), many)], 0.1, 16
+    )
     watched.flush(7)
     warning = (tmp_path / "train.log").read_text().splitlines()[-2]
     assert warning.startswith("warning: 7 unreadable images were skipped (56 skips in all): ")

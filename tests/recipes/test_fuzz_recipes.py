@@ -65,7 +65,7 @@ def fault(ended: processes.Ended) -> str | None:
 
 def is_small(plan: str) -> bool:
     """Whether two steps of a plan that a dry run printed are a matter of seconds."""
-    sizes = [int(size) for size in re.findall(r"(?:image_size|view_size): (\d+)", plan)]
+    sizes = [int(side) for sides in re.findall(r"\b(?:image_|view_)?size: \[?(\d+)(?:, (\d+))?", plan) for side in sides if side]
     batches = [int(size) for size in re.findall(r"batch_size: (\d+)", plan)]
     millions = [float(size) for size in re.findall(r"(?:student|head \w+)\D+?(\d+\.\d+)", plan)]
     return max(sizes, default=0) <= 512 and max(batches, default=0) <= 64 and sum(millions) < 60

@@ -22,7 +22,10 @@ from processes import start_several
 from runs import assert_same, metrics, state
 
 ONE = ("teachers.dino=null", "teachers.sam=null", "evaluate.every=null", "engine.checkpoint_every=1", "engine.keep=9")
-ALL = "regularize={spectral: true, weight_noise: 0.05, drop_path: 0.3, self_distillation: {weight: 0.5}}"
+ALL = (
+    "regularize={spectral: true, weight_noise: 0.05, drop_path: 0.3, self_distillation: {weight: 0.5}, "
+    "windows: {sizes: [2], num_global: 1}}"
+)
 PARTS = (ALL, "engine.ema=0.5", "student.depth=2", "student.gradient_checkpointing=true", "stages.0.steps=4", "engine.accumulate=2")
 
 

@@ -71,10 +71,31 @@ def test_a_shifted_step_compares_what_both_show_and_held_out_images_are_not_shif
     assert stage.groups[0].partition.shift == 0
 
 
+def test_images_that_are_not_square_keep_their_aspect_for_every_teacher(recipe):
+    """Of patch 14 the nearest size, of one square size a canvas with a margin that is cut off; crops have the aspect of the step's size."""
+    sizes = "image_sizes=[[32, 48], {size: 40, teachers: {dino: [28, 42]}}]"
+    run = build(recipe("stages.0.partitions.0.image_size=[32, 48]", f"stages.0.partitions.0.{sizes}", "normalize.batches=1"))
+    context, stage = run.context, run.context.stages[0]
+    group = stage.groups[0]
+    assert group.view_size == (64, 64), "the square sizes, 64 px of SAM"
+    assert group.drawn_sizes.sizes == [(32, 48), (40, 40)]
+    steps = {stage.partitions(step)[0].size: step for step in range(12)}
+    assert [context.feeds.of(group).aspects(step, range(1)) for step in steps.values()] == [[size[1] / size[0]] for size in steps]
+    batch = next(context.feeds.training(group, steps[32, 48]))
+    prepared = context.task.prepare(batch, stage.partitions(steps[32, 48])[0])
+    grids = {name: tuple(features.spatial.shape[1:3]) for name, features in prepared.targets.items()}
+    assert grids == {"clip": (3, 4), "dino": (2, 3), "sam": (5, 8)}
+    assert prepared.targets["clip"].summary.shape == (4, 24), "the summary of one image in its canvas is kept"
+    metrics = run.optimization.update(stage, steps[32, 48], [batch], 1e-3, True)
+    assert all(torch.isfinite(value) for value in metrics.values())
+    assert run.initial.config.image_size == 32
+    assert str(context.task.views.teacher_frame("sam", group.partition)) == "64 (40x64 and a margin)"
+
+
 def test_a_teacher_of_one_size_sees_a_mosaic(recipe):
     run = build(recipe("stages.0.partitions.0.mosaic=[sam]"))
     context, group = run.context, run.context.stages[0].groups[0]
-    assert group.view_size == 32, "no crop is enlarged for it"
+    assert group.view_size == (32, 32), "no crop is enlarged for it"
     sizes = []
     context.task.teachers["sam"].register_forward_pre_hook(lambda _, given: sizes.append(tuple(given[0].shape)))
     batch = next(context.feeds.training(group, 0))
@@ -113,7 +134,10 @@ def test_the_picture_and_the_dry_run_show_every_size(recipe, recipe_file, capsys
     [
         ("image_sizes=[24, 48]", r"partitions\.0\.image_size: held-out images are seen at 32 px, .* take one of 24, 48"),
         ("image_sizes=[32, 32]", r"partitions\.0\.image_sizes: a size stands twice"),
-        ("image_sizes=[32, big]", r"image_sizes\.1\S*: should be an integer, found 'big'"),
+        ("image_sizes=[32, big]", r"image_sizes\.1\S*: should be 1 to 65,536 px, the side of a square, or \[height, width\], found 'big'"),
+        ("image_size=[32]", r"partitions\.0\.image_size: should be 1 to 65,536 px, .*, found \[32\]"),
+        ("image_sizes=[32, [32, 0]]", r"image_sizes\.1: should be 1 to 65,536 px, .*, found \[32, 0\]"),
+        ("image_sizes=[32, [40, 32], [40, 32]]", r"image_sizes: a size stands twice in 32, 40x32, 40x32"),
         ("image_sizes=[]", r"image_sizes: should have at least 1 item"),
         ("image_sizes=[{size: 32, teachers: {dinov: 28}}]", r"image_sizes\.0\.teachers\.dinov: .* did you mean 'dino'"),
         ("image_sizes=[{size: 32, weight: 0}]", r"image_sizes\.0\.weight: should be greater than 0"),
@@ -126,11 +150,12 @@ def test_sizes_that_contradict_one_another_are_refused(recipe, words: str, messa
 
 def test_sizes_that_a_model_cannot_take_are_refused(recipe):
     with pytest.raises(UserError) as error:
-        build(recipe("stages.0.partitions.0.image_sizes=[32, 30, {size: 40, teachers: {dino: 40, clip: 48}}]"))
+        build(recipe("stages.0.partitions.0.image_sizes=[32, 30, {size: 40, teachers: {dino: 40, clip: 48}}, [32, 50]]"))
     assert error.value.problems == (
         "stages.0.partitions.0.image_sizes.1: the student cannot take 30 px; the nearest legal size is 32",
         "stages.0.partitions.0.image_sizes.2.teachers.dino: the teacher cannot take 40 px; the nearest legal size is 42",
         "stages.0.partitions.0.image_sizes.2.teachers.clip: the teacher cannot take 48 px; the nearest legal size is 32",
+        "stages.0.partitions.0.image_sizes.3: the student cannot take 32x50 px; the nearest legal size is 32x48",
     )
 
 

@@ -25,9 +25,11 @@ STAGES = (
 WORDS = (STAGES, "evaluate.every=4", "engine.checkpoint_every=3", "engine.ema=0.9", "normalize.batches=4")
 """A second stage with another teacher, whose statistics rewrite the heads; a stop within it."""
 RESOLUTIONS = (
-    "stages=[{steps: 4, partitions: [{image_size: 32, image_sizes: [32, {size: 40, teachers: {dino: 28}}], shift: 1, batch_size: 4,"
-    " teachers: [clip, dino]}]}, {steps: 4, partitions: [{image_size: 32, image_sizes: [32, 48], shift: 1, mosaic: [sam], batch_size: 8}]}]"
+    "stages=[{steps: 4, partitions: [{image_size: 32, image_sizes: [32, {size: [32, 40], teachers: {dino: 28}}], packed: true, shift: 1,"
+    " batch_size: 4, teachers: [clip, dino]}]},"
+    " {steps: 4, partitions: [{image_size: 32, image_sizes: [32, 48], shift: 1, mosaic: [sam], batch_size: 8}]}]"
 )
+"""Packed images, some of them not square, and then several sizes with mosaics; both shifted."""
 STILL = ("stages.0.steps=2", "optimizer.learning_rate=0", "evaluate.every=2")
 """A run that learns nothing."""
 PARTS: dict[str, tuple[str, ...]] = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..config import sides_of
 from .guard import FORMATS, MAX_PIXELS, Encoded, UnreadableError, check_area, guarded, open_file, read_file
 
 __all__ = [
@@ -53,13 +54,13 @@ def decode(data: Encoded, least: int | None = None, most: int | None = None) -> 
     return guarded(data, lambda image: _whole(image, least, most))
 
 
-def crop_and_resize(data: Encoded, choose: Callable[[int, int], Box], size: int, full: bool = False) -> np.ndarray:
-    """The part `choose(width, height)` of the upright picture, resized (bicubic, antialiased): uint8 [size, size, 3] RGB.
+def crop_and_resize(data: Encoded, choose: Callable[[int, int], Box], size: int | tuple[int, int], full: bool = False) -> np.ndarray:
+    """The part `choose(width, height)` of the upright picture, resized (bicubic, antialiased): uint8 [H, W, 3] RGB.
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size (the DCT does it) as long as the crop keeps at least `size` px; `full`
-    forbids that. Raises UnreadableError.
+    size: px of the side of a square, or (H, W). A JPEG is decoded at 1/2, 1/4 or 1/8 of its size (the DCT does it) as long as the crop
+    keeps at least `size` px; `full` forbids that. Raises UnreadableError.
     """
-    return guarded(data, lambda image: np.asarray(_cropped(image, choose, size, full)))
+    return guarded(data, lambda image: np.asarray(_cropped(image, choose, sides_of(size), full)))
 
 
 def decode_ids(data: bytes) -> np.ndarray:
@@ -133,9 +134,10 @@ def _turned(pixels: np.ndarray, turn: int) -> np.ndarray:
     return pixels[::-1] if turn in (3, 4, 7, 8) else pixels
 
 
-def _cropped(image: Image.Image, choose: Callable[[int, int], Box], size: int, full: bool) -> Image.Image:
+def _cropped(image: Image.Image, choose: Callable[[int, int], Box], sides: tuple[int, int], full: bool) -> Image.Image:
     turn = _orientation(image)
     width, height = image.size if turn < 5 else image.size[::-1]
+    size = (sides[1], sides[0]) if turn < 5 else sides  # width and height, as they are stored
     box = stored_box(choose(width, height), turn, width, height)
     shrink = 1 if full else _reduction(image, box, size)
     if shrink > 1:
@@ -145,25 +147,25 @@ def _cropped(image: Image.Image, choose: Callable[[int, int], Box], size: int, f
     if image.width * image.height > LARGE and not full:
         image, within = _cut_out(image, within, size)
     rgb = _to_rgb(image)
-    return _upright(rgb.resize((size, size), Image.Resampling.BICUBIC, box=within, reducing_gap=None if full else 3.0), turn)
+    return _upright(rgb.resize(size, Image.Resampling.BICUBIC, box=within, reducing_gap=None if full else 3.0), turn)
 
 
-def _cut_out(image: Image.Image, box: tuple[float, ...], size: int) -> tuple[Image.Image, tuple[float, float, float, float]]:
-    """Of a large picture the part alone, averaged over blocks as far as the resize to `size` px does so itself; and the box within it."""
+def _cut_out(image: Image.Image, box: tuple[float, ...], size: tuple[int, int]) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """Of a large picture the part alone, averaged over blocks as far as the resize to `size` (width, height) does it; the box within it."""
     left, top = math.floor(box[0]), math.floor(box[1])
     part = (left, top, min(image.width, math.ceil(box[2])), min(image.height, math.ceil(box[3])))
-    factor = max(1, int(min(part[2] - left, part[3] - top) / size / 3))
+    factor = max(1, int(min((part[2] - left) / size[0], (part[3] - top) / size[1]) / 3))
     cut = Image.fromarray(_pixels(image, factor, part))
     x0, y0, x1, y1 = (edge / factor for edge in (box[0] - left, box[1] - top, box[2] - left, box[3] - top))
     return cut, (x0, y0, min(x1, cut.width), min(y1, cut.height))
 
 
-def _reduction(image: Image.Image, box: Box, size: int) -> int:
-    """The largest of 8, 4, 2, 1 by which a JPEG may shrink such that the box keeps `size` px a side."""
+def _reduction(image: Image.Image, box: Box, size: tuple[int, int]) -> int:
+    """The largest of 8, 4, 2, 1 by which a JPEG may shrink such that the box keeps `size` (width, height) px."""
     if not _drafts(image):
         return 1
-    short = min(box[2] - box[0], box[3] - box[1])
-    return next((shrink for shrink in (8, 4, 2) if short >= shrink * size), 1)
+    least = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
+    return next((shrink for shrink in (8, 4, 2) if least >= shrink), 1)
 
 
 def _drafts(image: Image.Image) -> bool:
@@ -256,11 +258,11 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def centre_box(width: int, height: int) -> Box:
-    """The central square as wide as the short side."""
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
+def centre_box(width: int, height: int, aspect: float = 1.0) -> Box:
+    """The largest central part whose width is `aspect` times its height, to whole px."""
+    w, h = max(1, min(width, round(height * aspect))), max(1, min(height, round(width / aspect)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
 
 
 def random_box(draws: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float], width: int, height: int) -> Box:

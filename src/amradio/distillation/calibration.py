@@ -43,8 +43,8 @@ def calibrate(
     summaries: dict[str, list[Tensor]] = {}
     for batch, partition in batches:
         with torch.autocast(batch.images.device.type, autocast, enabled=autocast is not None):
-            targets = task.prepare(batch, partition).targets
-        for name, features in targets.items():
+            prepared = task.prepare_parts(batch, partition)
+        for name, features in (item for of_part in prepared for item in of_part.targets.items()):
             for kind, tensor in features.items():
                 if (name, kind) in normalizers:
                     if (name, kind) not in moments:

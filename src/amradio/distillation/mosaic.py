@@ -1,4 +1,4 @@
-"""Mosaics: several images in one canvas, for a teacher that takes one large size only (RADIOv2.5, finding 3)."""
+"""Canvases: several images in one (RADIOv2.5, finding 3: mosaics), or one that is not square, for a teacher of one square size."""
 
 from typing import NamedTuple
 
@@ -14,23 +14,30 @@ class Tiling(NamedTuple):
     """(height, width) px of an image, whole patches of the teacher."""
     patch_size: int
     """px, of the teacher."""
+    rows: int = 1
+    """Images from top to bottom."""
+    columns: int = 1
+    """Images from left to right."""
 
     @classmethod
     def of(cls, image: tuple[int, int], canvas: tuple[int, int], patch_size: int) -> "Tiling | None":
         """The tiling of a canvas by images of about `image` (height, width) px, resized to whole patches; None where not two fit."""
         height, width = (max(1, round(side / patch_size)) * patch_size for side in image)
-        tiling = cls(canvas, (height, width), patch_size)
+        tiling = cls(canvas, (height, width), patch_size, canvas[0] // height, canvas[1] // width)
         return tiling if tiling.num_images > 1 else None
 
-    @property
-    def rows(self) -> int:
-        """Images from top to bottom."""
-        return self.canvas[0] // self.size[0]
-
-    @property
-    def columns(self) -> int:
-        """Images from left to right."""
-        return self.canvas[1] // self.size[1]
+    @classmethod
+    def of_one(cls, image: tuple[int, int], canvas: tuple[int, int], patch_size: int) -> "Tiling | None":
+        """The canvas filled by one image in the aspect of `image` (height, width) px, to whole patches; None where it is that of the
+        canvas."""
+        if image[0] * canvas[1] == image[1] * canvas[0]:
+            return None
+        scale = min(whole / side for whole, side in zip(canvas, image, strict=True))
+        height, width = (
+            min(max(1, round(side * scale / patch_size)), whole // patch_size) * patch_size
+            for side, whole in zip(image, canvas, strict=True)
+        )
+        return cls(canvas, (height, width), patch_size)
 
     @property
     def num_images(self) -> int:

@@ -6,6 +6,8 @@ import pydantic
 
 from ..config import Positive, Settings
 
+Side = Annotated[int, pydantic.Field(ge=2, le=1024)]
+"""Patches along the side of a window."""
 Probability = Annotated[float, pydantic.Field(ge=0, lt=1)]
 """A probability, or a deviation, below 1."""
 
@@ -17,6 +19,20 @@ class SelfDistillationSettings(Settings):
     """Of this loss beside those of the teachers; C-RADIOv4 does not state its own."""
     max_shift: Positive = 1
     """Largest shift between the two crops, in steps of the student (patches of a ViT); drawn for each image."""
+
+
+class WindowsSettings(Settings):
+    """In some steps the patches of the student see one another within windows only, but for a few blocks (ViTDet), so that the model can be
+    run in that mode at high resolution. For ViTs."""
+
+    sizes: Annotated[list[Side], pydantic.Field(min_length=1, max_length=100)] = pydantic.Field(
+        default_factory=lambda: [6, 7, 8, 9, 12, 16, 18, 24, 32]
+    )
+    """Patches along the side of a window; each step draws one of those that divide the map and are smaller (C-RADIOv4: 6 to 32)."""
+    probability: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.5
+    """Of windows in a step; not stated in the papers."""
+    num_global: Annotated[int, pydantic.Field(ge=1, le=256)] = 4
+    """Blocks in which all patches see one another, the last one among them (RADIOv2.5, C-RADIOv4: 4)."""
 
 
 class RegularizeSettings(Settings):
@@ -31,3 +47,5 @@ class RegularizeSettings(Settings):
     """Probability that a sample goes without a residual branch of the student's last block; it falls to 0 at the first (UNIC: 0.1)."""
     self_distillation: SelfDistillationSettings | None = None
     """Consistency with the moving average; null for none."""
+    windows: WindowsSettings | None = None
+    """Windowed attention in some steps; null for none."""

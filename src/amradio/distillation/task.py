@@ -1,6 +1,6 @@
 """The task: a batch of images -> the loss of the student's heads against their teachers, and named numbers."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, cast
 
@@ -14,6 +14,7 @@ from ..teachers.base import Teacher
 from .alignment import GridRule, Pair, align_regions
 from .metrics import measure as measure_pair
 from .metrics import with_norm_ratio
+from .parts import Comparison, Part, comparisons, parts_of
 from .pointwise import Gather, Loss, LossContext, ungathered
 from .self_distillation import SelfDistillation
 from .sphere import Sphere
@@ -97,39 +98,64 @@ class Distillation(nn.Module):
 
         draws: float32 [B, 8] uniform in [0, 1), random numbers of a training step; None in evaluation.
         """
-        return self.network(view.images, draws, partition.teachers)
+        if partition.windowing is None:
+            return self.network(view.images, draws, partition.teachers)
+        self.network.student.set_windows(*partition.windowing)
+        try:
+            return self.network(view.images, draws, partition.teachers)
+        finally:
+            self.network.student.set_windows(None)
 
-    def forward(self, batch: Batch, partition: Partition, measure: bool = False, prepared: Prepared | None = None) -> StepOutput:
-        """The loss of one partition's images.
+    def prepare_parts(self, batch: Batch, partition: Partition) -> list[Prepared]:
+        """`prepare` for the images of each size, in the order of `parts_of`."""
+        return [self.prepare(part.batch, part.partition) for part in parts_of(batch, partition)]
 
-        batch: on the device. measure: report cosines and norm ratios as well. prepared: of this batch, where it is there already.
+    def forward(self, batch: Batch, partition: Partition, measure: bool = False, prepared: Sequence[Prepared] | None = None) -> StepOutput:
+        """The loss of one partition's images, the mean over them; that of a map is the mean over its cells, however many it has.
+
+        batch: on the device. measure: report cosines and norm ratios as well. prepared: by `prepare_parts`, where it is there already.
         """
         if prepared is None:
             with self.timer("teachers"):
-                prepared = self.prepare(batch, partition)
+                prepared = self.prepare_parts(batch, partition)
         with self.timer("student"):
-            predictions = self.predict(prepared.views.student, batch.draws, partition)
+            parts = parts_of(batch, partition)
+            views = [of_part.views.student for of_part in prepared]
+            predictions = self._predict_parts(parts, views)
             with torch.autocast(batch.images.device.type, enabled=False):
-                output = self._compare(self.pairs(predictions, prepared), partition, batch.draws, measure)
+                pairs = [self.pairs(*of_part) for of_part in zip(predictions, prepared, strict=True)]
+                output = self._compare(comparisons(parts, pairs), partition, batch.draws, measure)
             if self.self_distillation is not None and self.training and not self.network.student.frozen:
-                spatial = predictions["backbone"].spatial
-                assert spatial is not None
-                mesa = self.self_distillation(spatial, prepared.views.student.images, batch.draws)
+                mesa = torch.zeros_like(output.loss)
+                for part, view, predicted in zip(parts, views, predictions, strict=True):
+                    spatial = predicted["backbone"].spatial
+                    assert spatial is not None
+                    share = len(part.batch.keys) / len(batch.keys)
+                    mesa = mesa + self.self_distillation(spatial, view.images, part.batch.draws) * share
                 loss = output.loss + mesa * (self.self_distillation.weight * partition.weight)
                 output = StepOutput(loss, output.metrics | {"loss": loss.detach(), "self_distillation/loss": mesa.detach()})
             return output
 
-    def _compare(self, pairs: Iterator[Pair], partition: Partition, draws: Tensor, measure: bool) -> StepOutput:
+    def _predict_parts(self, parts: Sequence[Part], views: Sequence[View]) -> list[dict[str, Features]]:
+        if parts[0].rows is None:
+            return [self.predict(views[0], parts[0].batch.draws, parts[0].partition)]
+        groups = [(view.images, part.batch.draws) for part, view in zip(parts, views, strict=True)]
+        return self.network.forward_packed(groups, parts[0].partition.teachers)
+
+    def _compare(self, compared: Iterator[Comparison], partition: Partition, draws: Tensor, measure: bool) -> StepOutput:
         samples: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
-        for pair in pairs:
-            samples[pair.name] = self._losses_of(pair, partition)
+        for comparison in compared:
+            pair = comparison.first
+            samples[pair.name] = comparison.by_sample(self._losses_of)
             losses[pair.name] = samples[pair.name].mean()
             metrics[f"{pair.name}/loss"] = losses[pair.name].detach()
             if measure:
-                measured = measure_pair(pair, self.normalizers.of(pair.teacher, pair.kind))
-                means = with_norm_ratio({name: value.mean() for name, value in measured.items()})
+                normalizer = self.normalizers.of(pair.teacher, pair.kind)
+                measured = [measure_pair(one, normalizer) for one, _ in comparison.pairs]
+                joined = {name: torch.cat([values[name] for values in measured]) for name in measured[0]}
+                means = with_norm_ratio({name: value.mean() for name, value in joined.items()})
                 metrics |= {f"{pair.name}/{name}": value for name, value in means.items()}
         if measure:
             metrics |= {f"{name}/balance": factor for name, factor in self.balance.factors(set(losses)).items()}

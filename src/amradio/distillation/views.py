@@ -17,6 +17,7 @@ from ..images import resize, to_float
 from ..teachers.base import Teacher
 from .mosaic import Tiling
 from .random_numbers import uniform
+from .random_windows import Windowing
 
 SHIFTS = 1000
 """The first of a sample's random numbers (`random_numbers.uniform`) that are for shifts: two a model, the student first."""
@@ -40,6 +41,10 @@ class Partition(NamedTuple):
     """Patches of the student by which views are shifted at most; 0 for none."""
     mosaic: tuple[str, ...] = ()
     """Teachers that see several images in one canvas, as many as fit."""
+    windowing: Windowing | None = None
+    """The student's windowed mode in this step; None for global attention."""
+    packed: "tuple[Partition, ...]" = ()
+    """The partition at each size of its images, by its number in `Batch.sizes`; empty where all images have one size."""
 
 
 class Region(NamedTuple):
@@ -71,13 +76,15 @@ class View(NamedTuple):
     """How the images are laid out in canvases; None for each by itself."""
 
     def features_of_images(self, features: Features, count: int) -> Features:
-        """The features of the batch's images from those of `images`: maps are cut out of canvases, which have no summary of an image.
+        """The features of the batch's images from those of `images`: maps are cut out of canvases, of which those of several images have
+        no summary of one.
 
         count: images of the batch.
         """
         if self.tiling is None:
             return features
-        return Features(None, None if features.spatial is None else self.tiling.cut(features.spatial, count))
+        summary = features.summary if self.tiling.num_images == 1 else None
+        return Features(summary, None if features.spatial is None else self.tiling.cut(features.spatial, count))
 
 
 class Views(NamedTuple):
@@ -106,10 +113,13 @@ class Frame(NamedTuple):
         return height, width
 
     def __str__(self) -> str:
-        """`432 ±32` (px), `1024 (4 of 432)`."""
+        """`432 ±32` (px), `1024 (4 of 432)`, `1024 (512x1024 and a margin)`."""
         shift = max(self.margin) * self.patch_size
         window = f"{size_text(self.size)} ±{shift}" if shift else size_text(self.size)
-        return f"{size_text(self.tiling.canvas)} ({self.tiling.num_images} of {window})" if self.tiling else window
+        if self.tiling is None:
+            return window
+        content = f"{self.tiling.num_images} of {window}" if self.tiling.num_images > 1 else f"{window} and a margin"
+        return f"{size_text(self.tiling.canvas)} ({content})"
 
 
 class ViewMaker:
@@ -119,8 +129,9 @@ class ViewMaker:
         """teachers: by name, for their legal sizes, patches and mean colors. patch_size: px, of the student."""
         self._size_rules: dict[str, Callable[[int, int], tuple[int, int]]] = {name: teacher.size_for for name, teacher in teachers.items()}
         self._patch_sizes = {name: teacher.patch_size for name, teacher in teachers.items()}
+        self._fixed = {name for name, teacher in teachers.items() if teacher.input_size is not None}
         self._colors = {name: teacher.mean for name, teacher in teachers.items()}
-        self._patch_size = patch_size
+        self.patch_size = patch_size
 
     def teacher_size(self, name: str, partition: Partition) -> tuple[int, int]:
         """(height, width) px at which a teacher sees the partition's images: that of the partition for this teacher, or its legal size
@@ -129,15 +140,20 @@ class ViewMaker:
 
     def student_frame(self, partition: Partition) -> Frame:
         """How the student's view is cut."""
-        return Frame(partition.size, self._patch_size, (partition.shift, partition.shift))
+        return Frame(partition.size, self.patch_size, (partition.shift, partition.shift))
 
     def teacher_frame(self, name: str, partition: Partition) -> Frame:
-        """How a teacher's view is cut: it moves as far over the image as the student's, in whole patches of its own."""
+        """How a teacher's view is cut: it moves as far over the image as the student's, in whole patches of its own.
+
+        A teacher of one size sees an image of another aspect at the top left of its canvas, beside a margin.
+        """
         size, patch = self.teacher_size(name, partition), self._patch_sizes[name]
         tiling = Tiling.of(partition.size, size, patch) if name in partition.mosaic else None
+        if tiling is None and name in self._fixed:
+            tiling = Tiling.of_one(partition.size, size, patch)
         size = tiling.size if tiling else size
         vertical, horizontal = (
-            round(partition.shift * (side / patch) / (student_side / self._patch_size))
+            round(partition.shift * (side / patch) / (student_side / self.patch_size))
             for side, student_side in zip(size, partition.size, strict=True)
         )
         return Frame(size, patch, (vertical, horizontal), tiling)

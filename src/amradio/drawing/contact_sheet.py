@@ -20,9 +20,9 @@ def contact_sheet(rows: Sequence[tuple[str, Tensor]], path: Path) -> None:
         pen.text((MARGIN, top + CELL // 2 - 18), f"{name}\n{images.shape[3]} x {images.shape[2]} px", fill="black", font=font)
         pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         for column, cell in enumerate(pixels):
-            picture = Image.fromarray(cell).resize(
-                (CELL, CELL), Image.Resampling.NEAREST if cell.shape[0] <= CELL else Image.Resampling.BOX
-            )
+            long = max(cell.shape[:2])
+            size = round(cell.shape[1] * CELL / long), round(cell.shape[0] * CELL / long)
+            picture = Image.fromarray(cell).resize(size, Image.Resampling.NEAREST if long <= CELL else Image.Resampling.BOX)
             sheet.paste(picture, (LABEL + column * (CELL + MARGIN), top))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

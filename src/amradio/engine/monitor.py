@@ -57,6 +57,7 @@ class Monitor:
         self._num_images = 0
         self._taken: int | None = None
         self._begun = 0.0
+        self._num_tokens = 0
         self._rate = 0.0
 
     def begin(self, num_steps: int) -> None:
@@ -65,11 +66,13 @@ class Monitor:
         self.clock.take()
         self._taken = 0
         self._steps = []
-        self._num_images = 0
+        self._num_images = self._num_tokens = 0
 
-    def take(self, step: int, metrics: Mapping[str, Tensor], batches: Sequence[Batch], rate: float) -> None:
-        """The numbers of the step that was just done, its batches, and its learning rate."""
+    def take(self, step: int, metrics: Mapping[str, Tensor], batches: Sequence[Batch], rate: float, num_tokens: int) -> None:
+        """The numbers of the step that was just done, the batches of this process, its learning rate, and the cells of the student's maps
+        of all images of all processes."""
         self._rate = rate
+        self._num_tokens += num_tokens
         self._steps.append(_Step(step, metrics, [batch.keys for batch in batches]))
         self._num_images += sum(len(batch.keys) for batch in batches)
         self._skipped += [reason for batch in batches for reason in batch.skipped]
@@ -110,20 +113,21 @@ class Monitor:
         self._report_remarks()
         self._report_skipped()
         self._report(step, numbers | {"learning_rate": self._rate})
-        self._steps, self._num_images = [], 0
+        self._steps, self._num_images, self._num_tokens = [], 0, 0
 
     def _report(self, step: int, numbers: dict[str, float]) -> None:
         seconds, shares = self.clock.take()
-        speed = self._num_images * self.processes.world_size / seconds
+        speed, tokens = self._num_images * self.processes.world_size / seconds, self._num_tokens / seconds
         memory = memory_in_use(self.processes.device)
         eta = (self.num_steps - step) * seconds / len(self._steps)
         timing = {f"{name}_share": share for name, share in shares.items()}
         skipped = {"skipped_images": self.num_skipped}
-        self.log.record({"step": step} | numbers | {"images_per_second": speed, "memory_gib": memory} | timing | skipped)
+        speeds = {"images_per_second": speed, "tokens_per_second": tokens}
+        self.log.record({"step": step} | numbers | speeds | {"memory_gib": memory} | timing | skipped)
         share_text = " ".join(f"{name} {share:.0%}" for name, share in sorted(shares.items()))
         self.log.say(
             f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}  loss {numbers['loss']:.4f}  {self.headline(numbers)}  "
-            f"{speed:.0f} img/s  {share_text}  {memory:.1f} GiB  left {duration(eta)}"
+            f"{speed:.0f} img/s  {tokens:.0f} tokens/s  {share_text}  {memory:.1f} GiB  left {duration(eta)}"
         )
 
     def _estimate(self, step: int) -> None:

@@ -20,6 +20,10 @@ Aggregation = Literal["sparse", "dense"]
 """Of block outputs: sparse takes those asked for, dense the mean of each one and those before it, back to the last one asked for."""
 
 
+PackedImages = Sequence[tuple[Tensor, Tensor | None]]
+"""Groups of images of one legal size each: (images [B, 3, H, W], draws [B, 8] or None), as of `Student.forward`."""
+
+
 class Student(nn.Module):
     """A backbone that is trained.
 
@@ -158,13 +162,28 @@ class Student(nn.Module):
         del images, indices, aggregation, prefix
         raise UserError("intermediates: a student of this kind has none; a 'vit' student has")
 
+    @property
+    def packs(self) -> bool:
+        """Whether it takes images of several sizes in one pass (`pack`, `forward_packed`)."""
+        return False
+
+    def forward_packed(self, groups: PackedImages, blocks: bool = False) -> list[tuple[Features, list[Features]]]:
+        """Features of images of several sizes in one pass without padding: what `forward_blocks` returns for each group by itself.
+
+        blocks: whether those after each block are wanted; else there are none. Raises UserError where the student cannot, or is in windowed
+        mode.
+        """
+        del groups, blocks
+        raise UserError("pack: a student of this kind takes images of one size at a time; a 'vit' student takes several")
+
     def pack(self, images: Sequence[Tensor]) -> list[Features]:
         """Features of images [3, H, W] of several legal sizes in one pass, without padding: each as if it were alone, with B = 1.
 
-        Raises UserError where the student cannot.
+        Raises UserError where the student cannot, in training and in windowed mode.
         """
-        del images
-        raise UserError("pack: a student of this kind takes images of one size at a time; a 'vit' student takes several")
+        if self.training:
+            raise UserError("pack: a student in training takes images of one size at a time; end that mode, or run one by one")
+        return [features for features, _ in self.forward_packed([(image[None], None) for image in images])]
 
     def external_preprocessing(self) -> "Conditioner":
         """Hands out what normalises images in [0, 1], and leaves the identity inside: the student then takes normalised images."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..features import Features
-from .base import NUM_DRAWS, Aggregation, Student, block_numbers
+from .base import NUM_DRAWS, Aggregation, PackedImages, Student, block_numbers
 from .checkpointing import checkpointed
 from .mlps import change_mlp
 from .packing import Packing
@@ -175,22 +175,31 @@ class Vit(Student):
             return [(self._features(outputs[number], grid), outputs[number][:, : self.num_prefix]) for number in wanted]
         return [self._features(outputs[number], grid) for number in wanted]
 
-    def pack(self, images: Sequence[Tensor]) -> list[Features]:
-        """Features (B = 1) of images [3, H, W] of several legal sizes in one pass over a sequence without padding.
+    @property
+    def packs(self) -> bool:
+        """Always."""
+        return True
 
-        Raises UserError in training and in windowed mode.
-        """
-        if self.windows is not None or self.training:
-            mode = "with windows" if self.windows is not None else "in training"
-            raise UserError(f"pack: a student {mode} takes images of one size at a time; end that mode, or run one by one")
-        if not images:
+    def forward_packed(self, groups: PackedImages, blocks: bool = False) -> list[tuple[Features, list[Features]]]:
+        """What `forward_blocks` returns for each group, in one pass over a sequence without padding; see `Student.forward_packed`."""
+        if self.windows is not None:
+            raise UserError("pack: a student with windows takes images of one size at a time; end that mode, or run one by one")
+        if not groups:
             return []
-        entered = [self._tokens(image[None], None) for image in images]
-        packing = Packing([tokens.shape[1] for tokens, _ in entered])
+        entered = [self._tokens(images, draws) for images, draws in groups]
+        packing = Packing([(tokens.shape[0], tokens.shape[1]) for tokens, _ in entered])
+        draws = [draws for _, draws in groups if draws is not None]
+        self.take_draws(packing.spread(draws) if len(draws) == len(groups) else None)
         packed = packing.pack([tokens for tokens, _ in entered])
+        after_blocks: list[list[Features]] = [[] for _ in groups]
         for block in self.blocks:
-            packed = packing.run(block, packed)  # pyright: ignore[reportArgumentType]
-        return [self._features(self.norm(tokens), grid) for tokens, (_, grid) in zip(packing.unpack(packed), entered, strict=True)]
+            run = partial(packing.run, block)  # pyright: ignore[reportArgumentType]
+            packed = checkpointed(block, run, packed) if self._checkpoints else run(packed)
+            if blocks:
+                for collected, tokens, (_, grid) in zip(after_blocks, packing.unpack(packed), entered, strict=True):
+                    collected.append(self._features(tokens, grid))
+        last = packing.unpack(self.norm(packed))
+        return [(self._features(tokens, grid), collected) for tokens, (_, grid), collected in zip(last, entered, after_blocks, strict=True)]
 
     def _tokens(self, images: Tensor, draws: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
         images = self.condition(images)
@@ -201,12 +210,16 @@ class Vit(Student):
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
         return self.patch_generator(images, draws), grid
 
+    @property
+    def _checkpoints(self) -> bool:
+        return self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+
     def _enter(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor | Parted:
         return tokens if self.windows is None else self.windows.enter(tokens, grid)
 
     def _step(self, number: int, state: Tensor | Parted) -> Tensor | Parted:
         block = self.blocks[number]
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+        if self._checkpoints:
             block = partial(checkpointed, block, block)
         if isinstance(state, Tensor):
             return block(state)

@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..network import Network
 from ..recipe import PartitionSettings, Recipe, SizeSettings
 from ..teachers.base import Teacher
+from .schedule import random_windows
 
 
 def check_data(recipe: Recipe, data: OpenData) -> list[str]:
@@ -43,12 +44,15 @@ def check_network(recipe: Recipe, network: Network, teachers: Mapping[str, Teach
         rate_factors(network, recipe.optimizer)
     except UserError as error:
         problems += [f"optimizer.layer_decay: {problem}" for problem in error.problems]
+    problems += _problems_of_windows(recipe, network)
     for key, settings in recipe.partitions():
         for number, size in enumerate(settings.sizes):
             named = f"{key}.image_sizes.{number}" if settings.image_sizes else f"{key}.image_size"
             illegal = [f"{named}{problem}" for problem in _illegal_sizes(size, network, teachers)]
             problems += illegal or _without_shift(recipe, network, sides_of(size.size))
             problems += _problems_of_shift(key, settings.shift, sides_of(size.size), network.student.patch_size)
+        if settings.packed and not network.student.packs:
+            problems.append(f"{key}.packed: a student of this kind takes images of one size at a time; a 'vit' student takes several")
         problems += _problems_of_mosaic(key, settings, teachers, settings.batch_size // (world_size * recipe.engine.accumulate))
         try:
             Feed(settings.image_size, settings.batch_size, 0, 0, world_size)
@@ -58,6 +62,22 @@ def check_network(recipe: Recipe, network: Network, teachers: Mapping[str, Teach
         if share % recipe.engine.accumulate:
             problems.append(f"engine.accumulate: {recipe.engine.accumulate} does not divide the {share} images a process of {key}")
     return problems
+
+
+def _problems_of_windows(recipe: Recipe, network: Network) -> Iterator[str]:
+    windows = random_windows(recipe, network.student.patch_size)
+    if windows is None:
+        return
+    try:
+        network.student.set_windows(windows.sizes[0], windows.num_global)
+        network.student.set_windows(None)
+    except UserError as error:
+        yield from (f"regularize.windows: {problem}" for problem in error.problems)
+        return
+    sizes = dict.fromkeys(sides_of(size.size) for _, settings in recipe.partitions() for size in settings.sizes)
+    if not any(windows.fitting(size) for size in sizes):
+        grids = ", ".join(size_text((height // windows.patch_size, width // windows.patch_size)) for height, width in sizes)
+        yield f"regularize.windows.sizes: no window divides a map of {grids} patches into several; take divisors of their sides"
 
 
 def _without_shift(recipe: Recipe, network: Network, size: tuple[int, int]) -> list[str]:

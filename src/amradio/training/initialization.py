@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from torch import cuda
 
 from .. import formats
+from ..config import sides_of
 from ..errors import UserError
 from ..features import KINDS, Kind
 from ..formats import LoadedModel
@@ -14,7 +15,7 @@ from ..formats.model_folder import ancestors_in
 from ..licences import Ancestor, ancestor, licence_in
 from ..names import recognise
 from ..network import TRAINED_BYTES, WEIGHT_BYTES, HeadConfig, HeadPart, Network, NetworkConfig
-from ..recipe import Recipe, StageSettings
+from ..recipe import PartitionSettings, Recipe, StageSettings
 from ..run_folder import NetworkRecord
 from ..students.base import Student
 from ..students.finetuning import train_rows
@@ -139,15 +140,21 @@ def _part(recipe: Recipe, name: str, teacher: Teacher, kind: Kind) -> HeadPart |
     return HeadPart(head=recipe.heads.by_teacher.get(name, recipe.heads).of(kind), dim=dim)
 
 
+def short_side(partition: PartitionSettings) -> int:
+    """px of the short side of a partition's images: what a model keeps of the size at which it was trained."""
+    return min(sides_of(partition.image_size))
+
+
 def preferred_size(stages: Sequence[StageSettings], heads: Mapping[str, HeadConfig]) -> int:
-    """px of the last stage at which most summaries are taught, of several those at which most teachers are, of several the largest.
+    """px (short side) of the last stage at which most summaries are taught, of several those at which most teachers are, of several the
+    largest.
 
     The order of the partitions does not count. Summaries come first because recognition is what is measured at this size: for CLIP and
     DINOv2 at 432 px and SAM, which has no summary, at 1024 px it is 432.
     """
     taught: dict[int, set[str]] = {}
     for partition in stages[-1].partitions:
-        taught.setdefault(partition.image_size, set()).update(partition.teachers or heads)
+        taught.setdefault(short_side(partition), set()).update(partition.teachers or heads)
     return max(
         taught, key=lambda size: (sum(heads[name].summary is not None for name in taught[size] & heads.keys()), len(taught[size]), size)
     )
@@ -156,10 +163,10 @@ def preferred_size(stages: Sequence[StageSettings], heads: Mapping[str, HeadConf
 def _last_sizes(stages: Sequence[StageSettings], name: str) -> list[int]:
     """px of the partitions of a teacher in the last stage that it is in."""
     for stage in reversed(stages):
-        sizes = [partition.image_size for partition in stage.partitions if partition.teachers is None or name in partition.teachers]
+        sizes = [short_side(partition) for partition in stage.partitions if partition.teachers is None or name in partition.teachers]
         if sizes:
             return sizes
-    return [stages[-1].partitions[0].image_size]
+    return [short_side(stages[-1].partitions[0])]
 
 
 def _new(config: NetworkConfig, train: Any, custom_student: Student | None) -> InitialNetwork:

@@ -28,7 +28,7 @@ class Piece(NamedTuple):
     partition: Partition
 
 
-Ahead = Future[list[Prepared]]
+Ahead = Future[list[list[Prepared]]]
 """What is computed of every piece of a step while the step before it runs."""
 
 
@@ -55,12 +55,13 @@ class Optimization:
         else:
             yield from ((batch, None) for batch in limited)
 
-    def _prepare(self, stage: Stage, numbered: tuple[int, Sequence[Batch]]) -> list[Prepared]:
+    def _prepare(self, stage: Stage, numbered: tuple[int, Sequence[Batch]]) -> list[list[Prepared]]:
         """Called in another thread; autocast is each thread's own. numbered: a step and its batches."""
         context = self.context
         with self._autocast():
             return [
-                context.task.prepare(piece.batch.to(context.processes.device), piece.partition) for piece in self._pieces(stage, *numbered)
+                context.task.prepare_parts(piece.batch.to(context.processes.device), piece.partition)
+                for piece in self._pieces(stage, *numbered)
             ]
 
     def take(self, stage: Stage, step: int, batches: Sequence[Batch], measure: bool, prepared: Ahead | None = None) -> dict[str, Tensor]:
@@ -93,7 +94,7 @@ class Optimization:
         context.optimizer.zero_grad(set_to_none=True)
         pieces = self._pieces(stage, step, batches)
         with context.clock.part("waiting") if prepared else nullcontext():
-            results: Sequence[Prepared | None] = prepared.result() if prepared else [None] * len(pieces)
+            results: Sequence[list[Prepared] | None] = prepared.result() if prepared else [None] * len(pieces)
         gathered: dict[str, list[Tensor]] = {}
         for number, (piece, result) in enumerate(zip(pieces, results, strict=True), 1):
             with context.parallel.accumulating(last=number == len(pieces)):
@@ -119,7 +120,7 @@ class Optimization:
         means = self.context.processes.average(torch.stack(list(losses.values())))
         balance.follow(dict(zip(losses, means, strict=True)))
 
-    def _backward(self, piece: Piece, measure: bool, prepared: Prepared | None) -> dict[str, Tensor]:
+    def _backward(self, piece: Piece, measure: bool, prepared: list[Prepared] | None) -> dict[str, Tensor]:
         context = self.context
         batch = piece.batch.to(context.processes.device)
         with self._autocast():

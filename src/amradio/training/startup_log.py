@@ -57,7 +57,7 @@ def _warn_of_emulation(context: Context) -> None:
 def _loading_speed(context: Context) -> float:
     """Images/s that one core draws or reads and crops for the first partition."""
     group = context.stages[0].groups[0]
-    feed = Feed(group.view_size, LOADING_TRIAL, group.seed)
+    feed = Feed(group.view_size, LOADING_TRIAL, group.seed, sizes=group.drawn_sizes)
     batches = context.feeds.data.train_batches(group.source, feed, num_workers=0)
     next(batches)  # opens files and warms caches
     start = time.perf_counter()

@@ -109,7 +109,8 @@ class Trainer:
             batches, prepared = next(self._steps)
         measure = context.is_due(step + 1, context.recipe.engine.log_every)
         metrics = self.optimization.take(stage, step, batches, measure, prepared)
-        self.monitor.take(step + 1, metrics, batches, self.optimization.rate)
+        tokens = stage.num_tokens(step, context.task.network.student.patch_size)
+        self.monitor.take(step + 1, metrics, batches, self.optimization.rate, tokens)
 
     def _close_steps(self) -> None:
         """Ends the loading processes and threads."""

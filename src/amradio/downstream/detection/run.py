@@ -122,7 +122,8 @@ class DetectionRun:
         metrics = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         metrics["gradient_norm"] = self.parallel.clip(self.recipe.optimizer.clip or float("inf"))
         self.optimizer.step()
-        self.monitor.take(step + 1, metrics, [cast(Batch, batch)], rate)
+        tokens = len(batch.keys) * self.processes.world_size * (self.detector.image_size // self.detector.student.patch_size) ** 2
+        self.monitor.take(step + 1, metrics, [cast(Batch, batch)], rate, tokens)
 
     def _over_all_processes(self, losses: Losses) -> dict[str, Tensor]:
         """The losses of a piece, scaled so that their average over the processes is the mean over all anchors, proposals and objects."""
