@@ -21,6 +21,8 @@ SMALL: dict[str, dict] = {
     "retrieval": {"data": SCENES},
     "linear_segmentation": {"train": {**SCENES, "seed": 2}, "test": SCENES, "schedule": {"type": "short", "steps": 5}},
     "open_vocabulary_segmentation": {"data": SCENES, "templates": ["a {}"]},
+    "depth": {"train": {**SCENES, "seed": 2}, "test": SCENES, "head": "linear", "schedule": {"type": "short", "steps": 3}},
+    "normals": {"train": {**SCENES, "seed": 2}, "test": SCENES, "head": "linear", "schedule": {"type": "short", "steps": 3}},
     "promptable_segmentation": {"data": {**SCENES, "length": 6}, "bins": [5, 10]},
     "agreement": {"data": SCENES, "image_sizes": [32, 48]},
     "statistics": {"data": SCENES},

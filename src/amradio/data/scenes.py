@@ -91,6 +91,12 @@ def label_and_captions(seed: int, index: int) -> tuple[int, tuple[str, ...]]:
     return bodies[0].label, _captions(seed, index, bodies, size)
 
 
+def bodies_back_to_front(seed: int, index: int) -> list[Body]:
+    """The objects of scene `index` of the world `seed` in the order in which `draw_scene` paints them; later ones hide earlier ones."""
+    bodies, order, _ = _compose(_generator(seed, index))
+    return [bodies[number] for number in order]
+
+
 class Scenes:
     """A map-style source of `length` scenes of the world `seed`, drawn when asked for."""
 

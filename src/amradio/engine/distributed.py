@@ -94,6 +94,14 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
+    def gather_patiently(self, value: T) -> list[T]:
+        """As `gather`, for as long as the others take, and through the CPU: tensors that are sent must be there."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[T] = [value] * self.world_size
+        dist.all_gather_object(gathered, value, group=self._patient)
+        return gathered
+
     def first_does(self, work: Callable[[], T]) -> T:
         """Process 0 does `work`, for as long as it takes; all get its result, or its UserError."""
         result: list[object] = [None, None]

@@ -6,9 +6,11 @@ from .classification.knn import KnnSettings
 from .classification.linear_probe import LinearClassificationSettings
 from .classification.retrieval import RetrievalSettings
 from .classification.zero_shot import ZeroShotSettings
+from .dense.depth import DepthSettings
 from .dense.linear_segmentation import LinearSegmentationSettings
 from .dense.open_vocabulary_segmentation import OpenVocabularySegmentationSettings
 from .dense.promptable_segmentation import PromptableSegmentationSettings
+from .dense.surface_normals import NormalsSettings
 from .features.statistics import StatisticsSettings
 from .features.teacher_agreement import AgreementSettings
 from .throughput import ThroughputSettings
@@ -20,6 +22,8 @@ EVALUATIONS: tuple[type[EvaluationSettings], ...] = (
     LinearSegmentationSettings,
     OpenVocabularySegmentationSettings,
     PromptableSegmentationSettings,
+    DepthSettings,
+    NormalsSettings,
     AgreementSettings,
     StatisticsSettings,
     LinearClassificationSettings,

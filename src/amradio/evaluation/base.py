@@ -1,5 +1,6 @@
 """The interface of evaluations: plain objects that measure every model of `predict` and return a table, one row a model."""
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from .cache import FeatureCache
 from .inputs import Counts, describe
 from .predictors import Framing, Predict, Predictor, Predictors, Sizes, inputs_of, predictors
 from .progress import Progress, silent
+from .sharing import Share
 
 Rows = Mapping[str, Mapping[str, float]]
 
@@ -116,7 +118,10 @@ def floor_warning(result: Result, among: str = "") -> str:
 
 
 class Bench:
-    """What is measured (student, heads, teachers) and what all evaluations share: device, precision, features that were computed before."""
+    """What is measured (student, heads, teachers) and what all evaluations share: device, precision, features that were computed before.
+
+    Attributes: `share`: what this process does of the images; all of them unless it is set.
+    """
 
     def __init__(
         self,
@@ -145,7 +150,14 @@ class Bench:
         self.num_workers, self.progress, self.agreement = num_workers, progress, agreement
         self.side_by_side = False
         """Whether models encode images at the same time on a CPU, each with a share of torch's threads."""
+        self.share = Share()
         self.cache = FeatureCache()
+
+    def alone(self) -> "Bench":
+        """The same models for a process that measures everything itself; nothing is remembered of what was computed."""
+        bench = copy.copy(self)
+        bench.share, bench.cache = Share(), FeatureCache()
+        return bench
 
     @property
     def device(self) -> torch.device:
@@ -180,6 +192,9 @@ class Bench:
 
 class Evaluation(Protocol):
     """One evaluation, ready to run."""
+
+    is_shared: ClassVar[bool] = False
+    """Whether `run` shares its images out over several processes (`Bench.share`); else the first one measures and the others wait."""
 
     def check(self, predict: Predictors, bench: Bench) -> None:
         """Raises UserError where it suits none of the models of `predict`, as far as that is known without computing anything."""
@@ -217,10 +232,13 @@ class EvaluationSettings(Settings):
 
 def measure(settings: EvaluationSettings, evaluation: Evaluation, bench: Bench) -> Result:
     """Runs an evaluation (built from `settings`) on a bench. Raises UserError for an unknown row of `models`."""
+    if not evaluation.is_shared and not bench.share.is_alone:
+        return bench.share.first_does(lambda: measure(settings, evaluation, bench.alone()))
     start = time.perf_counter()
     predict = chosen(settings, bench)
     result = evaluation.run(predict, bench)
     inputs = result.inputs or {row: sizes for row, sizes in inputs_of(predict).items() if row in result.rows}
+    inputs = bench.share.added(inputs)
     notes = (*result.notes, *_size_notes(settings, bench, inputs))
     seconds = time.perf_counter() - start
     return replace(result, settings=settings.model_dump(mode="json"), seconds=seconds, inputs=inputs, notes=notes)

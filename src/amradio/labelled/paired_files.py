@@ -106,6 +106,16 @@ def read_ids(path: Path) -> np.ndarray:
     return _readable(path, "label", "labels are PNG, TIFF, BMP or GIF files of ids", lambda: decode_ids(read_file(path)))
 
 
+def read_depth(path: Path) -> np.ndarray:
+    """The values of a picture of one channel, integers [H, W], which stand for depth; raises UserError."""
+    return _readable(path, "depth", "depth is a PNG or TIFF of one channel, 16 bits", lambda: decode_ids(read_file(path)))
+
+
+def read_colours(path: Path) -> np.ndarray:
+    """The values of an RGB picture, uint8 [H, W, 3], which stand for something else than colours; raises UserError."""
+    return _readable(path, "label", "labels of this kind are RGB pictures of 8 bits", lambda: decode(read_file(path)))
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) px of an image as shown, from the header; raises UserError."""
     return _readable(path, "image", "replace it or take it out", lambda: picture_size(path))

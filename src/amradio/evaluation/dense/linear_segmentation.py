@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import pydantic
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...config import Pixels, Seed, Settings, one_of
 from ...errors import UserError
@@ -17,7 +17,7 @@ from ..predictors import Predictor
 from ..tiling import starts
 from .augmentation import AugmentedSchedule, ShortSchedule
 from .mean_iou import Priors, upsample
-from .probe import Probe, augmented, fit, unaugmented
+from .probe import Crops, augmented, fit, segmentation, unaugmented
 from .scoring import score
 
 
@@ -107,28 +107,31 @@ class LinearSegmentation(Evaluation):
         """
         predict = with_maps(predict, bench.device)
         if isinstance(self.schedule, AugmentedSchedule):
-            batches = augmented(self.train, predict, self.schedule, self.seed, bench)
+            crops = Crops(self.train, self.schedule, self.seed)
+            batches = augmented(crops.view, self.schedule.steps, self.schedule.batch_size, predict, bench)
         else:
             batches = unaugmented(self.train, predict, self.schedule, self.seed, bench)
-        probes = fit(batches, self.schedule, len(self.train.names), self.seed)
+        probes = fit(batches, segmentation(self.schedule, len(self.train.names), self.seed))
         result = score(self.test, lambda images: segment(predict, probes, images, self.inference), bench, Priors(self.train))
         return replace(result, counts={"training_images": len(self.train)} | dict(result.counts))
 
 
-def with_maps(predict: Predict, device: torch.device) -> Predict:
-    """The models that have a map, found with a grey image. Raises UserError where none has."""
+def with_maps(predict: Predict, device: torch.device, where: str = "segmentation") -> Predict:
+    """The models that have a map, found with a grey image. Raises UserError where none has; where: what needs one."""
     probe = torch.full((1, 3, 64, 64), 0.5, device=device)
     able = {name: call for name, call in predict.items() if call(probe).spatial is not None}
     for call in predict.values():
         if isinstance(call, Predictor):
             call.joint.recorded.sizes.clear()  # the grey image is not part of the measurement
     if not able:
-        raise UserError(f"segmentation: none of {', '.join(predict) or 'the models'} has a map; name a model that has one")
+        raise UserError(f"{where}: none of {', '.join(predict) or 'the models'} has a map; name a model that has one")
     return able
 
 
 @torch.no_grad()
-def segment(predict: Predict, probes: Mapping[str, Probe], images: Tensor, inference: WholeInference | SlideInference) -> dict[str, Tensor]:
+def segment(
+    predict: Predict, probes: Mapping[str, nn.Module], images: Tensor, inference: WholeInference | SlideInference
+) -> dict[str, Tensor]:
     """Float images [B, 3, H, W] in [0, 1] -> {model: logits [B, K, h, w]}, covering the image from edge to edge."""
     if isinstance(inference, WholeInference):
         return _logits(predict, probes, images)
@@ -138,7 +141,7 @@ def segment(predict: Predict, probes: Mapping[str, Probe], images: Tensor, infer
     return slide(lambda window: _logits(predict, probes, window), images, inference.window, inference.stride)
 
 
-def _logits(predict: Predict, probes: Mapping[str, Probe], images: Tensor) -> dict[str, Tensor]:
+def _logits(predict: Predict, probes: Mapping[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
     logits: dict[str, Tensor] = {}
     for name, call in predict.items():
         spatial = call(images).spatial

@@ -1,6 +1,7 @@
 """A linear probe on maps of frozen features, and how it is trained."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,12 +13,15 @@ from ...data.source import Order
 from ...images import to_float
 from ...labelled.segmentation import IGNORE, LabelledMaps
 from ..base import Bench, Predict
+from ..sharing import windows_of
 from .augmentation import AugmentedSchedule, LabelledImage, ShortSchedule, augment
 from .mean_iou import upsample
-from .scoring import Sample, read_sample, to_tensors
+from .scoring import Labelled, Sample, read_sample, to_tensors
 
 ProbeSchedule = AugmentedSchedule | ShortSchedule
 WARMUP_START = 1e-6
+PIECE = 4
+"""Images of a batch that one process encodes; not a share of the batch, so that rounding is the same on any number of processes."""
 
 
 class Probe(nn.Module):
@@ -43,24 +47,47 @@ class ProbeBatch(NamedTuple):
     maps: Mapping[str, Sequence[Tensor]]
     """{model: one map [h, w, D] an image}."""
     labels: Sequence[Tensor]
-    """uint8 [H, W] an image."""
+    """One an image, of any kind: classes uint8 [H, W], depth float32 [H, W], normals float32 [H, W, 3]."""
 
 
-def fit(batches: Iterable[ProbeBatch], schedule: ProbeSchedule, num_classes: int, seed: int) -> dict[str, Probe]:
+class Training(NamedTuple):
+    """How probes are trained."""
+
+    rate: Callable[[int], float]
+    """The learning rate of a step, from 0."""
+    weight_decay: float
+    """Of AdamW."""
+    build: Callable[[int], nn.Module]
+    """From the channels of a map to a fresh probe."""
+    loss: Callable[[nn.Module, Sequence[Tensor], Sequence[Tensor]], Tensor]
+    """Of a probe on maps [h, w, D] and their labels."""
+
+
+def fit(batches: Iterable[ProbeBatch], training: Training) -> dict[str, nn.Module]:
     """One probe a model, trained side by side on the same batches with AdamW; in eval mode. The same on a CPU whenever it is run."""
-    probes: dict[str, Probe] = {}
+    probes: dict[str, nn.Module] = {}
     optimizers: dict[str, torch.optim.Optimizer] = {}
     for step, batch in enumerate(batches):
         for name, maps in batch.maps.items():
             if name not in probes:
-                probes[name] = Probe(maps[0].shape[-1], num_classes, seed).to(maps[0].device)
-                optimizers[name] = torch.optim.AdamW(probes[name].parameters(), weight_decay=schedule.weight_decay)
+                probes[name] = training.build(maps[0].shape[-1]).to(maps[0].device)
+                optimizers[name] = torch.optim.AdamW(probes[name].parameters(), weight_decay=training.weight_decay)
             optimizer = optimizers[name]
-            optimizer.param_groups[0]["lr"] = learning_rate(schedule, step)
+            optimizer.param_groups[0]["lr"] = training.rate(step)
             optimizer.zero_grad(set_to_none=True)
-            pixel_loss(probes[name](maps), batch.labels).backward()
+            training.loss(probes[name], maps, batch.labels).backward()
             optimizer.step()
     return {name: probe.eval().requires_grad_(False) for name, probe in probes.items()}
+
+
+def segmentation(schedule: ProbeSchedule, num_classes: int, seed: int) -> Training:
+    """How a linear probe learns classes."""
+    return Training(
+        rate=partial(learning_rate, schedule),
+        weight_decay=schedule.weight_decay,
+        build=lambda dim: Probe(dim, num_classes, seed),
+        loss=lambda probe, maps, labels: pixel_loss(probe(maps), labels),
+    )
 
 
 def learning_rate(schedule: ProbeSchedule, step: int) -> float:
@@ -87,35 +114,57 @@ def pixel_loss(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
     return total / counted.clamp(min=1) if isinstance(counted, Tensor) else total
 
 
-def augmented(maps: LabelledMaps, predict: Predict, schedule: AugmentedSchedule, seed: int, bench: Bench) -> Iterator[ProbeBatch]:
-    """Batches of random crops, seen by every model."""
-    steps = bench.progress(
-        read_each(_Crops(maps, schedule, seed).of_step, range(schedule.steps), bench.num_workers), "training probes", schedule.steps
-    )
-    for images, labels in steps:
-        images = to_float(images.to(bench.device))
-        yield ProbeBatch({name: list(_ordinary(call(images).spatial)) for name, call in predict.items()}, list(labels.to(bench.device)))
+class Known(NamedTuple):
+    """What a probe needs of one image."""
+
+    maps: dict[str, Tensor]
+    """{model: its map [h, w, D]}."""
+    label: Tensor
 
 
-class _Crops:
-    """Random crops of labelled images; those of a step do not depend on how many workers read."""
+Views = Callable[[int], Sample]
+"""From the number of a view to an image and its label; sent to workers."""
+
+
+def augmented(view_of: Views, steps: int, batch_size: int, predict: Predict, bench: Bench) -> Iterator[ProbeBatch]:
+    """Batches of views that are drawn anew, seen by every model; step k has the views from k * batch_size on."""
+    pieces = windows_of(batch_size, PIECE)
+    shift = [(step * batch_size, piece) for step in range(steps) for piece in bench.share.numbers(len(pieces))]
+    numbers = [range(start + pieces[piece].start, start + pieces[piece].stop) for start, piece in shift]
+    drawn = read_each(_Windows(view_of, numbers).read, range(len(numbers)), bench.num_workers)
+
+    def encode(parts: range) -> dict[int, list[Known]]:
+        return {part: encoded(next(drawn), predict, bench) for part in parts}
+
+    for _ in bench.progress(range(steps), "training probes", steps):
+        parts = bench.share.collect(encode, len(pieces))
+        yield _batch([known for part in parts for known in part], bench.device)
+
+
+class _Windows:
+    """Samples, several at a time."""
+
+    def __init__(self, read: Views, numbers: Sequence[range]):
+        self.sample, self.numbers = read, numbers
+
+    def read(self, window: int) -> list[Sample]:
+        return [self.sample(number) for number in self.numbers[window]]
+
+
+class Crops:
+    """Random crops of labelled images, by number; one does not depend on how many workers read."""
 
     def __init__(self, maps: LabelledMaps, schedule: AugmentedSchedule, seed: int):
         self.maps, self.schedule, self.seed = maps, schedule, seed
         self.order = Order(seed, schedule.batch_size)
 
-    def of_step(self, step: int) -> Sample:
-        """The batch of a step: images uint8 [B, 3, H, W] and classes uint8 [B, H, W]. Raises UserError."""
-        size = self.schedule.batch_size
-        crops = [self._crop(number) for number in range(step * size, (step + 1) * size)]
-        return Sample(torch.stack([crop.image for crop in crops]), torch.stack([crop.label for crop in crops]))
-
-    def _crop(self, number: int) -> Sample:
+    def view(self, number: int) -> Sample:
+        """The image uint8 [3, H, W] and its classes uint8 [H, W]. Raises UserError."""
         index = self.order.number_in_epoch(number, len(self.maps), 0)
         return to_tensors(*augment(LabelledImage(*self.maps.read(index)), self.schedule.augmentation, self.seed, number))
 
 
-def unaugmented(maps: LabelledMaps, predict: Predict, schedule: ShortSchedule, seed: int, bench: Bench) -> Iterator[ProbeBatch]:
+def unaugmented(maps: Labelled, predict: Predict, schedule: ShortSchedule, seed: int, bench: Bench) -> Iterator[ProbeBatch]:
     """Batches of whole images in a shuffled order; features are computed when an image first comes and kept while there is room."""
     kept = _Kept(maps, predict, int(schedule.cache_gib * 2**30), bench)
     order = Order(seed, schedule.batch_size)
@@ -124,17 +173,12 @@ def unaugmented(maps: LabelledMaps, predict: Predict, schedule: ShortSchedule, s
         yield kept.batch([order.number_in_epoch(number, len(maps), 0) for number in numbers])
 
 
-class _Known(NamedTuple):
-    maps: dict[str, Tensor]
-    label: Tensor
-
-
 class _Kept:
     """Features and labels of images by number, at most `limit` bytes of them."""
 
-    def __init__(self, maps: LabelledMaps, predict: Predict, limit: int, bench: Bench):
-        self.maps, self.predict, self.room, self.device = maps, predict, limit, bench.device
-        self.known: dict[int, _Known] = {}
+    def __init__(self, maps: Labelled, predict: Predict, limit: int, bench: Bench):
+        self.maps, self.predict, self.room, self.bench = maps, predict, limit, bench
+        self.known: dict[int, Known] = {}
 
     def batch(self, numbers: Sequence[int]) -> ProbeBatch:
         missing = sorted(set(numbers) - self.known.keys())
@@ -144,22 +188,44 @@ class _Kept:
             if size <= self.room:
                 self.room -= size
                 self.known[number] = known[number]
-        maps = {name: [known[number].maps[name].to(self.device) for number in numbers] for name in self.predict}
-        return ProbeBatch(maps, [known[number].label.to(self.device) for number in numbers])
+        return _batch([known[number] for number in numbers], self.bench.device)
 
-    def _compute(self, numbers: Sequence[int]) -> dict[int, _Known]:
-        """On the CPU; images of one size go through the models together."""
-        groups: dict[torch.Size, list[tuple[int, Sample]]] = {}
-        for number in numbers:
-            sample = read_sample(self.maps, number)
-            groups.setdefault(sample.image.shape, []).append((number, sample))
-        known: dict[int, _Known] = {}
-        for group in groups.values():
-            images = to_float(torch.stack([sample.image for _, sample in group]).to(self.device))
-            outputs = {name: _ordinary(call(images).spatial).cpu() for name, call in self.predict.items()}
-            for row, (number, sample) in enumerate(group):
-                known[number] = _Known({name: output[row].clone() for name, output in outputs.items()}, sample.label)
-        return known
+    def _compute(self, numbers: Sequence[int]) -> dict[int, Known]:
+        """On the CPU; each process reads and encodes its pieces."""
+        pieces = windows_of(len(numbers), PIECE)
+
+        def encode(parts: range) -> dict[int, list[Known]]:
+            return {part: self._encoded([numbers[index] for index in pieces[part]]) for part in parts}
+
+        encoded_pieces = self.bench.share.collect(encode, len(pieces))
+        return dict(zip(numbers, (known for piece in encoded_pieces for known in piece), strict=True))
+
+    def _encoded(self, numbers: Sequence[int]) -> list[Known]:
+        samples = encoded([read_sample(self.maps, number) for number in numbers], self.predict, self.bench)
+        return [Known({name: cells.cpu() for name, cells in sample.maps.items()}, sample.label) for sample in samples]
+
+
+def encoded(samples: Sequence[Sample], predict: Predict, bench: Bench) -> list[Known]:
+    """The maps of some images by every model; those of one size go through it together. On the CPU where they are to be sent."""
+    groups: dict[torch.Size, list[int]] = {}
+    for index, sample in enumerate(samples):
+        groups.setdefault(sample.image.shape, []).append(index)
+    known: dict[int, Known] = {}
+    for indices in groups.values():
+        images = to_float(torch.stack([samples[index].image for index in indices]).to(bench.device))
+        outputs = {name: _ordinary(call(images).spatial) for name, call in predict.items()}
+        for row, index in enumerate(indices):
+            maps = {name: output[row].clone() for name, output in outputs.items()}
+            known[index] = Known(
+                maps if bench.share.is_alone else {name: cells.cpu() for name, cells in maps.items()}, samples[index].label
+            )
+    return [known[index] for index in range(len(samples))]
+
+
+def _batch(samples: Sequence[Known], device: torch.device) -> ProbeBatch:
+    names = samples[0].maps
+    maps = {name: [sample.maps[name].to(device) for sample in samples] for name in names}
+    return ProbeBatch(maps, [sample.label.to(device) for sample in samples])
 
 
 def _ordinary(spatial: Tensor | None) -> Tensor:

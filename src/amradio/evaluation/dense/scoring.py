@@ -4,16 +4,16 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...data.loading_processes import read_each
 from ...images import to_float
 from ...labelled.segmentation import LabelledMaps
 from ..base import Bench, Metric, Result
+from ..sharing import read_windows, windows_of
 from .mean_iou import Confusion, Priors, classes_of
 
 METRICS = (
@@ -30,23 +30,65 @@ Logits = Callable[[Tensor], Mapping[str, Tensor]]
 """Float images [B, 3, H, W] in [0, 1] -> {model: logits [B, K, h, w]}, covering the image from edge to edge."""
 
 
+class Labelled(Protocol):
+    """Images with a label of any kind, by number; sent to workers."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, number: int, /) -> tuple[np.ndarray, np.ndarray]:
+        """The image uint8 [H, W, 3] and its label [H, W] or [H, W, C]. Raises UserError."""
+        ...
+
+
 class Sample(NamedTuple):
-    """One image with its classes."""
+    """One image with its label."""
 
     image: Tensor
     """uint8 [3, H, W]."""
     label: Tensor
-    """uint8 [H, W]."""
+    """Classes uint8 [H, W], depth float32 [H, W], or normals float32 [H, W, 3]."""
 
 
 def to_tensors(image: np.ndarray, label: np.ndarray) -> Sample:
-    """uint8 [H, W, 3] and [H, W] as tensors."""
+    """An image uint8 [H, W, 3] and its label as tensors."""
     return Sample(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).copy()), torch.from_numpy(np.array(label)))
 
 
-def read_sample(maps: LabelledMaps, number: int) -> Sample:
-    """One image of a data set with its classes. Raises UserError."""
+def read_sample(maps: Labelled, number: int) -> Sample:
+    """One image of a data set with its label. Raises UserError."""
     return to_tensors(*maps.read(number))
+
+
+Part = TypeVar("Part")
+
+
+def score_windows(maps: Labelled, title: str, bench: Bench, work: Callable[[list[Sample]], Part]) -> tuple[list[Part], str]:
+    """What `work` makes of WINDOW images at a time, which are shared out over the processes; and 64 hex digits of all images and labels.
+
+    Raises UserError where a file cannot be read or has a wrong value.
+    """
+    windows = windows_of(len(maps), WINDOW)
+
+    def run(numbers: range) -> dict[int, tuple[Part, list[bytes]]]:
+        chosen = [windows[number] for number in numbers]
+        samples = read_windows(partial(read_sample, maps), chosen, bench.num_workers, bench.progress, title)
+        return {number: (work(window), [_digest(sample) for sample in window]) for number, window in zip(numbers, samples, strict=True)}
+
+    parts = bench.share.collect(run, len(windows))
+    return [part for part, _ in parts], hashlib.sha256(b"".join(digest for _, digests in parts for digest in digests)).hexdigest()
+
+
+def _digest(sample: Sample) -> bytes:
+    return hashlib.sha256(sample.image.numpy().tobytes() + sample.label.numpy().tobytes()).digest()
+
+
+class _Counts(NamedTuple):
+    """Of some images."""
+
+    models: dict[str, Tensor]
+    """{model: counts of pixels int64 [K, K]} on the CPU."""
+    trivial: dict[str, Tensor]
+    """The same of what the labels alone answer."""
 
 
 def score(maps: LabelledMaps, logits_of: Logits, bench: Bench, priors: Priors | None = None) -> Result:
@@ -55,43 +97,44 @@ def score(maps: LabelledMaps, logits_of: Logits, bench: Bench, priors: Priors | 
     Raises UserError where a file cannot be read or has unknown ids.
     """
     num_classes = len(maps.names)
-    confusions: dict[str, Confusion] = {}
-    trivial: dict[str, Confusion] = priors.confusions() if priors is not None else {}
-    digest = hashlib.sha256("\0".join(maps.names).encode())
-    samples = bench.progress(
-        read_each(partial(read_sample, maps), range(len(maps)), bench.num_workers), f"segmentation of {len(maps):,} images", len(maps)
-    )
-    for batch in _batches(samples, digest.update):
-        images = to_float(torch.stack([sample.image for sample in batch]).to(bench.device))
-        logits_by_model = logits_of(images)
-        for number, sample in enumerate(batch):
-            truth = sample.label.to(bench.device)
-            for name, logits in logits_by_model.items():
-                predicted = classes_of(logits[number : number + 1], (truth.shape[0], truth.shape[1]))[0]
-                confusions.setdefault(name, Confusion(num_classes, bench.device)).update(predicted, truth)
-            if priors is not None:
-                priors.update(trivial, sample.label)
+
+    def count(window: list[Sample]) -> _Counts:
+        models: dict[str, Confusion] = {}
+        trivial: dict[str, Confusion] = priors.confusions() if priors is not None else {}
+        for batch in by_size(window):
+            images = to_float(torch.stack([sample.image for sample in batch]).to(bench.device))
+            logits_by_model = logits_of(images)
+            for number, sample in enumerate(batch):
+                truth = sample.label.to(bench.device)
+                for name, logits in logits_by_model.items():
+                    predicted = classes_of(logits[number : number + 1], (truth.shape[0], truth.shape[1]))[0]
+                    models.setdefault(name, Confusion(num_classes, bench.device)).update(predicted, truth)
+                if priors is not None:
+                    priors.update(trivial, sample.label)
+        return _Counts(*({name: confusion.counts.cpu() for name, confusion in kind.items()} for kind in (models, trivial)))
+
+    parts, digest = score_windows(maps, f"segmentation of {len(maps):,} images", bench, count)
+    confusions = _added([part.models for part in parts])
     rows = {name: confusion.scores() for name, confusion in confusions.items()}
     details = {"iou_by_class": {name: _by_class(confusion, maps.names) for name, confusion in confusions.items()}}
     counts = {"images": len(maps), "classes": num_classes, "pixels": _pixels(confusions)}
-    floors, notes = _floors({name: confusion.scores() for name, confusion in trivial.items()})
+    floors, notes = _floors({name: confusion.scores() for name, confusion in _added([part.trivial for part in parts]).items()})
     floor = "predictions that ignore the image" if floors else ""
-    return Result(METRICS, rows, counts, digest.hexdigest()[:16], floors, floor=floor, notes=(*maps.notes(), *notes), details=details)
+    fingerprint = hashlib.sha256("\0".join((*maps.names, digest)).encode()).hexdigest()[:16]
+    return Result(METRICS, rows, counts, fingerprint, floors, floor=floor, notes=(*maps.notes(), *notes), details=details)
 
 
-def _batches(samples: Iterator[Sample], hashed: Callable[[bytes], None]) -> Iterator[Sequence[Sample]]:
-    """At most BATCH samples of one size, out of windows of WINDOW samples."""
-    window: list[Sample] = []
-    for sample in samples:
-        hashed(sample.image.numpy().tobytes() + sample.label.numpy().tobytes())
-        window.append(sample)
-        if len(window) == WINDOW:
-            yield from _by_size(window)
-            window = []
-    yield from _by_size(window)
+def _added(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Confusion]:
+    """The counts of all parts together."""
+    confusions: dict[str, Confusion] = {}
+    for part in parts:
+        for name, counts in part.items():
+            confusions.setdefault(name, Confusion(len(counts))).counts += counts
+    return confusions
 
 
-def _by_size(window: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+def by_size(window: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    """At most BATCH samples of one size at a time."""
     groups: dict[torch.Size, list[Sample]] = {}
     for sample in window:
         groups.setdefault(sample.image.shape, []).append(sample)
