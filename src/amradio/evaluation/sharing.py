@@ -75,7 +75,7 @@ class Share:
 
 
 def read_windows(
-    read: Callable[[int], Item], windows: Iterable[range], num_workers: int, progress: Progress, title: str
+    read: Callable[[int], Item], windows: Iterable[range], num_workers: int | None, progress: Progress, title: str
 ) -> Iterator[list[Item]]:
     """`read(number)` of all numbers of each window.
 

@@ -49,7 +49,7 @@ class NaviView(NamedTuple):
     normals: np.ndarray
     """float32 [S, S, 3], of length 1, towards the camera; 0 at the outline and where there is no object."""
     focal_length: float
-    """px of the central square at S px, before it is cut to the object: 2-D errors are measured there."""
+    """px of this square: lengths in it are measured at S px a side, as in Probe3D."""
 
     @property
     def depth(self) -> np.ndarray:
@@ -110,8 +110,9 @@ def read_view(entry: NaviImage) -> NaviView:
     small = Image.fromarray(image[square]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     cut = small.crop((around[1].start, around[0].start, around[1].stop, around[0].stop)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     normals = normals_of(points)
+    enlarged = SIDE / (around[0].stop - around[0].start)
     return NaviView(
-        np.asarray(cut), _nearest(points[around]).astype(np.float32), _nearest(normals[around]).astype(np.float32), focal_length
+        np.asarray(cut), _nearest(points[around]).astype(np.float32), _nearest(normals[around]).astype(np.float32), focal_length * enlarged
     )
 
 
