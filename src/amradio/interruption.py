@@ -21,6 +21,11 @@ SIGNALS = {int(signal.SIGINT): "Ctrl-C", int(signal.SIGTERM): "SIGTERM"}
 class StopAskedError(Exception):
     """Raised at a safe point inside a calibration or an evaluation when the run was asked to stop."""
 
+    def __init__(self, on_all_processes: bool = False):
+        """on_all_processes: all raise it at the same point."""
+        super().__init__()
+        self.on_all_processes = on_all_processes
+
 
 class RunStoppedError(SystemExit):
     """Raised by `distill` when a signal stopped the run, after its checkpoint: a script that does not catch it ends with `code`."""

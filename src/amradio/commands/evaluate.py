@@ -3,15 +3,20 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from ..config import validate
 from ..console import PHASES
+from ..devices import find_device
 from ..distillation.metrics import UNCALIBRATED, AgreementProtocol
+from ..engine.distributed import Processes, failures_of_peers
 from ..environment import environment
 from ..errors import UserError, shown
 from ..evaluation.base import Result
+from ..evaluation.progress import silent
+from ..evaluation.sharing import Share
 from ..evaluation.suite import Suite, plain, run_suite
 from ..files import disk_errors, user_path, write_aside
 from ..formats.base import peek
@@ -39,6 +44,8 @@ def evaluate(
 ) -> dict[str, Result]:
     """Evaluates the student in `path`, its heads and its teachers, prints one table, and returns the results by evaluation.
 
+    Under `torchrun` the processes share the images out, and all must call it; the first one prints and writes.
+
     Args:
         path: a run folder, whose teachers are loaded as its config.yaml says, or a model folder.
         words: evaluation files and `key=value`, merged left to right; without a word the built-in evaluations on generated scenes.
@@ -50,15 +57,22 @@ def evaluate(
     """
     suite = _suite(words)
     file = None if json_file is None else user_path(json_file, "--json")
-    if file is not None:
-        check_json(file)
-    with PHASES.phase(f"reading {path}"):
-        model = load(path, student=student)
-    with PHASES.phase("loading teachers"):
-        loaded = {**teachers_of(user_path(path), teachers or {}, suite), **suite.load_teachers()}
-    results = evaluate_models(model, loaded, suite, agreement_of(user_path(path), model))
-    if file is not None:
-        write_json(results, file, {"path": str(path), "teachers": {name: teacher.source for name, teacher in loaded.items()}})
+
+    def load_models() -> tuple[Model, dict[str, Teacher], AgreementProtocol]:
+        if file is not None:
+            check_json(file)
+        with PHASES.phase(f"reading {path}"):
+            model = load(path, student=student)
+        with PHASES.phase("loading teachers"):
+            loaded = {**teachers_of(user_path(path), teachers or {}, suite), **suite.load_teachers()}
+        return model, loaded, agreement_of(user_path(path), model)
+
+    with failures_of_peers(), closing(Processes(find_device(suite.device, "device"))) as processes:
+        model, loaded, protocol = Share(processes).all_do(load_models)
+        results = evaluate_models(model, loaded, suite, protocol, processes)
+        if file is not None:
+            about = {"path": str(path), "teachers": {name: teacher.source for name, teacher in loaded.items()}}
+            processes.first_does(lambda: write_json(results, file, about))
     return results
 
 
@@ -76,11 +90,21 @@ def _suite(words: Sequence[str]) -> Suite:
 
 
 def evaluate_models(
-    model: Model | None, teachers: Mapping[str, Teacher], suite: Suite, agreement: AgreementProtocol = UNCALIBRATED
+    model: Model | None,
+    teachers: Mapping[str, Teacher],
+    suite: Suite,
+    agreement: AgreementProtocol = UNCALIBRATED,
+    processes: Processes | None = None,
 ) -> dict[str, Result]:
-    """The same for models that are loaded: measures, prints the table, returns the results by evaluation. agreement: see `agreement_of`."""
-    results = run_suite(suite, suite.bench(model, teachers, PHASES.progress, agreement), PHASES.phase)
-    print_results(results)
+    """The same for models that are loaded: measures, prints the table, returns the results by evaluation.
+
+    agreement: see `agreement_of`. processes: those of `torchrun`, None for this one alone.
+    """
+    is_first = processes is None or processes.is_first
+    bench = suite.bench(model, teachers, PHASES.progress if is_first else silent, agreement, processes)
+    results = run_suite(suite, bench, PHASES.phase)
+    if is_first:
+        print_results(results)
     return results
 
 

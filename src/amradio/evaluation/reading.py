@@ -1,22 +1,26 @@
 """Images of any size for evaluations: read in a fixed order, broken ones counted and named, encoded by every model in one pass."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..data.full_images import load_images
+from ..data.full_images import CHUNK, WholeImage, load_images, num_chunks
 from ..errors import UserError
 from ..features import Features
 from ..images import to_float
 from ..labelled.base import ImageSet
 from .predictors import Joint, Predict, Predictor
+from .progress import Progress
 
 WINDOW = 64
-"""Images that are held at a time, to be put together by size; more would be faster where sizes vary, and take more memory."""
+"""Images that are held at a time, to be put together by size; more would be faster where sizes vary, and take more memory. A multiple of
+CHUNK, as windows are shared out over processes."""
 WINDOW_PIXELS = 2**28
 """Pixels (800 MB) that are held at a time, whatever their number of images."""
 MOST_PIXELS = 2**25
@@ -68,8 +72,55 @@ def readable(images: ImageSet, broken: Broken, num_workers: int | None = 0) -> I
             num_read += 1
             yield number, image
     if not num_read:
-        first = next(iter(broken.reasons.items()), ("", "there is no image in it"))
-        raise UserError(f"{images.describe()}: not one can be read; the first: {': '.join(filter(None, first))}")
+        raise no_image(images, broken)
+
+
+class ImagesRead(NamedTuple):
+    """WINDOW images of a set in a row, less those that cannot be read."""
+
+    number: int
+    """The window's number in the set."""
+    batches: Iterator[list[tuple[int, Tensor]]]
+    """(index, uint8 [3, H, W]), at most WINDOW_PIXELS pixels at a time; to be taken before the next window is."""
+    reasons: dict[str, str]
+    """{key: reason} of those that cannot be read, when the images are taken."""
+
+
+def num_windows(images: ImageSet) -> int:
+    """How many windows of WINDOW images a set has."""
+    return -(-len(images) // WINDOW)
+
+
+def read_image_windows(images: ImageSet, numbers: Sequence[int], num_workers: int | None, progress: Progress) -> Iterator[ImagesRead]:
+    """Some of the windows of a set, the same on any number of workers.
+
+    Args:
+        images: the set.
+        numbers: of the windows, in rising order.
+        num_workers: processes that read.
+        progress: is shown the images, one by one.
+    """
+    per_window = WINDOW // CHUNK
+    chunks = [chunk for number in numbers for chunk in range(number * per_window, min((number + 1) * per_window, num_chunks(len(images))))]
+    count = sum(min(WINDOW, len(images) - number * WINDOW) for number in numbers)
+    with closing(load_images(images, chunks, most=MOST_PIXELS, num_workers=num_workers)) as loaded:
+        for number, group in groupby(progress(loaded, images.describe(), count), lambda image: image.number // WINDOW):
+            reasons: dict[str, str] = {}
+            yield ImagesRead(number, windows(_readable(group, reasons)), reasons)
+
+
+def _readable(loaded: Iterable[WholeImage], reasons: dict[str, str]) -> Iterator[tuple[int, Tensor]]:
+    for image in loaded:
+        if image.image is None:
+            reasons[image.key] = image.reason
+        else:
+            yield image.number, image.image
+
+
+def no_image(images: ImageSet, broken: Broken) -> UserError:
+    """What is raised where not one image of a set can be read."""
+    first = next(iter(broken.reasons.items()), ("", "there is no image in it"))
+    return UserError(f"{images.describe()}: not one can be read; the first: {': '.join(filter(None, first))}")
 
 
 def windows(items: Iterator[tuple[int, Tensor]], size: int = WINDOW) -> Iterator[list[tuple[int, Tensor]]]:

@@ -6,17 +6,20 @@ from typing import TypeVar
 from ..data.loading_processes import read_each
 from ..engine.distributed import Processes
 from ..errors import UserError
+from ..interruption import StopAskedError
 from .inputs import Counts
 from .progress import Progress
 
 Part = TypeVar("Part")
 Item = TypeVar("Item")
+PARTS_AT_ONCE = 64
+"""Parts of each process that are sent together, so that the memory for sending is bounded."""
 
 
 class Share:
-    """What this process does of work that is cut into numbered parts; a process that is alone does all of it.
+    """Which of the numbered parts of some work are this process's; a process that is alone does all of them.
 
-    Parts never depend on how many processes there are, and what they give is put together in the order of their numbers: so every sum,
+    Parts do not depend on how many processes there are, and their results are put together in the order of their numbers: so every sum,
     every batch and every result is the same on any number of processes.
     """
 
@@ -34,44 +37,66 @@ class Share:
         return range(count) if self.processes is None else range(self.processes.rank, count, self.processes.world_size)
 
     def collect(self, work: Callable[[range], Mapping[int, Part]], count: int) -> list[Part]:
-        """What `work` makes of all parts, in the order of their numbers, on every process. All processes must call it.
+        """What `work` returns for all parts, in the order of their numbers, on every process. All processes must call it.
 
         Args:
-            work: from the numbers of the parts of this process to {number: what is made of it}; what is sent has no tensors on a GPU.
+            work: from the numbers of the parts of this process to {number: its result}; what is sent has no tensors on a GPU.
             count: how many parts there are.
 
-        Raises the UserError that `work` raises on any of the processes, on all of them.
+        Raises the UserError or the StopAskedError that `work` raises on any of the processes, on all of them.
+        """
+        numbers = self.numbers(count)
+        made = self.all_do(lambda: work(numbers))
+        if self.processes is None:
+            return [made[number] for number in range(count)]
+        every: dict[int, Part] = {}
+        longest = -(-count // self.processes.world_size)  # so many parts the first process has
+        for start in range(0, longest, PARTS_AT_ONCE):
+            sent = {number: made[number] for number in numbers[start : start + PARTS_AT_ONCE]}
+            for parts in self.processes.gather_patiently(sent):
+                every |= parts
+        return [every[number] for number in range(count)]
+
+    def all_do(self, work: Callable[[], Part]) -> Part:
+        """Every process does `work`, and continues when all have done it; may be nested. All processes must call it.
+
+        Raises the UserError or the StopAskedError that `work` raises on any of the processes, on all of them: where one of them fails
+        between two calls within `work`, the others learn of it in their next one.
         """
         if self.processes is None:
-            parts = work(range(count))
-            return [parts[number] for number in range(count)]
-        made: Mapping[int, Part] = {}
+            return work()
+        results: list[Part] = []
         problems: Sequence[str] = ()
+        was_stopped = False
         try:
-            made = work(self.numbers(count))
-        except UserError as error:
-            problems = error.problems
-        gathered = self.processes.gather_patiently((made, problems))
-        failed = next((sent for _, sent in gathered if sent), None)
+            results.append(work())
+        except (UserError, StopAskedError) as error:
+            if error.on_all_processes:
+                raise
+            was_stopped = isinstance(error, StopAskedError)
+            problems = [] if isinstance(error, StopAskedError) else error.problems
+        outcomes = self.processes.gather_patiently((list(problems), was_stopped))
+        if any(stopped for _, stopped in outcomes):
+            raise StopAskedError(on_all_processes=True)
+        failed = list(dict.fromkeys(problem for sent, _ in outcomes for problem in sent))
         if failed:
             raise UserError(*failed, on_all_processes=True)
-        every = {number: part for parts, _ in gathered for number, part in parts.items()}
-        return [every[number] for number in range(count)]
+        return results[0]
 
     def added(self, inputs: Mapping[str, Counts]) -> dict[str, Counts]:
         """{row: sizes of the images that its model received}, added up over all processes."""
         if self.processes is None:
             return dict(inputs)
         total: dict[str, Counts] = {row: {} for row in inputs}
-        for received in self.processes.gather_patiently(dict(inputs)):
+        for received in self.collect(lambda numbers: {number: dict(inputs) for number in numbers}, self.processes.world_size):
             for row, sizes in received.items():
                 for size, count in sizes.items():
                     total[row][size] = total[row].get(size, 0) + count
         return total
 
     def first_does(self, work: Callable[[], Part]) -> Part:
-        """The first process does `work` while the others wait; all get its result, or its UserError."""
-        return work() if self.processes is None else self.processes.first_does(work)
+        """The first process does `work` while the others wait; all get its result, or its UserError or StopAskedError."""
+        return self.collect(lambda numbers: {number: work() for number in numbers}, 1)[0]
 
 
 def read_windows(

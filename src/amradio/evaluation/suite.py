@@ -10,6 +10,7 @@ import torch
 from ..config import Autocast, Device, Pixels, ReadingProcesses, Settings, defaults, validate
 from ..devices import autocast_dtype, find_device
 from ..distillation.metrics import UNCALIBRATED, AgreementProtocol
+from ..engine.distributed import Processes
 from ..errors import UserError
 from ..model import Model
 from ..teachers import AnyTeacher
@@ -19,6 +20,7 @@ from . import AnyEvaluation
 from .base import Bench, Evaluation, Result, below_floor, chosen, measure
 from .inputs import plain as describe_inputs
 from .progress import Phase, Progress, silent, unannounced
+from .sharing import Share
 from .stored import check_names
 
 
@@ -49,8 +51,17 @@ class Suite(Settings):
         teachers: Mapping[str, Teacher],
         progress: Progress = silent,
         agreement: AgreementProtocol = UNCALIBRATED,
+        processes: Processes | None = None,
     ) -> Bench:
-        """The models on the suite's device; agreement: of the run that made the model. Raises UserError where there is no such device."""
+        """The models on the suite's device. Raises UserError where there is no such device.
+
+        Args:
+            model: the student with its heads, None where only teachers are measured.
+            teachers: by the names of their heads; they are moved.
+            progress: shows how far a loop is.
+            agreement: of the run that made the model.
+            processes: those of `torchrun`, which share the images out; None for this one alone.
+        """
         device = find_device(self.device, "device")
         moved = {name: teacher.to(device) for name, teacher in teachers.items()}
         bench = Bench(
@@ -63,6 +74,7 @@ class Suite(Settings):
             agreement=agreement,
         )
         bench.side_by_side = self.side_by_side
+        bench.share = Share(processes)
         return bench
 
     @property
@@ -102,8 +114,13 @@ def prepare(suite: Suite, bench: Bench) -> dict[str, Evaluation]:
 def run_suite(suite: Suite, bench: Bench, phase: Phase = unannounced) -> dict[str, Result]:
     """Runs every evaluation; what is missing of any of them is found out before the first one starts. Deterministic on a CPU.
 
+    The processes of `bench.share` share the images out, return the same results and raise the same errors.
     phase: opened around each evaluation with a line that names it.
     """
+    return bench.share.all_do(lambda: _run_suite(suite, bench, phase))
+
+
+def _run_suite(suite: Suite, bench: Bench, phase: Phase) -> dict[str, Result]:
     results: dict[str, Result] = {}
     with phase("opening the data of the evaluations"):
         prepared = prepare(suite, bench)
@@ -113,7 +130,8 @@ def run_suite(suite: Suite, bench: Bench, phase: Phase = unannounced) -> dict[st
             with phase(f"evaluation {number} of {len(prepared)}: {name}"):
                 results[name] = measure(suite.evaluations[name], evaluation, bench)
         except UserError as error:
-            raise UserError(*(f"evaluations.{name}: {problem}" for problem in error.problems)) from None
+            problems = [f"evaluations.{name}: {problem}" for problem in error.problems]
+            raise UserError(*problems, on_all_processes=error.on_all_processes) from None
     return results
 
 

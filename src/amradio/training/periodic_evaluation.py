@@ -13,7 +13,6 @@ from ..errors import UserError
 from ..evaluation.base import Metric, Result, floor_warning
 from ..evaluation.progress import Item
 from ..evaluation.suite import plain, prepare, run_suite
-from ..interruption import StopAskedError
 from ..model import Model
 from ..network import Network, NetworkConfig
 from ..recipe import Recipe
@@ -62,14 +61,14 @@ class PeriodicSuite:
         """From what `state_dict` returned."""
         self.done = state["suite"]
 
-    def measure(self, step: int, config: NetworkConfig, exported: Network, context: Context) -> bool:
-        """Measures into evaluations/ and metrics.jsonl, on this process.
+    def measure(self, step: int, config: NetworkConfig, exported: Network, context: Context) -> None:
+        """Measures into evaluations/ and metrics.jsonl; the processes share the images out, and the first one writes.
 
         exported: the network as it is exported; it is copied, since a `Model` is frozen. The run's random numbers stay as they are.
-        Returns false, with nothing written, where a stop is asked for meanwhile.
+        Raises StopAskedError, with nothing written, where a stop is asked for meanwhile.
         """
         assert self.suite is not None
-        folder, log, stop = context.folder, context.log, context.stop
+        log, stop = context.log, context.stop
         start = time.perf_counter()
         calibrated = {name for stage in context.stages if stage.start < max(step, 1) for name in stage.teachers}
         network = copy.deepcopy(exported)
@@ -80,26 +79,27 @@ class PeriodicSuite:
                 stop.check()
                 yield item
 
-        try:
-            with torch.random.fork_rng(), log.phase(f"step {step}: evaluating {', '.join(self.suite.evaluations)}"):
-                bench = self.suite.bench(Model(config, network), self.teachers, watch, agreement_protocol(context.task, calibrated))
-                results = run_suite(self.suite, bench)
-        except StopAskedError:
-            return False
+        with torch.random.fork_rng(), log.phase(f"step {step}: evaluating {', '.join(self.suite.evaluations)}"):
+            protocol = agreement_protocol(context.task, calibrated)
+            bench = self.suite.bench(Model(config, network), self.teachers, watch, protocol, context.processes)
+            results = run_suite(self.suite, bench)
+        context.processes.first_does(lambda: self._write(step, results, context, time.perf_counter() - start))
+        self._is_first = False
+
+    def _write(self, step: int, results: Mapping[str, Result], context: Context, seconds: float) -> None:
+        folder, log = context.folder, context.log
         for name, result in results.items():
             folder.write(f"evaluations/step_{step:09d}/{name}.json", json.dumps({"step": step} | plain(result), indent=1) + "\n")
         headlines = list(scores(results))
         names = [f"eval/{score.evaluation}/{score.model}/{score.metric.name}" for score in headlines]
         log.record({"step": step} | {name: score.value for name, score in zip(names, headlines, strict=True)})
-        log.say(f"suite at step {step} ({time.perf_counter() - start:.1f} s): {'; '.join(_in_brief(results, headlines))}")
+        log.say(f"suite at step {step} ({seconds:.1f} s): {'; '.join(_in_brief(results, headlines))}")
         for name, result in results.items():
             if self._is_first and (warning := floor_warning(result, "teacher/")):  # a student may yet learn
                 log.warn(f"{name}: {warning}")
             for note in result.notes:
                 if note.startswith("warning: "):
                     log.warn(f"{name}: {note.removeprefix('warning: ')}")
-        self._is_first = False
-        return True
 
 
 class SuiteHook:
@@ -118,12 +118,10 @@ class SuiteHook:
         return context.is_due(step, evaluate.suite_every or evaluate.every)
 
     def run(self, step: int) -> None:
-        """One process measures while the others wait. Raises StopAskedError, with nothing written, where a stop is asked for meanwhile."""
+        """All processes measure. Raises StopAskedError, with nothing written, where a stop is asked for meanwhile."""
         context = self.context
         with context.clock.paused():
-            exported = self.export()
-            if not context.processes.first_does(lambda: self.suite.measure(step, context.config, exported, context)):
-                raise StopAskedError
+            self.suite.measure(step, context.config, self.export(), context)
         self.suite.done = step
 
 

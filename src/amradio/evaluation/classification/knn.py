@@ -59,6 +59,8 @@ def accuracies(neighbours: Neighbours, labels: Tensor, wanted: Tensor, k: Sequen
 class Knn(Evaluation):
     """Accuracy of the weighted vote of the nearest summaries of a database: the evaluation `knn`."""
 
+    is_shared = True
+
     def __init__(self, database: LabelledSet, queries: LabelledSet, k: Sequence[int], temperature: float):
         self.database, self.queries, self.k, self.temperature = database, queries, list(k), temperature
         self.wanted = labels_in(database, queries)
@@ -71,7 +73,7 @@ class Knn(Evaluation):
         labels = torch.tensor(self.database.labels)
         rows: dict[str, dict[str, float]] = {}
         for name in every:
-            neighbours = nearest_rows(queries[name].features, database[name].features, max(self.k), bench.device)
+            neighbours = _neighbours(queries[name].features, database[name].features, max(self.k), bench)
             database_labels, wanted = labels[database[name].indices], self.wanted[queries[name].indices]
             reached = accuracies(neighbours, database_labels, wanted, self.k, self.temperature)
             rows[name] = {f"k{k}": value for k, value in reached.items()}
@@ -86,3 +88,18 @@ class Knn(Evaluation):
             floor="raw pixels",
             notes=(*broken.note(), PIXELS_NOTE),
         )
+
+
+def _neighbours(queries: Tensor, database: Tensor, k: int, bench: Bench) -> Neighbours:
+    """The k nearest rows of the database to each query; several processes share the queries out."""
+    chunks = list(blocks(len(queries), QUERY_CHUNK))
+
+    def search(numbers: range) -> dict[int, Neighbours]:
+        if not numbers:
+            return {}
+        nearest = nearest_rows(torch.cat([queries[chunks[number]] for number in numbers]), database, k, bench.device)
+        parts = zip(numbers, *(tensor.split(QUERY_CHUNK) for tensor in nearest), strict=True)
+        return {number: Neighbours(similarities.clone(), indices.clone()) for number, similarities, indices in parts}
+
+    parts = bench.share.collect(search, len(chunks))
+    return Neighbours(torch.cat([part.similarities for part in parts]), torch.cat([part.indices for part in parts]))

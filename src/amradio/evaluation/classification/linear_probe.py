@@ -77,6 +77,8 @@ def train_probes(features: Tensor, labels: Tensor, num_classes: int, schedule: C
 class LinearClassification(Evaluation):
     """Accuracy of softmax regression on frozen summaries: the evaluation `linear_classification`."""
 
+    is_shared = True
+
     def __init__(self, train: LabelledSet, test: LabelledSet, schedule: ClassifierSchedule):
         self.train, self.test, self.schedule = train, test, schedule
         self.wanted = labels_in(train, test)

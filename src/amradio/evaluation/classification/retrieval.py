@@ -42,6 +42,8 @@ class RetrievalSettings(EvaluationSettings):
 class Retrieval(Evaluation):
     """Recall of captions by images and of images by captions: the evaluation `retrieval`."""
 
+    is_shared = True
+
     def __init__(self, images: CaptionedSet, recall: Sequence[int], captions: int | None, heads: Sequence[str] | None):
         self.images, self.recall, self.heads = images, recall, heads
         self.captions = [list(texts[:captions]) for texts in images.captions]

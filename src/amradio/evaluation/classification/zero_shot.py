@@ -34,6 +34,8 @@ class ZeroShotSettings(EvaluationSettings):
 class ZeroShot(Evaluation):
     """Accuracy of the class whose prompts are nearest to an image's summary: the evaluation `zero_shot`."""
 
+    is_shared = True
+
     def __init__(self, images: LabelledSet, templates: Sequence[str], heads: Sequence[str] | None):
         self.images, self.templates, self.heads = images, templates, heads
 

@@ -90,6 +90,8 @@ class LinearSegmentationSettings(EvaluationSettings):
 class LinearSegmentation(Evaluation):
     """Mean IoU of a linear probe on frozen maps: the evaluation `linear_segmentation`."""
 
+    is_shared = True
+
     def __init__(
         self,
         train: LabelledMaps,

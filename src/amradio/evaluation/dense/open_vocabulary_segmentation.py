@@ -39,6 +39,8 @@ class OpenVocabularySegmentationSettings(EvaluationSettings):
 class OpenVocabularySegmentation(Evaluation):
     """Mean IoU of the class whose prompt is nearest to each cell: the evaluation `open_vocabulary_segmentation`."""
 
+    is_shared = True
+
     def __init__(self, maps: LabelledMaps, templates: Sequence[str], heads: Sequence[str] | None = None):
         self.maps, self.templates, self.heads = maps, templates, heads
 

@@ -1,7 +1,7 @@
 """Promptable segmentation: SAM's own neck, prompt encoder and mask decoder on a student's features, and on the teacher's."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ...config import AsTuple, Side
-from ...data.loading_processes import read_each
 from ...errors import UserError, nearest
 from ...labelled.instances import AnyInstances, Instances, InstanceSet, SceneInstancesSettings
 from ...teachers.base import Teacher
 from ...teachers.mask_decoder import EncodedImage, MaskDecoder
 from ..base import Bench, Evaluation, EvaluationSettings, Framing, Metric, Predict, Result, Sizes
+from ..sharing import read_windows, windows_of
 from .mask_prompts import DISC_PARTS, discs, filled_boxes, inner_point, ious
 
 BATCH = 4
@@ -62,6 +62,8 @@ class PromptableSegmentationSettings(EvaluationSettings):
 class PromptableSegmentation(Evaluation):
     """Mean IoU of a teacher's mask decoder on its own map and on that of its head: the evaluation `promptable_segmentation`."""
 
+    is_shared = True
+
     def __init__(
         self,
         instances: InstanceSet,
@@ -82,14 +84,25 @@ class PromptableSegmentation(Evaluation):
         mask decoder.
         """
         groups = _groups(predict, bench, self.heads)
+        windows = windows_of(len(self.instances), BATCH)
+
+        def measure(numbers: range) -> dict[int, _Overlaps]:
+            title = f"masks of {len(self.instances):,} images"
+            chosen = [windows[number] for number in numbers]
+            read = read_windows(self.instances.read, chosen, bench.num_workers, bench.progress, title)
+            return {number: self._overlaps(images, groups) for number, images in zip(numbers, read, strict=True)}
+
+        return _result(bench.share.collect(measure, len(windows)), self.prompts, self.bins, len(self.instances))
+
+    def _overlaps(self, images: Sequence[Instances], groups: Sequence[tuple[Teacher, Predict]]) -> "_Overlaps":
+        """Of at most BATCH images; those without a mask are left out."""
         seen = _Overlaps(self.prompts)
-        items = read_each(self.instances.read, range(len(self.instances)), bench.num_workers)
-        for batch in _in_batches(bench.progress(items, f"masks of {len(self.instances):,} images", len(self.instances))):
-            for image in batch:
-                seen.add_truth(image)
-            for teacher, calls in groups:
-                self._masks_of(batch, teacher, calls, seen)
-        return seen.result(self.bins, len(self.instances))
+        batch = [image for image in images if len(image.masks)]
+        for image in batch:
+            seen.add_truth(image)
+        for teacher, calls in groups if batch else ():
+            self._masks_of(batch, teacher, calls, seen)
+        return seen
 
     def _masks_of(self, batch: Sequence[Instances], teacher: Teacher, calls: Predict, seen: "_Overlaps") -> None:
         device = teacher.mean.device
@@ -153,34 +166,22 @@ def _groups(predict: Predict, bench: Bench, names: Sequence[str] | None) -> list
     return groups
 
 
-def _in_batches(images: Iterator[Instances]) -> Iterator[list[Instances]]:
-    """At most BATCH images; those without a mask are left out."""
-    batch: list[Instances] = []
-    for image in images:
-        if len(image.masks):
-            batch.append(image)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
 class _Overlaps:
-    """IoUs as they come in, and the trivial ones."""
+    """IoUs of the masks of some images, and the trivial ones."""
 
     def __init__(self, prompts: Sequence[Prompt]):
         self.prompts = prompts
+        self.digests: list[bytes] = []
+        """SHA-256 of each image with its masks and boxes."""
         self.areas: list[float] = []
         self.overlaps: dict[str, dict[Prompt, list[Tensor]]] = {}
         self.boxes: list[Tensor] = []
         self.discs: list[Tensor] = []
-        self.digest = hashlib.sha256()
 
     def add_truth(self, image: Instances) -> None:
         self.areas += image.areas.tolist()
-        for part in (image.image, np.packbits(image.masks), image.boxes):
-            self.digest.update(part.tobytes())
+        content = (image.image, np.packbits(image.masks), image.boxes)
+        self.digests.append(hashlib.sha256(b"".join(part.tobytes() for part in content)).digest())
         truth = torch.from_numpy(image.masks)
         height, width = image.masks.shape[1:]
         if "box" in self.prompts:
@@ -193,39 +194,39 @@ class _Overlaps:
     def add(self, name: str, prompt: Prompt, overlaps: Tensor) -> None:
         self.overlaps.setdefault(name, {}).setdefault(prompt, []).append(overlaps.cpu())
 
-    def result(self, bins: tuple[float, float], num_images: int) -> Result:
-        """The table; raises UserError where there was not one mask."""
-        if not self.areas:
-            raise UserError("promptable_segmentation: there is no mask that counts; see min_area and crowds")
-        members = _members(torch.tensor(self.areas, dtype=torch.float64), bins)
-        rows = {
-            name: {
-                metric: score for prompt, parts in by_prompt.items() for metric, score in _means(prompt, torch.cat(parts), members).items()
-            }
-            for name, by_prompt in self.overlaps.items()
-        }
-        floors: dict[str, float] = {}
-        notes: list[str] = []
-        if self.boxes:
-            floors |= _means("box", torch.cat(self.boxes), members)
-            notes.append("the floor of box is the filled box")
-        if self.discs:
-            table = torch.cat(self.discs, 1)
-            best = int(table.mean(1).argmax())
-            floors |= _means("point", table[best], members)
-            notes.append(f"the floor of point is a disc of {DISC_PARTS[best]:.3f} long sides, the best of {len(DISC_PARTS)} radii")
-        counts = {"images": num_images} | {size: int(chosen.sum()) for size, chosen in members.items()}
-        measured = next(iter(rows.values()))
-        metrics = [metric for prompt in self.prompts for metric in _metrics(prompt) if metric.name in measured]
-        return Result(
-            metrics,
-            rows,
-            {"masks" if size == "all" else size: n for size, n in counts.items()},
-            self.digest.hexdigest()[:16],
-            floors,
-            notes=notes,
-            floor="a disc around the click or the filled box",
-        )
+
+def _result(parts: Sequence[_Overlaps], prompts: Sequence[Prompt], bins: tuple[float, float], num_images: int) -> Result:
+    """The table of all images; raises UserError where there was not one mask."""
+    areas = [area for part in parts for area in part.areas]
+    if not areas:
+        raise UserError("promptable_segmentation: there is no mask that counts; see min_area and crowds")
+    members = _members(torch.tensor(areas, dtype=torch.float64), bins)
+    counted = [part.overlaps for part in parts if part.areas]
+    rows: dict[str, dict[str, float]] = {name: {} for name in counted[0]}
+    for name, row in rows.items():
+        for prompt in prompts:
+            row |= _means(prompt, torch.cat([overlaps for by_row in counted for overlaps in by_row[name][prompt]]), members)
+    floors: dict[str, float] = {}
+    notes: list[str] = []
+    if "box" in prompts:
+        floors |= _means("box", torch.cat([overlaps for part in parts for overlaps in part.boxes]), members)
+        notes.append("the floor of box is the filled box")
+    if "point" in prompts:
+        table = torch.cat([overlaps for part in parts for overlaps in part.discs], 1)
+        best = int(table.mean(1).argmax())
+        floors |= _means("point", table[best], members)
+        notes.append(f"the floor of point is a disc of {DISC_PARTS[best]:.3f} long sides, the best of {len(DISC_PARTS)} radii")
+    counts = {"images": num_images} | {size: int(chosen.sum()) for size, chosen in members.items()}
+    measured = next(iter(rows.values()))
+    return Result(
+        [metric for prompt in prompts for metric in _metrics(prompt) if metric.name in measured],
+        rows,
+        {"masks" if size == "all" else size: n for size, n in counts.items()},
+        hashlib.sha256(b"".join(digest for part in parts for digest in part.digests)).hexdigest()[:16],
+        floors,
+        notes=notes,
+        floor="a disc around the click or the filled box",
+    )
 
 
 def _members(areas: Tensor, bins: tuple[float, float]) -> dict[str, Tensor]:
