@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: quickstart test test-fast test-gpu check format clean
+.PHONY: quickstart test test-fast test-gpu check docs format clean
 
 quickstart: $(READY)
 	$(BIN)/amradio quickstart out=runs/quickstart
@@ -23,6 +23,11 @@ check: $(READY)
 	$(BIN)/ruff check src tests benchmarks tools
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+	$(MAKE) docs
+
+# The site, in build/site; its search works where it is served: python -m http.server --directory build/site
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 format: $(READY)
 	$(BIN)/ruff format src tests benchmarks tools

@@ -57,6 +57,14 @@ def quickstart() -> str:
     return table(["model", *columns], [*rows, floors])
 
 
+def quickstart_agreement() -> str:
+    """How the heads of the quickstart's student agree with their teachers on held-out scenes."""
+    found = read("quickstart")["results"]["agreement"]
+    keys = [f"{kind}_{measure}" for kind in ("summary", "spatial") for measure in ("standardized_cosine", "norm_ratio")]
+    heads = [key.replace("spatial", "map").replace("_", " ") for key in keys]
+    return table(["head", *heads], [[f"`{name}`", *(cell(row, key, ".3f") for key in keys)] for name, row in found["rows"].items()])
+
+
 def quickstart_cost() -> str:
     """Parameters and multiplications of the student with all its heads, and of its teachers together."""
     rows = read("quickstart")["results"]["throughput"]["rows"]
@@ -113,7 +121,9 @@ def students_scenes() -> str:
     return table(["student", *columns], rows)
 
 
-PARTS: dict[str, Callable[[], str]] = {part.__name__: part for part in (quickstart, quickstart_cost, recipe_cost, students_scenes)}
+PARTS: dict[str, Callable[[], str]] = {
+    part.__name__: part for part in (quickstart, quickstart_agreement, quickstart_cost, recipe_cost, students_scenes)
+}
 
 
 def filled(text: str) -> str:

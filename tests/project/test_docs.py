@@ -6,6 +6,7 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -68,12 +69,18 @@ def arguments(command: str) -> list[str] | None:
     return words[words.index("amradio") + 1 :]
 
 
-def test_reference_of_keys_is_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "tools" / "make_reference.py")
+def tool_of(name: str) -> ModuleType:
+    """A program of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
+    return tool
+
+
+def test_reference_of_keys_is_up_to_date() -> None:
+    tool = tool_of("make_reference")
     assert [page.file.name for page in tool.PAGES] == ["recipes.md", "evaluations.md", "detection.md"]
     assert tool.outdated() == {}, "run python tools/make_reference.py"
 
@@ -167,9 +174,9 @@ def is_tested_elsewhere(text: str) -> bool:
     return text.startswith("# src/") or OWN_TEACHER in text or OWN_STUDENT in text or "timm.create_model" in text
 
 
-def lines_of(document: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
-    """The names that are left when all Python blocks of a document were run in turn, in a folder with a model, a picture and a folder
-    of pictures."""
+def lines_of(document: str | tuple[str, ...], folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """The names that are left when all Python blocks of a document, or of several, were run in turn, in a folder with a model, a picture
+    and a folder of pictures."""
     monkeypatch.chdir(folder)
     write_quickstart(folder / "runs" / "quickstart")
     pixels = torch.randint(0, 256, (60, 90, 3), dtype=torch.uint8).numpy()
@@ -189,16 +196,24 @@ def lines_of(document: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> di
 
 def test_every_document_with_python_is_run() -> None:
     left = {where.partition(":")[0] for where, text in blocks("python") if not is_tested_elsewhere(text)}
-    assert left == {"README.md", "models.md", "embedding.md", "detection.md"}  # the last one: downstream/test_detection_runs.py
+    assert left == {
+        "README.md",
+        "models.md",
+        "embedding.md",
+        "detection.md",
+        "quickstart.md",
+    }  # the last one: downstream/test_detection_runs.py
 
 
 @pytest.mark.slow
-def test_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = lines_of("README.md", tmp_path, monkeypatch)
+def test_lines_of_the_readme_and_of_the_page_on_the_quickstart_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = lines_of(("README.md", "quickstart.md"), tmp_path, monkeypatch)
     assert found["features"].keys() == {"backbone", "clip", "sam"}
     assert found["features"]["backbone"].summary.shape[0] == 1
     assert found["heat"].shape[:2] == (1, 2)
     assert found["masks"].shape == (1, 1, 60, 90)
+    with Image.open(tmp_path / "shown.png") as drawn:
+        assert drawn.width > 256
 
 
 @pytest.mark.slow

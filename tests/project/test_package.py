@@ -53,6 +53,7 @@ def test_a_wheel_holds_everything_and_nothing_else(wheel):
         metadata = archive.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
     sources = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src" / "amradio").rglob("*.py")}
     assert sources <= names
+    assert "amradio/formats/embedded/quickstart/model.safetensors" in names
     assert {"amradio/py.typed", "amradio/recipes/quickstart.yaml", "amradio/teachers/embedded/clip/model.safetensors"} <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"amradio"}
     assert not [name for name in names if "tests" in name or "__pycache__" in name]

@@ -9,6 +9,7 @@ from ..licences import official
 from ..names import hub_name, recognise
 from ..students.base import Student
 from .base import ExportSettings, Format, LoadedModel, absent, refuse
+from .embedded_models import embedded_model
 from .model_folder import ModelFolder
 from .onnx import Onnx
 from .radio.hf_remote_code import RemoteCode
@@ -23,14 +24,15 @@ FORMATS: tuple[Format, ...] = (ModelFolder(), RemoteCode(), Transformers(), Timm
 def read(path: str | Path, align_corners: bool | None = None, custom_student: Student | None = None) -> LoadedModel:
     """Reads a model in whichever format it is; see `Format.read`. Raises UserError, also where no format recognises it.
 
-    path: a file or folder; where there is none, `owner/name` or `owner/name@revision` on the hub, of which only data files are fetched.
+    path: a file or folder; where there is none, the name of a model that comes with the package (`embedded/NAME`), or `owner/name` or
+    `owner/name@revision` on the hub, of which only data files are fetched.
 
     custom_student: the object that takes the weights of a student of type `custom`; only our own model folder can have one.
     """
     text = str(path)
     problem = path_problem(text)
     path = Path() if problem else user_path(text)
-    fetched = _from_hub(text) if problem or not path.exists() else None
+    fetched = embedded_model(text) or _from_hub(text) if problem or not path.exists() else None
     if fetched is not None:
         path = fetched
     elif problem or not path.exists():

@@ -24,7 +24,8 @@ def load(
     """Loads a model in any format that `formats.FORMATS` reads, recognised by its content. Code in files is never run.
 
     Args:
-        path: a model folder, a file or a run folder; where there is none, `owner/name` or `owner/name@revision` on the hub.
+        path: a model folder, a file or a run folder; where there is none, a model that comes with the package (`embedded/quickstart`), or
+            `owner/name` or `owner/name@revision` on the hub.
         device: where the model goes: `cpu`, `cuda`, `cuda:1`, or a torch.device.
         dtype: of weights and features, `float32`, `bfloat16` or `float16`; None for that of the file.
         align_corners: how the position table of a ViT is stretched; None for what the file states.
