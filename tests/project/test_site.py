@@ -1,0 +1,61 @@
+"""The documents on their way into the site. The whole site is built, with warnings as errors, by `make check`."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+pytest.importorskip("mkdocs", reason="the site needs amradio[docs]")
+
+from amradio.yaml12 import parse_yaml
+
+ROOT = Path(__file__).parents[2]
+CONFIG = parse_yaml((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), "mkdocs.yml")
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "tools" / "site_hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "written"),
+    [
+        ("design.md", "[task](../src/amradio/distillation/task.py)", "task"),
+        ("design.md", "[the task](../src/amradio/distillation/task.py)", "the task (`src/amradio/distillation/task.py`)"),
+        ("models.md", "[first steps](../README.md#install)", "[first steps](index.md#install)"),
+        ("tutorials/index.md", "[x](../../README.md)", "[x](../index.md)"),
+        ("tutorials/index.md", "[choosing](../choosing.md#student)", "[choosing](../choosing.md#student)"),
+        ("index.md", "[starter.yaml](src/amradio/recipes/starter.yaml)", "starter.yaml"),
+        ("index.md", "[page](choosing.md), [here](#export)", "[page](choosing.md), [here](#export)"),
+        ("index.md", "![picture](images/overview.png)", "![picture](images/overview.png)"),
+        ("comparison.md", "[other](https://example.org/a.md)", "[other](https://example.org/a.md)"),
+    ],
+)
+def test_links_that_leave_the_documents_become_names(page, link, written, hooks):
+    assert hooks.on_page_markdown(link, SimpleNamespace(file=SimpleNamespace(src_uri=page))) == written
+
+
+def test_every_page_is_in_the_navigation():
+    listed = set(re.findall(r"[\w/]+\.md", str(CONFIG["nav"])))
+    assert listed == {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")} | {"index.md"}
+
+
+def test_the_site_asks_for_nothing_from_elsewhere():
+    assert CONFIG["theme"]["font"] is False
+    assert not {"site_url", "repo_url", "extra_javascript", "extra_css", "copyright"} & CONFIG.keys()
+    assert "offline" not in CONFIG["plugins"], "it loads a script from the network"
+    assert not [path for path in (ROOT / "docs").rglob("*.md") if re.search(r"!\[[^\]]*\]\(https?:", path.read_text(encoding="utf-8"))]
+
+
+def test_the_readme_fits_on_some_screens_and_begins_with_a_picture():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    assert lines[2].startswith("![")
