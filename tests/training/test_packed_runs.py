@@ -54,6 +54,27 @@ def test_the_loss_of_a_pack_is_the_mean_over_its_images_each_at_its_own_size(rec
         torch.testing.assert_close(outputs[0].metrics[name], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_every_valid_cell_counts_alike_where_maps_weigh_by_their_number(recipe, monkeypatch):
+    """`loss.token_exponent=1` over sizes, shifts and canvases: the error summed over valid cells, over the cells of a mean map."""
+    words = ("loss.token_exponent=1.0", "loss.grid=smaller", "teachers.dino=null", "normalize.batches=1")
+    run = build(recipe(PACKED.replace("dino: [28, 42]", "sam: 64"), *words))
+    context, stage = run.context, run.context.stages[0]
+    task, pairs = context.task, []
+    pairs_of = task.pairs
+    monkeypatch.setattr(task, "pairs", lambda *given: (pairs.append(pair) or pair for pair in pairs_of(*given)))
+    (partition,) = stage.partitions(0)
+    metrics = task(next(context.feeds.training(stage.groups[0], 0)), partition).metrics
+    maps = [pair for pair in pairs if pair.name == "sam/spatial"]
+    assert len(maps) == 3
+    pixels = sum(len(pair.target) * part.size[0] * part.size[1] for pair, part in zip(maps, partition.packed, strict=True)) / 8
+    total = 0.0
+    for pair, part in zip(maps, partition.packed, strict=True):
+        assert not pair.valid.all()
+        errors = (pair.prediction - pair.target).square().mean(-1)[pair.valid].sum()
+        total += errors * part.size[0] * part.size[1] / pair.valid[0].numel() / pixels / 8
+    torch.testing.assert_close(metrics["sam/spatial/loss"], total)
+
+
 def test_sizes_of_images_are_drawn_by_weight_whatever_the_process(recipe):
     group = build(recipe(PACKED)).context.stages[0].groups[0]
     sizes = group.drawn_sizes

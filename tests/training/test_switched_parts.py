@@ -1,7 +1,8 @@
 """Each part that a recipe's word switches on: a resumed run equals an uninterrupted one bit for bit, two processes equal one."""
 
 import json
-from functools import partial
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from amradio.errors import UserError
 from amradio.formats.model_folder import CARD_FILE, read_config
 from amradio.tensors import read_tensors
 from amradio.training import Trainer, load_teachers
-from processes import at_step, start_several, terminate_self
+from processes import start_several
 from runs import assert_same, metrics, state
 
 STAGES = (
@@ -52,26 +53,43 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", PARTS)
-def test_a_resumed_run_is_the_uninterrupted_one(part: str, recipe_file: Path, amradio, tmp_path: Path):
-    words = ("distill", recipe_file, *WORDS, *PARTS[part])
-    assert amradio(*words, f"out={tmp_path / 'whole'}").code == 0
-    stopped = amradio(*words, f"out={tmp_path / 'cut'}", prelude=partial(at_step, 5, terminate_self))
-    assert stopped.code == 143, stopped.errors
-    assert amradio(*words, f"out={tmp_path / 'cut'}").code == 0
-    assert_same(tmp_path / "whole", tmp_path / "cut")
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of uninterrupted runs by part, each made once; the entry "" is the folder that they are in."""
+    return {"": tmp_path_factory.mktemp("whole")}
+
+
+@pytest.fixture
+def whole(whole_runs: dict[str, Path], recipe) -> Callable[[str], Path]:
+    """`whole(part)`: the folder of its uninterrupted run on one process."""
+
+    def of(part: str) -> Path:
+        if part not in whole_runs:
+            whole_runs[part] = package.distill(recipe(*WORDS, *PARTS[part], f"out={whole_runs[''] / part}"))
+        return whole_runs[part]
+
+    return of
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
-def test_two_processes_are_one(part: str, recipe_file: Path, amradio, tmp_path: Path):
+def test_a_resumed_run_is_the_uninterrupted_one(part: str, recipe, whole, tmp_path: Path):
+    """Resumed from step 6, within the second stage."""
+    cut = tmp_path / "cut"
+    shutil.copytree(whole(part), cut, symlinks=True)
+    shutil.rmtree(cut / "checkpoints" / "step_000000008")
+    package.distill(recipe(*WORDS, *PARTS[part], f"out={cut}"))
+    assert f"resuming {cut} from step 6 of 8" in (cut / "train.log").read_text()
+    assert_same(whole(part), cut)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+def test_two_processes_are_one(part: str, recipe_file: Path, whole, tmp_path: Path):
     words = ("distill", recipe_file, *WORDS, *PARTS[part])
-    one = amradio(*words, f"out={tmp_path / 'one'}")
-    assert one.code == 0, one.errors
     two = [running.wait() for running in start_several(2, *words, f"out={tmp_path / 'two'}", folder=tmp_path / "two printed")]
     assert [ended.code for ended in two] == [0, 0], [ended.errors for ended in two]
-    assert_near(tmp_path / "one", tmp_path / "two")
+    assert_near(whole(part), tmp_path / "two")
 
 
 # normalizers

@@ -101,7 +101,7 @@ class OpenData:
     def train_batches(self, source: SourceSettings, feed: "Feed", start_step: int = 0, num_workers: int | None = None) -> "Iterator[Batch]":
         """Batches of the steps start_step, start_step + 1, ... without end; closing the iterator ends its workers.
 
-        Images are uint8 [feed.batch_size / feed.world_size, 3, feed.image_size, feed.image_size]. Step k of one seed is the same
+        Images are uint8 [feed.batch_size / feed.world_size, 3, *feed.sides]. Step k of one seed is the same
         on any number of processes and workers and after any resume. Unreadable images are replaced; each is listed in `skipped`.
         num_workers: loading processes; None for those of the settings.
         Raises UserError where the source is missing or gives out.
@@ -114,7 +114,7 @@ class OpenData:
         return train_loader(self.train(source), feed, crop, start_step, workers)
 
     def val_batches(self, feed: "Feed", limit: int | None = None) -> "Iterator[Batch]":
-        """The first `limit` held-out images (None: all), each once and in a fixed order: short side resized, central square.
+        """The first `limit` held-out images (None: all), each once and in a fixed order: the central part of the aspect of the feed.
 
         The last batch may be smaller, none is empty; unreadable images are left out, each is listed in `skipped`. Each process gets
         its share of every batch. Raises UserError where not one image can be read.
