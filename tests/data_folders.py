@@ -99,3 +99,30 @@ def make_coco(path: Path, side: int = 48) -> Path:
     categories = [{"id": 3, "name": "cup"}, {"id": 8, "name": "plate"}]
     (path / "instances.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return path
+
+
+def make_coco_of_scenes(path: Path, length: int = 3, seed: int = 2) -> Path:
+    """The same layout with generated scenes, lossless, with masks as RLE and all of their categories."""
+    from pycocotools import mask as coco
+
+    from amradio.labelled.instances import SceneInstancesSettings
+
+    (path / "images").mkdir(parents=True, exist_ok=True)
+    scenes = SceneInstancesSettings(length=length, seed=seed).build()
+    images, annotations = [], []
+    for number in range(length):
+        scene = scenes.read(number)
+        Image.fromarray(scene.image).save(path / "images" / f"{number}.png")
+        height, width = scene.image.shape[:2]
+        images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
+        for mask, (x0, y0, x1, y1), label in zip(scene.masks, scene.boxes.tolist(), scene.labels.tolist(), strict=True):
+            encoded = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+            shape = {
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": int(mask.sum()),
+                "segmentation": encoded | {"counts": encoded["counts"].decode()},
+            }
+            annotations.append({"id": len(annotations) + 1, "image_id": number, "iscrowd": 0, "category_id": label} | shape)
+    categories = [{"id": label, "name": name} for label, name in enumerate(scenes.classes)]
+    (path / "instances.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path

@@ -33,3 +33,9 @@ def trained(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`instances.json` and `images/`: three pictures with objects of two categories, and one without."""
     return data_folders.make_coco(tmp_path_factory.mktemp("coco"))
+
+
+@pytest.fixture(scope="session")
+def coco_of_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scenes on which `trained` was scored, in the same layout."""
+    return data_folders.make_coco_of_scenes(tmp_path_factory.mktemp("coco_of_scenes"))

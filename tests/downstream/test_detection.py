@@ -125,14 +125,6 @@ def test_perfect_boxes_score_100_and_a_shifted_one_less() -> None:
     assert coco_scores(Predictions([image], [truth], []), ["a"])["box_ap"] == 0
 
 
-def test_both_backends_give_the_same_numbers(trained: Path) -> None:
-    pytest.importorskip("faster_coco_eval")
-    detector = load_detector(trained)
-    found = predict(detector, SceneInstancesSettings(length=3, seed=2).build(), range(3))
-    ours, theirs = (coco_scores(found, detector.classes, backend=backend) for backend in ("pycocotools", "faster_coco_eval"))
-    assert ours == pytest.approx(theirs, abs=1e-9)
-
-
 def test_a_complete_set_has_all_images_crowds_and_boxes_without_a_mask(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -22,6 +22,7 @@ from ..files import disk_errors, user_path, write_aside
 from ..formats.base import peek
 from ..model import Model, load
 from ..recipe import Recipe
+from ..recipes import kind_of
 from ..run_folder import RunFolder
 from ..students.base import Student
 from ..teachers.base import Teacher
@@ -55,7 +56,7 @@ def evaluate(
 
     Raises UserError with all that is missing, before anything is measured.
     """
-    suite = _suite(words)
+    suite = _suite(words).beside(str(path))
     file = None if json_file is None else user_path(json_file, "--json")
 
     def load_models() -> tuple[Model, dict[str, Teacher], AgreementProtocol]:
@@ -146,9 +147,9 @@ def agreement_of(path: Path, model: Model) -> AgreementProtocol:
 
 
 def _recipe_of(path: Path) -> Recipe | None:
-    """The recipe of a run folder, None where `path` is none. Raises UserError where it cannot be read."""
+    """The recipe of a distillation's run folder, None where `path` is none. Raises UserError where it cannot be read."""
     folder = RunFolder(path)
-    return folder.recipe() if folder.is_run else None
+    return folder.recipe() if folder.is_run and kind_of(folder.config()) != "detection" else None
 
 
 def for_suite(recipe: Recipe, suite: Suite) -> Recipe:

@@ -6,6 +6,7 @@ from .classification.knn import KnnSettings
 from .classification.linear_probe import LinearClassificationSettings
 from .classification.retrieval import RetrievalSettings
 from .classification.zero_shot import ZeroShotSettings
+from .dense.coco_detection import CocoDetectionSettings
 from .dense.depth import DepthSettings
 from .dense.linear_segmentation import LinearSegmentationSettings
 from .dense.open_vocabulary_segmentation import OpenVocabularySegmentationSettings
@@ -24,6 +25,7 @@ EVALUATIONS: tuple[type[EvaluationSettings], ...] = (
     PromptableSegmentationSettings,
     DepthSettings,
     NormalsSettings,
+    CocoDetectionSettings,
     AgreementSettings,
     StatisticsSettings,
     LinearClassificationSettings,

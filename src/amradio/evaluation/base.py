@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -220,6 +220,10 @@ class EvaluationSettings(Settings):
     [evaluations.md](evaluations.md#input-sizes))."""
     models: list[str] | None = None
     """Rows to measure: student, student/HEAD, teacher/NAME; null for all that the evaluation suits."""
+
+    def beside(self, path: str) -> Self:  # noqa: ARG002 - for those that read more than the model
+        """The same for the model in `path`, a folder, a file or a name on the hub."""
+        return self
 
     def build(self) -> Evaluation:
         """The evaluation; raises UserError where its data are missing."""

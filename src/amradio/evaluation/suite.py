@@ -82,6 +82,10 @@ class Suite(Settings):
         """The autocast dtype of all models, None for float32."""
         return autocast_dtype(self.precision, find_device(self.device, "device"))
 
+    def beside(self, path: str) -> Self:
+        """The same for the model in `path`, for evaluations of what lies beside the model (a detector)."""
+        return self.model_copy(update={"evaluations": {name: settings.beside(path) for name, settings in self.evaluations.items()}})
+
     def load_teachers(self) -> dict[str, Teacher]:
         """The suite's own teachers on the CPU; raises UserError with what all of them lack."""
         teachers: dict[str, Teacher] = {}

@@ -16,7 +16,6 @@ CONFIG_FILE = "config.yaml"
 Kind = Literal["recipe", "part", "evaluation", "detection"]
 KINDS: tuple[Kind, ...] = ("recipe", "part", "detection", "evaluation")
 """In the order of the listing."""
-PART: Kind = "part"
 
 
 class Shipped(NamedTuple):
@@ -78,7 +77,10 @@ def locate(word: str) -> Path:
 def kind_of(keys: Iterable[str]) -> Kind:
     """What a file with these keys at its top is; `part` where it names neither teachers, nor a detector, nor evaluations."""
     marks: tuple[tuple[str, Kind], ...] = (("evaluations", "evaluation"), ("detector", "detection"), ("teachers", "recipe"))
-    return next((kind for key, kind in marks if key in keys), PART)
+    for key, kind in marks:
+        if key in keys:
+            return kind
+    return "part"
 
 
 def _described(path: Path) -> Shipped:

@@ -53,8 +53,8 @@ class Detector(nn.Module):
         """
         super().__init__()
         self.student, self.rotation = network.student, network.rotation
-        self.settings, self.classes, self.image_size = settings, tuple(classes), image_size
-        self._check_size()
+        self.settings, self.classes = settings, tuple(classes)
+        self.resize(image_size, "schedule.image_size")
         dims = dict(self.student.pyramid)
         if settings.pyramid == "levels" and not dims:
             raise UserError("detector.pyramid: the student has maps of one stride only; take simple, or auto")
@@ -68,13 +68,14 @@ class Detector(nn.Module):
         self.samplers = ImageSampler(settings.num_anchors, 0.5), ImageSampler(settings.num_samples, 0.25)
         self.rpn.fg_bg_sampler, self.roi_heads.fg_bg_sampler = self.samplers
 
-    def _check_size(self) -> None:
-        side = self.image_size
+    def resize(self, side: int, key: str) -> None:
+        """Sets the canvas to `side` px. Raises UserError, after the name of the key, where the student takes none of this size."""
+        self.image_size = side
         legal = self.student.nearest_size(side, side)
         if legal != (side, side) or side % SIDE_STEP:
             sides = [n for n in range(SIDE_STEP, 4096, SIDE_STEP) if self.student.nearest_size(n, n) == (n, n)]
             near = f"; the nearest is {min(sides, key=lambda n: abs(n - side))}" if sides else "; this student takes none"
-            raise UserError(f"schedule.image_size: {side} px; a multiple of {SIDE_STEP} px that the student takes is needed{near}")
+            raise UserError(f"{key}: {side} px; a multiple of {SIDE_STEP} px that the student takes is needed{near}")
 
     @property
     def has_masks(self) -> bool:

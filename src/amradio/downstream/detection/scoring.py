@@ -2,9 +2,9 @@
 
 import contextlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from ...labelled.instances import Instances, InstanceSet
 from ...labelled.masks import find_pycocotools
 from .detector import Detector
 from .examples import View, lay_out, whole_view
+from .settings import Backend
 
-Backend = Literal["pycocotools", "faster_coco_eval"]
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
 """COCO's numbers in its own order: average precision over overlaps of 0.5 to 0.95, at 0.5, at 0.75 and by size; average recall with 1, 10
 and 100 detections an image, and by size."""
@@ -53,10 +53,12 @@ def predict(
     numbers: Sequence[int],
     num_workers: int | None = 0,
     autocast: torch.dtype | None = None,
+    watch: Callable[[Iterator[Instances]], Iterator[Instances]] = iter,
 ) -> Predictions:
     """Detections in the images of these numbers, each whole, its long side that of the detector's canvas.
 
     detector: in evaluation mode. num_workers: processes that read. autocast: precision of the student, None for that of its weights.
+    watch: sees the images on their way, e.g. a progress bar.
     """
     device, detected = detector.student.mean.device, Predictions([], [], [])
     waiting: list[tuple[int, Instances]] = []
@@ -73,8 +75,9 @@ def predict(
             detected.boxes.extend(_results(number, image, {name: value.cpu() for name, value in result.items()}, side))
         waiting.clear()
 
-    for number, image in zip(numbers, read_each(images.read, numbers, num_workers), strict=True):
-        waiting.append((number, Instances(*image)))  # pinning makes lists of tuples
+    items = (Instances(*image) for image in read_each(images.read, numbers, num_workers))  # pinning makes lists of tuples
+    for number, image in zip(numbers, watch(items), strict=True):
+        waiting.append((number, image))
         if len(waiting) == BATCH:
             flush()
     if waiting:

@@ -29,6 +29,9 @@ from ...labelled.instances import AnyInstances
 from ...students.settings import AllSettings, FrozenSettings, LastBlocksSettings, LoraSettings
 from ...words import read_words
 
+Backend = Literal["pycocotools", "faster_coco_eval"]
+"""What computes COCO's numbers."""
+
 if TYPE_CHECKING:
     AnyBackbone = FrozenSettings | LastBlocksSettings | LoraSettings | AllSettings
 else:
