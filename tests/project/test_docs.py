@@ -85,6 +85,17 @@ def test_reference_of_keys_is_up_to_date() -> None:
     assert tool.outdated() == {}, "run python tools/make_reference.py"
 
 
+def test_numbers_are_those_of_the_result_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tool_of("make_numbers")
+    used = {match[2] for path in tool.documents() for match in tool.BLOCK.finditer(path.read_text(encoding="utf-8"))}
+    assert used == set(tool.PARTS)
+    assert tool.outdated() == {}, "run python tools/make_numbers.py"
+    for path in tool.RESULTS.glob("*.json"):  # another result makes another document
+        (tmp_path / path.name).write_text(re.sub(r"\d\.\d+", "7.7777", path.read_text(encoding="utf-8")))
+    monkeypatch.setattr(tool, "RESULTS", tmp_path)
+    assert {path.name for path in tool.outdated()} == {"README.md", "choosing.md", "quickstart.md"}
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_is_valid_and_opens_with_command_cost_and_result(path: Path) -> None:
     assert Recipe.load(str(path)).out.startswith("runs/")
