@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .eradio_convolution import Convolution
+
 
 class ConvNorm(nn.Module):
     """Convolution without bias, BatchNorm (eps 1e-5), and an activation where one is given: [B, in, H, W] -> [B, out, H / stride, ...]."""
 
     def __init__(self, in_dim: int, out_dim: int, kernel_size: int = 3, stride: int = 1, groups: int = 1):
         super().__init__()
-        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
+        self.conv: nn.Conv2d = Convolution(in_dim, out_dim, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
         self.bn: nn.Module = nn.BatchNorm2d(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
