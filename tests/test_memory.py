@@ -52,12 +52,3 @@ def test_a_model_folder_is_measured_before_it_is_built():
     student = {"type": "vit", "size": "tiny", "dim": 100000, "num_heads": 1000}
     with pytest.raises(UserError, match="whose weights need"):
         validate(NetworkConfig, {"student": student, "num_summaries": 1}).build()
-
-
-@pytest.mark.slow
-def test_a_batch_larger_than_the_data_warns(capsys, tmp_path):
-    words = [*BASE, *SMALL, "stages.0.partitions.0.batch_size=6", f"out={tmp_path / 'run'}", "--dry-run"]
-    assert main(["distill", *words]) == 0
-    assert "warning: stages.0.partitions.0.batch_size: 6 images a step of data with 4" in capsys.readouterr().out
-    assert main(["distill", *words, "stages.0.partitions.0.batch_size=4"]) == 0
-    assert "warning" not in capsys.readouterr().out
