@@ -63,10 +63,12 @@ def test_a_shipped_recipe_trains_two_steps(name: str, student: Path, coco: Path,
     assert load_detector(tmp_path / "run").settings.type == original.detector.type
 
 
-def test_lines_of_the_page_on_detection_run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_lines_of_the_page_on_detection_run(trained: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     Path("runs/detector").symlink_to(trained)
+    Path("runs/quickstart").symlink_to(student)
     page = (Path(__file__).parents[2] / "docs" / "detection.md").read_text(encoding="utf-8")
     names: dict = {}
     for text in re.findall(r"^```python\n(.*?)^```", page, re.S | re.M):
