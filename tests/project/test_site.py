@@ -9,20 +9,26 @@ import pytest
 
 pytest.importorskip("mkdocs", reason="the site needs amradio[docs]")
 
+from PIL import Image, ImageChops, ImageStat
+
 from amradio.yaml12 import parse_yaml
 
 ROOT = Path(__file__).parents[2]
 CONFIG = parse_yaml((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), "mkdocs.yml")
 
 
-@pytest.fixture(scope="module")
-def hooks() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "tools" / "site_hooks.py")
+def tool_of(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    return tool_of("site_hooks")
 
 
 @pytest.mark.parametrize(
@@ -59,3 +65,14 @@ def test_the_readme_fits_on_some_screens_and_begins_with_a_picture():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 150
     assert lines[2].startswith("![")
+
+
+@pytest.mark.slow
+def test_the_picture_of_the_readme_is_what_its_command_draws(tmp_path, monkeypatch):
+    tool = tool_of("make_pictures")
+    monkeypatch.setattr("sys.argv", ["make_pictures.py", "--out", str(tmp_path)])
+    tool.main()
+    with Image.open(tmp_path / "overview.png") as drawn, Image.open(ROOT / "docs" / "images" / "overview.png") as committed:
+        assert drawn.size == committed.size
+        difference = ImageStat.Stat(ImageChops.difference(drawn.convert("RGB"), committed.convert("RGB"))).mean
+    assert max(difference) < 2  # of 255: rounding on another machine
