@@ -59,8 +59,9 @@ class PartitionSettings(Settings):
     image_size: ImageSides = 224
     """Pixels at which the student sees the images: the side of a square, or [height, width]. 224 is what most teachers were trained at."""
     image_sizes: Annotated[list[AnySize], pydantic.Field(min_length=1, max_length=100)] | None = None
-    """Sizes of which one is drawn for each step of training, for all images of the batch: `[128, [128, 256], {size: 192, weight: 2}]`;
-    null for `image_size` alone. Held-out images are seen at `image_size`, which is one of them."""
+    """Sizes of which one is drawn for each step of training, for all images of the batch (for each image with `packed`):
+    `[128, [128, 256], {size: 192, weight: 2}]`; null for `image_size` alone. Held-out images are seen at `image_size`, which is one of
+    them."""
     shift: Annotated[int, pydantic.Field(ge=0, le=1000)] = 0
     """Patches of the student by which its view is shifted over the image at most, at random; teachers' views are shifted as far, each
     independently, and maps are compared where both show the image (C-RADIOv4). At most a quarter of the view; 0 for none."""

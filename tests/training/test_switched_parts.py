@@ -48,7 +48,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "uncertainty": ("balance=uncertainty", "engine.accumulate=2"),
     "transformer": ("heads={summary: {type: transformer, num_heads: 2}, spatial: {type: transformer, num_heads: 2}}",),
     "ladder": ("heads={summary: {type: ladder, hidden_dim: 8}, spatial: {type: ladder, hidden_dim: 8}}", "student.depth=2"),
-    "resolutions": (RESOLUTIONS, "loss.token_exponent=0.5"),
+    "resolutions": (RESOLUTIONS, "loss.token_exponent=0.5", "engine.prepare_ahead=true"),
     "teacher_dropping": ("balance=teacher_dropping", "engine.accumulate=2"),
 }
 

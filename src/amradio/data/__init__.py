@@ -48,7 +48,7 @@ class DataSettings(Settings):
     crop_scale: Annotated[tuple[Share, Share], AsTuple] = (0.4, 1.0)
     """Part of the image's area that a view shows, drawn uniformly between the two."""
     crop_ratio: Annotated[tuple[Factor, Factor], AsTuple] = (3 / 4, 4 / 3)
-    """Width to height of the part that becomes a (square) view, drawn log-uniformly between the two."""
+    """Width to height of the part that becomes a square view, drawn log-uniformly between the two; that of others is it times theirs."""
     flip: Share = 0.5
     """How often a view is mirrored left to right."""
     num_workers: ReadingProcesses = None
