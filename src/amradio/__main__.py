@@ -67,6 +67,10 @@ def call(options: argparse.Namespace) -> None:
         export(options.path, options.format, options.out, heads=heads, dtype=options.dtype, image_size=options.image_size)
     elif options.verb == "show":
         _show(options)
+    elif options.verb == "demo":
+        from .commands.demo import demo
+
+        demo(options.path, options.images, port=options.port)
     elif options.verb == "report":
         from .commands.report import report
 
@@ -102,10 +106,12 @@ def _list(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     from .commands.show import show
+    from .model import EmbeddedSet
     from .model.showing import Prompts
 
     points, boxes = [(x, y) for x, y in options.click], [(a, b, c, d) for a, b, c, d in options.box]
-    show(options.path, options.images, options.out, prompts=Prompts(options.text, points, boxes, options.everywhere))
+    neighbours = EmbeddedSet.read(*options.neighbours) if options.neighbours else None
+    show(options.path, options.images, options.out, prompts=Prompts(options.text, points, boxes, options.everywhere, neighbours))
 
 
 def _recipe(words: Sequence[str]) -> "Recipe":

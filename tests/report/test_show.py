@@ -4,10 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
-from amradio import distill, load
+from amradio import distill, embed, load
 from amradio.__main__ import main
 from amradio.drawing.panels import Panel, heat, overlay, principal_components, sheet
 from amradio.errors import UserError
+from amradio.model import EmbeddedSet
 from amradio.model.showing import distinct
 
 
@@ -104,6 +105,28 @@ def test_a_run_is_shown_beside_its_teachers(recipe, pictures, tmp_path, capsys):
     assert capsys.readouterr().err.count("error: ") == 2
     assert not (tmp_path / "none").exists()
     model = load(folder)
+    check_neighbours(model, folder, some, tmp_path, capsys)
     assert model.show(some[0]).width > 256
     with pytest.raises(UserError, match="points: 1 of them outside the image"):
         model.show(some[0], points=[(5000, 1)])
+
+
+def check_neighbours(model, folder, some, tmp_path, capsys):
+    """The nearest images of a set that `amradio embed` wrote, on the page and in Python; another model's set is refused."""
+    images = str(some[0].parent)
+    for name in ("set.safetensors", "set.parquet"):
+        embed(folder, images, tmp_path / name, num_workers=0)
+    found, same = (EmbeddedSet.read(tmp_path / name, images).nearest(model, some[0], 3) for name in ("set.safetensors", "set.parquet"))
+    assert found[0].key == some[0].name
+    assert found[0].similarity > 0.99
+    assert [neighbour.key for neighbour in same] == [neighbour.key for neighbour in found]
+    words = ["show", str(folder), str(some[0]), "--out", str(tmp_path / "near"), "--neighbours"]
+    assert main([*words, str(tmp_path / "set.safetensors"), images]) == 0
+    page = (tmp_path / "near" / "index.html").read_text()
+    assert f"neighbour 1, {some[0].name}: cosine " in page
+    assert page.count("neighbour 4, ") == 2, "the text below, and for screen readers"
+    assert main([*words, str(tmp_path / "none.safetensors"), images]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+    model.config = model.config.model_copy(update={"image_size": 40})
+    with pytest.raises(UserError, match="embedded by another model"):
+        model.show(some[0], neighbours=EmbeddedSet.read(tmp_path / "set.safetensors", images))

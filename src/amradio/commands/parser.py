@@ -23,7 +23,6 @@ FAMILIAR = {
     "infer": "embed",
     "extract": "embed",
     "features": "embed",
-    "demo": "quickstart",
     "list": "recipes",
     "models": "students",
     "diff": "compare",
@@ -107,6 +106,7 @@ def parser(version: str = "", with_embed_options: bool = True) -> tuple[Parser, 
     _add_show(
         verb("show", "pictures of what a model knows of some images", "amradio show runs/first photos --out shown --text 'a dog' grass")
     )
+    _add_demo(verb("demo", "a local page to try a model on pictures: click, type, compare", "amradio demo runs/first photos"))
     for name, text in LISTINGS.items():
         listing = verb(name, text, f"amradio {name} --json")
         listing.add_argument("--json", action="store_true", help="print the same as JSON")
@@ -177,6 +177,18 @@ def _add_show(show: Parser) -> None:
     show.add_argument("--click", nargs=2, type=float, action="append", default=[], metavar=("X", "Y"), help="a mask; px; may be repeated")
     show.add_argument("--box", nargs=4, type=float, action="append", default=[], metavar=("X0", "Y0", "X1", "Y1"), help="a mask; px")
     show.add_argument("--everywhere", action="store_true", help="the distinct masks of a grid of clicks")
+    show.add_argument(
+        "--neighbours",
+        nargs=2,
+        metavar=("FILE", "IMAGES"),
+        help="nearest images of a set: a file that `amradio embed` wrote with this model, and the images that it was given",
+    )
+
+
+def _add_demo(demo: Parser) -> None:
+    demo.add_argument("path", metavar="PATH", help="a run folder, or a model in any format that is read")
+    demo.add_argument("images", nargs="*", metavar="IMAGES", help="pictures to choose from, as for `amradio show`")
+    demo.add_argument("--port", type=int, default=7860, metavar="N", help="of this machine; 0 for any that is free; default: 7860")
 
 
 def _add_report(report: Parser) -> None:

@@ -34,8 +34,8 @@ def show(path: str | Path, images: str | Path | Sequence[str | Path], out: str |
     with what is wrong, before anything is written.
     """
     paths = [images] if isinstance(images, str | Path) else list(images)
-    folder, chosen, model = together(lambda: _out(out), lambda: _pictures(paths), lambda: load(path))
-    teachers = _teachers(user_path(path), model)
+    folder, chosen, model = together(lambda: _out(out), lambda: first_pictures(paths), lambda: load(path))
+    teachers = find_teachers(user_path(path), model)
     parts = []
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def _out(out: str | Path) -> Path:
     return folder
 
 
-def _pictures(images: Sequence[str | Path]) -> Sequence[tuple[str, Picture]]:
+def first_pictures(images: Sequence[str | Path]) -> Sequence[tuple[str, Picture]]:
     """(name, picture) of the first `MOST` that can be read; a line on stderr names the others, and says how many there are."""
     chosen: list[tuple[str, Picture]] = []
     broken: list[str] = []
@@ -94,7 +94,7 @@ def _pictures(images: Sequence[str | Path]) -> Sequence[tuple[str, Picture]]:
     return chosen
 
 
-def _teachers(path: Path, model: Model) -> Mapping[str, Teacher]:
+def find_teachers(path: Path, model: Model) -> Mapping[str, Teacher]:
     """Those of the heads that are on this machine; a line on stderr names the others."""
     run = RunFolder(path)
     teachers: dict[str, Teacher] = {}

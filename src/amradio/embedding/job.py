@@ -1,14 +1,11 @@
 """Features of many images into one file; an interrupted call resumes when it is repeated."""
 
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from ..data.full_images import CHUNK, WholeImage, whole_images
 from ..data.source import Source
@@ -18,6 +15,7 @@ from ..errors import UserError
 from ..evaluation.progress import Progress, silent
 from ..files import disk_errors, write_aside
 from ..model import Model
+from ..model.embedded_set import fingerprint
 from .batches import InferenceOptions, check_heads, embed_batches, find_options, refuse_nothing
 from .files import find_writer, join
 from .parts import Columns, Part, Parts, columns
@@ -148,12 +146,3 @@ def _written(settings: EmbedSettings, options: InferenceOptions) -> dict[str, st
     shown: dict[str, Any] = settings.model_dump(mode="json", exclude={"num_workers", "image_size", "precision"})
     shown |= {"image_size": options.image_size or "own", "precision": str(options.autocast or "float32").removeprefix("torch.")}
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in shown.items()}
-
-
-def fingerprint(model: Model) -> str:
-    """16 hex digits of SHA-256 over the model's config, weights and their names."""
-    digest = hashlib.sha256(model.config.model_dump_json().encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]

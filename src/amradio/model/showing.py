@@ -1,6 +1,6 @@
 """What a model knows of one picture, as panels: features beside the teachers', heat maps of texts, masks of prompts."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,12 +9,15 @@ from PIL import Image
 from torch import Tensor
 
 from ..drawing.panels import Panel, as_picture, heat, mark, overlay, panel_size, principal_components, sheet
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..features import Features
 from ..image_input import Picture, one_picture
 from ..images import resize, to_float
 from ..teachers.base import Teacher
+from .embedded_set import EmbeddedSet, Embedder
 
+NEIGHBOURS = 4
+"""Images of an embedded set that are drawn."""
 GRID = 8
 """Clicks along each side of an image where masks are wanted everywhere."""
 CERTAIN = 0.6
@@ -25,7 +28,7 @@ SMALLEST, LARGEST = 0.003, 0.9
 """Share of the image that a mask of the grid covers at least and at most: smaller ones are grain, larger ones the whole picture."""
 
 
-class ShownModel(Protocol):
+class ShownModel(Embedder, Protocol):
     """What is needed of a model (`amradio.Model`)."""
 
     @property
@@ -36,10 +39,6 @@ class ShownModel(Protocol):
     @property
     def device(self) -> torch.device:
         """Where images must be."""
-        ...
-
-    def features(self, images: Any, heads: Any = None, size: Any = None) -> Any:
-        """{head: Features} of a picture."""
         ...
 
     def text(self, head: str, *, teacher: Any = None) -> Any:
@@ -63,6 +62,8 @@ class Prompts:
     """(x0, y0, x1, y1)."""
     everywhere: bool = False
     """Masks of a grid of clicks."""
+    neighbours: EmbeddedSet | None = None
+    """The images of this set that are nearest to the picture."""
 
     @property
     def wants_masks(self) -> bool:
@@ -71,13 +72,14 @@ class Prompts:
 
 
 def show(
-    model: ShownModel,
+    self: ShownModel,
     image: Picture,
     *,
     texts: str | Sequence[str] = (),
     points: Sequence[tuple[float, float]] = (),
     boxes: Sequence[tuple[float, float, float, float]] = (),
     everywhere: bool = False,
+    neighbours: EmbeddedSet | None = None,
     teachers: Mapping[str, Teacher] | None = None,
 ) -> Image.Image:
     """What the model knows of a picture, as one picture to look at: `model.show("photo.jpg", texts=["a dog", "grass"]).save("dog.png")`.
@@ -85,19 +87,21 @@ def show(
     Colours are the three principal components of a map; a head and its teacher share them, so equal colours are equal features.
 
     Args:
-        model: a loaded model.
+        self: a loaded model.
         image: as `amradio.read_image` takes it.
         texts: a heat map for each, of a head whose teacher has a text encoder.
         points: a mask for each click (x, y), px of the picture, of a head that learnt from a SAM.
         boxes: a mask for each box (x0, y0, x1, y1), px of the picture.
         everywhere: the distinct masks of a grid of clicks.
+        neighbours: a set of images that `amradio embed` embedded, of which the nearest are drawn: `EmbeddedSet.read("photos.safetensors",
+            "photos")`.
         teachers: by the name of their head; each is drawn beside it.
 
     Raises:
         UserError: where the picture cannot be read, or no head can do what is asked for.
     """
-    prompts = Prompts([texts] if isinstance(texts, str) else list(texts), list(points), list(boxes), everywhere)
-    return sheet(panels(model, to_float(one_picture(image)), teachers or {}, prompts))
+    prompts = Prompts([texts] if isinstance(texts, str) else list(texts), list(points), list(boxes), everywhere, neighbours)
+    return sheet(panels(self, to_float(one_picture(image)), teachers or {}, prompts))
 
 
 @torch.no_grad()
@@ -120,7 +124,17 @@ def panels(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], pr
         drawn += _heat_maps(model, image, teachers, prompts.texts, size)
     if prompts.wants_masks:
         drawn += _masks(model, image, teachers, prompts)
+    if prompts.neighbours is not None:
+        drawn += _nearest(model, image, prompts.neighbours)
     return drawn
+
+
+def _nearest(model: ShownModel, image: Tensor, known: EmbeddedSet) -> Iterator[Panel]:
+    """A panel for each of the nearest images of a set."""
+    for number, (key, similarity) in enumerate(known.nearest(model, image, NEIGHBOURS), 1):
+        picture = to_float(one_picture(known.picture(key)))
+        drawn = as_picture(picture.permute(1, 2, 0), picture.shape[-2], picture.shape[-1], smooth=True)
+        yield Panel("neighbours", f"neighbour {number}, {shown(key)}: cosine {similarity:.3f}", drawn)
 
 
 def _of_teacher(teacher: Teacher | None, image: Tensor, device: torch.device) -> Tensor | None:
@@ -146,7 +160,7 @@ def _pair(row: str, student: Tensor | None, teacher: Tensor | None, image: Tenso
     ]
 
 
-def _first(heads: Iterable[str], make: Callable[[str], Any], what: str) -> tuple[str, Any]:
+def first_able(heads: Iterable[str], make: Callable[[str], Any], what: str) -> tuple[str, Any]:
     """(head, what `make` gives) of the first head for which it raises nothing; UserError with the reasons where there is none."""
     reasons: list[str] = []
     for head in heads:
@@ -164,7 +178,12 @@ def _heat_maps(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher]
         encoder = model.text(head, teacher=teachers.get(head))
         return encoder.to(model.device).map(image, list(texts), size)[0].float().cpu()
 
-    head, maps = _first(model.heads, make, "text")
+    head, maps = first_able(model.heads, make, "text")
+    return heat_panels(head, texts, maps, image)
+
+
+def heat_panels(head: str, texts: Sequence[str], maps: Tensor, image: Tensor) -> list[Panel]:
+    """A panel for each of the texts, from their cosines [T, h, w] over an image [3, H, W] in [0, 1]."""
     low, high = float(maps.min()), float(maps.max())
     return [
         Panel(
@@ -177,7 +196,7 @@ def _heat_maps(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher]
 
 
 def _masks(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], prompts: Prompts) -> list[Panel]:
-    head, decoder = _first(model.heads, lambda head: model.masks(head, teacher=teachers.get(head)), "masks")
+    head, decoder = first_able(model.heads, lambda head: model.masks(head, teacher=teachers.get(head)), "masks")
     decoder = decoder.to(model.device)
     encoded = decoder.look(image)
     height, width = image.shape[-2:]
