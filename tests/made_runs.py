@@ -18,6 +18,10 @@ def make_run(recipe: Recipe, path: Path, score: float = 80.0, cosine: float = 0.
     folder = RunFolder(path)
     folder.write("config.yaml", to_yaml(recipe))
     folder.write("environment.json", json.dumps({"time": "2026-01-01T00:00:00+00:00", "libraries": {"torch": "2.8.0"}, "cores": 2}))
+    folder.write("data.json", json.dumps({"data.train": {"source": "24 images in <pictures>", "fingerprint": "fedcba9876543210"}}))
+    teachers = {"clip": {"source": "a/clip", "sizes": [[32, 48]]}}
+    manifest = {"batches": 2, "target_spaces": {"summary": "per_channel"}, "teachers": teachers}
+    folder.write("calibration/stage_0/manifest.json", json.dumps(manifest))
     lines: list[dict[str, Any]] = [
         {
             "step": 6,

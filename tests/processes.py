@@ -166,6 +166,11 @@ def terminate_self() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def ignore_warnings() -> None:
+    """For what imports libraries that warn."""
+    warnings.simplefilter("ignore")
+
+
 def fill_disk(limit: int = 20_000) -> None:
     """From now on no file can grow beyond `limit` bytes."""
     import resource

@@ -204,6 +204,7 @@ ELSEWHERE = {
     "EngineSettings.compile": "test_settings.py::test_compiling_and_tracking_change_no_number_beyond_rounding",
     "RunEngineSettings.device": "gpu/test_gpu.py::test_a_run_on_a_gpu_is_the_run_on_a_cpu",
     "RunEngineSettings.track": "test_settings.py::test_compiling_and_tracking_change_no_number_beyond_rounding",
+    "RunEngineSettings.wandb": "engine/test_track.py::test_a_run_logs_all_its_numbers_to_weights_and_biases",
     "EvaluateSettings.suite": "training/test_periodic_evaluation.py::test_a_period_of_its_own_and_no_held_out_images",
     "EvaluateSettings.suite_every": "training/test_periodic_evaluation.py::test_a_period_of_its_own_and_no_held_out_images",
     "EradioSettings.gradient_checkpointing": "students/test_regularization.py::test_checkpointing_saves_memory_and_changes_no_gradient",

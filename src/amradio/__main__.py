@@ -65,12 +65,8 @@ def call(options: argparse.Namespace) -> None:
 
         heads = None if options.heads is None else [name for name in options.heads.split(",") if name]
         export(options.path, options.format, options.out, heads=heads, dtype=options.dtype, image_size=options.image_size)
-    elif options.verb == "show":
+    elif options.verb in ("show", "demo"):
         _show(options)
-    elif options.verb == "demo":
-        from .commands.demo import demo
-
-        demo(options.path, options.images, port=options.port)
     elif options.verb == "report":
         from .commands.report import report
 
@@ -78,7 +74,7 @@ def call(options: argparse.Namespace) -> None:
     elif options.verb == "compare":
         from .commands.compare import compare
 
-        compare(*options.paths, as_json=options.json)
+        compare(*options.paths, against=options.against, as_json=options.json)
     elif options.verb == "push":
         from .commands.push import push
 
@@ -104,14 +100,18 @@ def _list(options: argparse.Namespace) -> None:
         {"teachers": listings.list_teachers, "students": listings.list_students}[options.verb](options.json)
 
 
-def _show(options: argparse.Namespace) -> None:
+def _show(options: argparse.Namespace) -> object:
+    if options.verb == "demo":
+        from .commands.demo import demo
+
+        return demo(options.path, options.images, port=options.port)
     from .commands.show import show
     from .model import EmbeddedSet
     from .model.showing import Prompts
 
     points, boxes = [(x, y) for x, y in options.click], [(a, b, c, d) for a, b, c, d in options.box]
     neighbours = EmbeddedSet.read(*options.neighbours) if options.neighbours else None
-    show(options.path, options.images, options.out, prompts=Prompts(options.text, points, boxes, options.everywhere, neighbours))
+    return show(options.path, options.images, options.out, prompts=Prompts(options.text, points, boxes, options.everywhere, neighbours))
 
 
 def _recipe(words: Sequence[str]) -> "Recipe":

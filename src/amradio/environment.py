@@ -1,14 +1,18 @@
 """What a run was made with: versions, machine, command, time."""
 
+import functools
 import importlib.metadata
 import os
 import platform
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from . import __version__
 
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "open_clip_torch", "safetensors", "webdataset", "pydantic", "numpy", "Pillow")
 
@@ -25,6 +29,8 @@ def environment() -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
+        "amradio": __version__,
+        "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": processor(),
@@ -33,6 +39,20 @@ def environment() -> dict[str, Any]:
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "libraries": versions,
     }
+
+
+@functools.cache
+def commit() -> str | None:
+    """The git commit of amradio's sources, with `-dirty` where files differ from it; None where they are not in a checkout of git."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    words = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        answer = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):  # no git on this machine
+        return None
+    return answer.stdout.strip() or None
 
 
 def processor() -> str:

@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pydantic
+
 from .config import Settings, validate
 from .engine.folder import Folder
 from .engine.lock import Lock
@@ -23,6 +25,36 @@ class NetworkRecord(Settings):
     network: NetworkConfig
     new_summaries: list[int]
     """Summaries that are trained whatever part of the student is."""
+
+
+class _Recorded(Settings):
+    """What is read of a file that a run wrote; keys of another version are left alone."""
+
+    model_config = pydantic.ConfigDict(extra="ignore")
+
+
+class _Environment(_Recorded):
+    libraries: dict[str, str] = pydantic.Field(default_factory=dict)
+
+
+class _Fingerprint(_Recorded):
+    source: str
+    fingerprint: str
+
+
+class _Data(_Recorded):
+    data: dict[str, _Fingerprint]
+
+
+class _Calibrated(_Recorded):
+    source: str
+    sizes: list[list[int]]
+
+
+class _Manifest(_Recorded):
+    batches: int
+    target_spaces: dict[str, str] = pydantic.Field(default_factory=dict)
+    teachers: dict[str, _Calibrated]
 
 
 class Series(NamedTuple):
@@ -104,10 +136,24 @@ class RunFolder(Folder):
 
     def environment(self) -> dict[str, Any]:
         """environment.json: versions, machine, command, time of the last start; empty where there is none."""
-        file = self.path / "environment.json"
+        return self._read("environment.json", _Environment)
+
+    def data(self) -> dict[str, dict[str, str]]:
+        """data.json: {key of the recipe: {"source": in words, "fingerprint": of its names}}; empty where there is none."""
+        content = self._read("data.json")
+        validate(_Data, {"data": content}, f"{self.path / 'data.json'}: ")
+        return content
+
+    def calibrations(self) -> dict[str, dict[str, Any]]:
+        """{stage: manifest of its statistics}: batches, target spaces, teachers with their sizes; empty where none were measured."""
+        files = sorted((self.path / "calibration").glob("stage_*/manifest.json"))
+        return {file.parent.name: self._read(str(file.relative_to(self.path)), _Manifest) for file in files}
+
+    def _read(self, name: str, shape: type[Settings] | None = None) -> dict[str, Any]:
+        file = self.path / name
         content = read_json(file) if file.is_file() else {}
-        if not isinstance(content.get("libraries", {}), dict):
-            raise UserError(f"{file}: libraries: should be a mapping of names to versions; copy the run folder again, or remove the file")
+        if shape is not None and file.is_file():
+            validate(shape, content, f"{file}: ")
         return content
 
     def warnings(self) -> list[str]:

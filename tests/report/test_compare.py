@@ -9,7 +9,7 @@ from amradio.commands.compare import compare
 from amradio.errors import UserError
 from amradio.report import read_runs
 from amradio.report.document import build_page
-from made_runs import make_run
+from made_runs import make_run, zero_shot
 
 
 @pytest.fixture
@@ -57,6 +57,57 @@ def test_runs_of_one_recipe_say_so(recipe, tmp_path, capsys):
     assert "The recipes have the same keys and values." in capsys.readouterr().out
 
 
+def seeded(recipe, path, seed, before, after):
+    """A finished run with zero-shot accuracies at step 0 and at its end."""
+    run = make_run(recipe(f"seed={seed}"), path, score=after)
+    run.write("evaluations/step_000000000/zero-shot.json", json.dumps(zero_shot(before)))
+    return run.path
+
+
+@pytest.mark.parametrize(
+    ("scores", "verdict", "words"),
+    [
+        (
+            [(25.0, 60.0), (24.0, 70.0), (26.0, 65.0)],
+            "better",
+            "Distillation helps here: against the same student at step 0, 1 of 1 numbers are better",
+        ),
+        ([(25.0, 40.0), (24.0, 23.9), (26.0, 65.0)], "no difference", "Distillation does not help here"),
+        ([(25.0, 25.5), (24.0, 24.9), (26.0, 26.5)], "no difference", "Distillation does not help here"),
+        ([(25.0, 20.0), (24.0, 19.0), (26.0, 22.0)], "worse", "0 of 1 numbers are better and 1 worse"),
+    ],
+)
+def test_against_scratch_is_decided_by_pairs_of_one_seed(recipe, tmp_path, capsys, scores, verdict, words):
+    runs = [seeded(recipe, tmp_path / f"s{seed}", seed, *pair) for seed, pair in enumerate(scores)]
+    assert main(["compare", *map(str, runs), "--against", "scratch"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert words in printed
+    assert "warning" not in printed
+    found = compare(*runs, against="scratch", as_json=True)
+    (row,) = found["rows"]
+    assert (row["name"], row["verdict"], row["teacher"]) == ("top-1, student/clip", verdict, 90.0)
+    assert row["gains"] == pytest.approx([after - before for before, after in scores])
+
+
+def test_against_other_runs_they_are_paired_by_seed(recipe, tmp_path, capsys):
+    runs = [seeded(recipe, tmp_path / f"a{seed}", seed, 25.0, 80.0) for seed in (1, 2)]
+    others = [seeded(recipe, tmp_path / f"b{seed}", seed, 25.0, score) for seed, score in ((2, 60.0), (1, 79.0))]
+    found = compare(*runs, against=others)
+    assert found["rows"][0]["gains"] == pytest.approx([1.0, 20.0])
+    assert "warning: fewer than 3 seeds" in capsys.readouterr().out
+    with pytest.raises(UserError, match="0 runs have seed 2, that of a2; give exactly one for each seed"):
+        compare(*runs, against=others[1:])
+    with pytest.raises(UserError, match="no evaluation of step 0 is recorded"):
+        compare(make_run(recipe(), tmp_path / "c").path, against="scratch")
+
+
+def test_the_numbers_of_a_detector_are_compared_as_well(runs, capsys):
+    for run, score in zip(runs, (20.0, 30.0), strict=True):
+        (run / "evaluations/step_000000012/detection.json").write_text(json.dumps({"box_ap": score, "box_ar1": 5.0}))
+    rows = {row["name"]: row["values"] for row in compare(*runs)["rows"] if row["group"] == "detection"}
+    assert rows == {"box ap, detector": [20.0, 30.0]}
+
+
 def test_all_problems_at_once(runs, tmp_path, capsys):
     assert main(["compare", str(runs[0]), str(tmp_path / "none"), str(tmp_path)]) == 2
     errors = capsys.readouterr().err
@@ -95,7 +146,13 @@ def test_a_result_in_which_one_value_has_another_type_is_read_or_refused(runs, t
     """No damage of a result, an environment or a recipe of another version ends in another exception than UserError."""
     (runs[0] / "config.yaml").write_text("stages: 3\n")  # a whole recipe takes longer to read than everything else
     refused = 0
-    for name in ("evaluations/step_000000012/zero-shot.json", "evaluations/step_000000012/held_out.json", "environment.json"):
+    for name in (
+        "evaluations/step_000000012/zero-shot.json",
+        "evaluations/step_000000012/held_out.json",
+        "environment.json",
+        "data.json",
+        CALIBRATION,
+    ):
         file = runs[0] / name
         whole = file.read_text()
         for damaged in with_one_value_changed(json.loads(whole)):
@@ -110,6 +167,9 @@ def test_a_result_in_which_one_value_has_another_type_is_read_or_refused(runs, t
         (runs[0] / "config.yaml").write_text(text)
         assert not is_refused(runs[0])
     assert refused > 30
+
+
+CALIBRATION = "calibration/stage_0/manifest.json"
 
 
 def with_one_value_changed(tree):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -9,8 +10,11 @@ import pytest
 from amradio import distill
 from amradio.__main__ import main
 from amradio.commands.report import report
+from amradio.data.folder import FolderSettings
+from amradio.environment import commit
+from amradio.image_input import one_picture
 from amradio.report.charts import line_chart, nice_ticks
-from amradio.run_folder import Series
+from amradio.run_folder import RunFolder, Series
 from made_runs import make_run
 
 
@@ -28,6 +32,10 @@ def test_one_run(run, tmp_path, capsys):
     assert "few images &amp; &lt;b&gt;many&lt;/b&gt; words" in page, "a warning of the log is escaped"
     assert "0123456789abcdef" in page
     assert "torch 2.8.0" in page
+    assert "fedcba9876543210" in page
+    assert "24 images in &lt;pictures&gt;" in page
+    assert "32 x 48 px" in page
+    assert "summary per_channel" in page
     assert "Changed keys" not in page
     assert not re.search(r"""(src|href)=["'](?!data:)""", page), "nothing is loaded from elsewhere"
     assert page.count("aria-sort") > 0
@@ -41,6 +49,31 @@ def test_several_runs_are_compared(run, recipe, tmp_path, capsys):
     assert "a: loss: 1" in page
     assert "b: loss: 1" in page
     assert '<span class="good">*0.9</span>' in page
+
+
+@pytest.mark.slow
+def test_a_run_records_its_data_and_commit_and_draws_held_out_images(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("amradio.environment.commit", lambda: "0123abcd-dirty")
+    folder = distill(recipe("stages.0.steps=1", "evaluate.every=1", "teachers.dino=null"))
+    run = RunFolder(folder)
+    assert run.environment()["commit"] == "0123abcd-dirty"
+    facts = run.data()
+    assert facts.keys() == {"data.train", "data.val"}
+    assert facts["data.train"] == facts["data.val"], "the same folder"
+    assert [path.name for path in run.pictures()] == ["first_batch.png", "held_out_clip.png", "held_out_sam.png"]
+    drawn = one_picture(folder / "images" / "held_out_sam.png")
+    assert drawn.shape[-1] > 3 * 256, "the picture, the teacher's map and the student's"
+    assert "teacher and student in the same colours: held out sam" in (folder / "report.html").read_text()
+
+
+def test_a_fingerprint_changes_with_a_name_and_not_with_the_place(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "a")
+    first, second = (FolderSettings(path=str(path)).build() for path in (pictures, tmp_path / "a"))
+    assert first.fingerprint() == second.fingerprint()
+    file = min((tmp_path / "a").rglob("*.jpg"))
+    file.rename(file.with_name("renamed.jpg"))
+    assert FolderSettings(path=str(tmp_path / "a")).build().fingerprint() != first.fingerprint()
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?|None", str(commit()))
 
 
 @pytest.mark.slow

@@ -2,22 +2,30 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from ..console import print_text
 from ..errors import UserError, brief
 from ..report import Row, Run, changed_keys, final_rows, read_runs
+from ..report.paired import FEW_SEEDS, POINTS, PairedRow, pair_up, paired_rows, sentence
 from .results import BELOW, BEST, NOTHING, number_text
 from .tables import print_table
 
+SCRATCH = "scratch"
 
-def compare(*paths: str | Path, as_json: bool = False) -> dict[str, Any]:
+
+def compare(*paths: str | Path, against: str | Path | Sequence[str | Path] = (), as_json: bool = False) -> dict[str, Any]:
     """Prints how runs differ: the keys of their recipes, and their last numbers with floors; returns the same as JSON takes it.
 
-    paths: two run folders or more, finished or not. as_json: print the result as JSON instead of tables. Raises UserError where one is no
-    run folder, or a file in it is damaged.
+    paths: two run folders or more, finished or not. against: print instead whether distillation helps: `scratch`, the same student at step
+    0, or run folders, one for each seed of `paths` (of which one is enough here). as_json: print the result as JSON instead of tables.
+    Raises UserError where one is no run folder, or a file in it is damaged.
     """
+    if against:
+        return _compare_pairs(paths, [against] if isinstance(against, str | Path) else against, as_json)
     if len(paths) < 2:
         raise UserError("compare: found one run; give two run folders or more")
     runs = read_runs(paths)
@@ -32,6 +40,39 @@ def compare(*paths: str | Path, as_json: bool = False) -> dict[str, Any]:
     else:
         _print(runs, keys, rows)
     return content
+
+
+def _compare_pairs(paths: Sequence[str | Path], against: Sequence[str | Path], as_json: bool) -> dict[str, Any]:
+    if not paths:
+        raise UserError("compare: no run is given; give one run folder or more")
+    is_scratch = [str(path) for path in against] == [SCRATCH]
+    known = read_runs([*paths, *([] if is_scratch else against)])
+    runs = known[: len(paths)]
+    baselines = pair_up(runs, known[len(paths) :])
+    rows = paired_rows(runs, baselines)
+    text = sentence(rows, "the same student at step 0" if is_scratch else "the other runs")
+    pairs = [{"run": run.name, "against": other.name, "seed": run.config.get("seed")} for run, other in zip(runs, baselines, strict=True)]
+    numbers = [{**asdict(row), "verdict": row.verdict} for row in rows]
+    content = {"pairs": pairs, "points": POINTS, "rows": numbers, "sentence": text}
+    if as_json:
+        print(json.dumps(content, indent=1))
+        return content
+    print_table("Pairs", ["run", "against", "seed"], [[pair["run"], pair["against"], str(pair["seed"])] for pair in pairs])
+    for group in dict.fromkeys(row.evaluation for row in rows):
+        members = [row for row in rows if row.evaluation == group]
+        print_table("", [group, "before", "after", "gain", "teacher", "verdict"], [_paired_cells(row) for row in members])
+    print_text("before, after, teacher: means over the pairs; gain: points, the least and the largest of the pairs in brackets")
+    print_text(text)
+    if len({pair["seed"] for pair in pairs}) < FEW_SEEDS:
+        print_text(f"warning: fewer than {FEW_SEEDS} seeds: how much these numbers vary from seed to seed is not known")
+    return content
+
+
+def _paired_cells(row: PairedRow) -> list[str]:
+    spread = f" ({min(row.gains):+.1f} to {max(row.gains):+.1f})" if len(row.gains) > 1 else ""
+    means = [number_text(mean(values), row.unit) for values in (row.before, row.after)]
+    title = row.name + (f" ({row.unit})" if row.unit != "cos" else "")
+    return [title, *means, f"{mean(row.gains):+.1f}{spread}", number_text(row.teacher, row.unit), row.verdict]
 
 
 def _plain(row: Row) -> dict[str, Any]:
@@ -53,8 +94,8 @@ def _print(runs: Sequence[Run], keys: dict[str, list[Any]], rows: Sequence[Row])
         print_table("", headings, [[_title(row), *_cells(row), *([_floor(row)] if has_floor else [])] for row in members])
     legend = [f"{BEST} best run of its row"] + [f"{BELOW} not better than the floor"] * any(row.below for row in rows)
     print_text("; ".join(legend))
-    for sentence in unfinished:
-        print_text(f"warning: {sentence}")
+    for line in unfinished:
+        print_text(f"warning: {line}")
 
 
 def _shown(value: Any) -> str:

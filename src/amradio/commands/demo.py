@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..console import PHASES, print_text
+from ..demo.address import HOST, bind
 from ..errors import UserError, together
 from ..files import user_path
 from ..model import load
@@ -28,14 +29,13 @@ def demo(path: str | Path, images: Sequence[str | Path] = (), *, port: int = POR
     with PHASES.phase(f"reading {path}"):
         model, gallery = together(lambda: load(path), lambda: first_pictures(images) if images else [])
     teachers = find_teachers(user_path(path), model)
-    with tempfile.TemporaryDirectory(prefix="amradio-demo-", ignore_cleanup_errors=True) as folder:
+    with bind(port) as listening, tempfile.TemporaryDirectory(prefix="amradio-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of uploads and of pictures that are shown
         with PHASES.phase("building the page"):
             from ..demo.explorer import Explorer
             from ..demo.page import build_page
-            from ..demo.server import HOST, bind, make_server
+            from ..demo.server import make_server
 
-            with bind(port) as listening:
-                server = make_server(build_page(Explorer(model, teachers, gallery), Path(path).name))
-                print_text(f"http://{HOST}:{listening.getsockname()[1]} shows the page, on this machine alone; Ctrl-C ends it")
-                server.run(sockets=[listening])
+            server = make_server(build_page(Explorer(model, teachers, gallery), Path(path).name))
+        print_text(f"http://{HOST}:{listening.getsockname()[1]} shows the page, on this machine alone; Ctrl-C ends it")
+        server.run(sockets=[listening])

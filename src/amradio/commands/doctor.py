@@ -16,7 +16,7 @@ from .tables import print_table
 
 LITTLE_SHARED_MEMORY = 2 << 30
 """Bytes: about two batches, of 256 images of 432 px, of each of seven loading processes."""
-EXTRAS = {"datasets": "data", "tensorboard": "track"}
+EXTRAS = {"datasets": "data", "tensorboard": "track", "wandb": "wandb", "gradio": "demo"}
 
 
 def doctor() -> None:

@@ -198,6 +198,13 @@ def _add_report(report: Parser) -> None:
 
 def _add_compare(compare: Parser) -> None:
     compare.add_argument("paths", nargs="+", metavar="RUN", help="two run folders or more, finished or not")
+    compare.add_argument(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="say whether distillation helps: `scratch` (the same student at step 0), or a run for each seed; one RUN is enough then",
+    )
     compare.add_argument("--json", action="store_true", help="print the same as JSON")
 
 

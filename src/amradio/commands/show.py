@@ -8,6 +8,7 @@ from ..data.decode import decode
 from ..data.full_images import open_images
 from ..data.guard import UnreadableError
 from ..data.names import is_picture
+from ..drawing.figures import figure
 from ..drawing.panels import sheet
 from ..errors import UserError, shown, together
 from ..files import disk_errors, user_path, write_aside
@@ -15,7 +16,7 @@ from ..image_input import Picture, one_picture
 from ..images import to_float
 from ..model import Model, load
 from ..model.showing import Prompts, panels
-from ..report.page import image, page, section
+from ..report.page import page, section
 from ..run_folder import RunFolder
 from ..teachers.base import Teacher
 from ..teachers.from_head import find
@@ -46,7 +47,8 @@ def show(path: str | Path, images: str | Path | Sequence[str | Path], out: str |
             sheet(drawn).save(file)
         rows = dict.fromkeys(panel.row for panel in drawn)
         figures = (
-            f'<div class="panels">{"".join(image(panel.picture, panel.title) for panel in drawn if panel.row == row)}</div>' for row in rows
+            f'<div class="panels">{"".join(figure(panel.picture, panel.title) for panel in drawn if panel.row == row)}</div>'
+            for row in rows
         )
         parts.append(section(name, *figures))
     about = (
@@ -54,7 +56,7 @@ def show(path: str | Path, images: str | Path | Sequence[str | Path], out: str |
         "equal features. Colours of two heads cannot be compared.</p>"
     )
     with disk_errors(folder):
-        write_aside(folder / "index.html", page(f"What {path} knows", [about, *parts]).encode())
+        write_aside(folder / "index.html", page(f"What {Path(path).name} knows", [about, *parts]).encode())
     print_text(f"{len(chosen)} pictures -> {folder / 'index.html'}")
     return folder / "index.html"
 

@@ -8,7 +8,7 @@ from ..config import Weight, one_of
 from ..errors import UserError
 from . import stateless_random as chance
 from .decode import Encoded
-from .source import ImageId, Order, Source, SourceSettings
+from .source import ImageId, Order, Source, SourceSettings, digest_of
 from .sources import SINGLE_SOURCES
 
 BLOCK = 10_000
@@ -88,6 +88,10 @@ class Mixture(Source):
         """The images of all sources together; None where that of one is not known without reading it."""
         sizes = [source.size() for source in self.sources.values()]
         return sum(size for size in sizes if size is not None) if None not in sizes else None
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the names and fingerprints of the sources."""
+        return digest_of(*(f"{name} {source.fingerprint()}" for name, source in self.sources.items()))
 
     def nth(self, number: int) -> ImageId:
         """The sources one after another."""

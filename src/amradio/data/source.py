@@ -1,5 +1,6 @@
 """What every source of images is: images by id, in a fixed order and in an endless shuffled one."""
 
+import hashlib
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -11,8 +12,16 @@ from .decode import Encoded, UnreadableError, decode
 PHASES = 8
 """Steps after which a source may return to the same shard; a multiple of the usual numbers of workers."""
 
+MOST_NAMES = 10_000
+"""Names of images that a fingerprint is made of."""
+
 ImageId = Hashable
 """Where a picture lies within its source: a number, or what the source chose."""
+
+
+def digest_of(*words: str) -> str:
+    """16 hex digits of SHA-256."""
+    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 class Order(NamedTuple):
@@ -58,6 +67,12 @@ class Source:
     def size(self) -> int | None:
         """How many images there are where that is known without reading any file of images; None where it is not."""
         return self.count()
+
+    def fingerprint(self) -> str:
+        """16 hex digits of how many images there are and what they are called (10,000 of them, evenly spread), not of their content."""
+        count = self.count()
+        numbers = range(count) if count <= MOST_NAMES else (place * count // MOST_NAMES for place in range(MOST_NAMES))
+        return digest_of(str(count), *(self.key(self.nth(number)) for number in numbers))
 
     def notes(self) -> tuple[str, ...]:
         """What was passed over when the images were listed, one sentence a reason, with numbers and names; mostly empty."""

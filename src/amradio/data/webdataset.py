@@ -31,7 +31,7 @@ from . import stateless_random as chance
 from .guard import UnreadableError, read_file
 from .names import EXTENSIONS, PassedOver, extension, is_shard, to_key
 from .shard import Shard, read_headers, stated_count
-from .source import PHASES, ImageId, Order, Source, SourceSettings
+from .source import PHASES, ImageId, Order, Source, SourceSettings, digest_of
 from .walk import walk
 
 
@@ -93,6 +93,10 @@ class WebDataset(Source):
         """Images in all shards: the sum of the statistics beside them; None where one has none."""
         counts = [stated_count(shard) for shard in self.shards]
         return None if min(counts) < 0 else sum(counts)
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the names of the shards and the numbers of images that are stated beside them; no shard is opened."""
+        return digest_of(*(f"{self._name(number)} {stated_count(shard)}" for number, shard in enumerate(self.shards)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}

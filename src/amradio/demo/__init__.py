@@ -1,1 +1,1 @@
-"""A local page on which a model answers about pictures; needs `amradio[demo]`, which only `page` and `server` import."""
+"""A local page on which a model answers about pictures; `page` and `server` import gradio (`amradio[demo]`), nothing else does."""

@@ -45,7 +45,7 @@ class Explorer:
     """A model with its teachers and some pictures; one question is answered at a time."""
 
     def __init__(self, model: Model, teachers: Mapping[str, Teacher], gallery: Sequence[tuple[str, Picture]] = ()):
-        """teachers: by the name of their head, on the model's device. gallery: (name, picture) among which similar patches are looked up."""
+        """teachers: by the name of their head, on the device of the model. gallery: pictures by name, where patches are looked up."""
         self.model, self.teachers = model, teachers
         self.gallery = {name: _fitting(picture) for name, picture in gallery}
         self._lock = threading.RLock()
@@ -87,7 +87,9 @@ class Explorer:
             best = decoder(seen.encoded, points=[list(click) for click in seen.clicks])
         drawn = mark(_at_own_size(overlay(best.masks[:, 0], seen.image)), seen.clicks, (), 1.0)
         shares = best.masks[:, 0].float().mean((1, 2)).tolist()
-        parts = [f"click {n}: predicted IoU {score:.2f}, {share:.0%} of the picture" for n, (score, share) in _numbered(best.scores, shares)]
+        parts = [
+            f"click {n}: predicted IoU {score:.2f}, {share:.0%} of the picture" for n, (score, share) in _numbered(best.scores, shares)
+        ]
         return drawn, f"Masks by head {head}. " + "; ".join(parts)
 
     def heat_maps(self, seen: Seen, texts: Sequence[str], size: int) -> list[Panel]:

@@ -2,13 +2,15 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read while gradio is imported and when components are made
 import gradio as gr
 
+from ..drawing.figures import figure
+from ..drawing.panels import Panel
 from ..errors import UserError
 from .explorer import Explorer, Seen, picture_of
 
@@ -17,7 +19,13 @@ ENDINGS = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"]
 MOST_TEXTS = 16
 KEPT = 3600
 """Seconds after which uploads and pictures that were shown are deleted."""
-Items = list[tuple[Any, str]]
+PICTURE = "picture, "
+"""How the title of that panel begins."""
+ALT = "the picture, with the masks of what was clicked in it"
+STYLE = """
+.panels{display:flex;flex-wrap:wrap;gap:10px}.panels figure{margin:0;width:min(200px,calc(50% - 5px))}
+.panels img{width:100%;height:auto;display:block;border-radius:6px}.panels figcaption{font-size:.85rem;line-height:1.35;padding-top:4px}
+"""
 
 
 def build_page(explorer: Explorer, name: str) -> gr.Blocks:
@@ -32,7 +40,9 @@ def build_page(explorer: Explorer, name: str) -> gr.Blocks:
                 chooser = gr.Dropdown(
                     list(explorer.gallery), value=None, label="Or choose one", visible=bool(explorer.gallery), elem_id="chooser"
                 )
-                shown = gr.Image(interactive=False, format="png", label="Click into the picture", buttons=[], elem_id="picture")
+                shown = gr.Image(
+                    interactive=False, format="png", label="Click into the picture", buttons=[], alt_text=ALT, elem_id="picture"
+                )
                 does = gr.Radio([MASKS, SIMILAR], value=MASKS, label="A click shows", elem_id="does")
                 clear = gr.Button("Remove all clicks", size="sm", elem_id="clear")
                 texts = gr.Textbox(label="Texts, with commas between them", placeholder="a dog, grass", max_length=2000, elem_id="texts")
@@ -40,13 +50,10 @@ def build_page(explorer: Explorer, name: str) -> gr.Blocks:
                 size = gr.Slider(least, largest, first, step=step, label="Input size of the student (px of the short side)", elem_id="size")
             with gr.Column():
                 answer = gr.Markdown("Choose a picture, then click into it or type texts.", elem_id="answer")
-                drawn = gr.Gallery(label="Answer", columns=2, object_fit="contain", buttons=[], interactive=False, elem_id="drawn")
+                drawn = gr.HTML(elem_id="drawn")
                 names = gr.Label(label="Names: share among the texts", visible=False, elem_id="names")
-        maps = gr.Gallery(label="Student and teachers", columns=4, object_fit="contain", buttons=[], interactive=False, elem_id="maps")
-        gr.Markdown(
-            "Maps are drawn in the colours of their three principal components. A head and its teacher share components: equal colours are "
-            "equal features."
-        )
+        gr.Markdown("## Student and teachers\n\nA head and its teacher share their principal components: equal colours are equal features.")
+        maps = gr.HTML(elem_id="maps")
         acts = _Acts(explorer)
         opened = [seen, shown, maps, drawn, names, answer]
         once = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
@@ -68,7 +75,7 @@ class _Acts:
 
     def open_file(self, file: str | None, size: int) -> tuple[Any, ...]:
         if file is None:
-            return None, None, [], [], _no_names(), "Choose a picture."
+            return None, None, "", "", _no_names(), "Choose a picture."
         return self._open(self.explorer.open(Path(file).name, Path(file)), size)
 
     def choose(self, name: str, size: int) -> tuple[Any, ...]:
@@ -77,21 +84,21 @@ class _Acts:
     def _open(self, seen: Seen, size: int) -> tuple[Any, ...]:
         height, width = seen.image.shape[-2:]
         note = f"{seen.name}, shown at {width} x {height} px. Click into it, or type texts."
-        return seen, picture_of(seen), _items(self.explorer.maps(seen, int(size)), skip="picture, "), [], _no_names(), note
+        return seen, picture_of(seen), _figures(self.explorer.maps(seen, int(size))), "", _no_names(), note
 
     def click(self, seen: Seen | None, size: int, does: str, event: gr.SelectData) -> tuple[Any, ...]:
         seen = _present(seen)
         x, y = event.index
         if does == MASKS:
             picture, note = self.explorer.click(seen, (float(x), float(y)))
-            return seen, picture, [], _no_names(), note
+            return seen, picture, "", _no_names(), note
         panels = self.explorer.similar(seen, (float(x), float(y)), int(size))
-        return seen, gr.skip(), _items(panels), _no_names(), f"Patches similar to the one at ({x}, {y}); a dot is on the nearest."
+        return seen, gr.skip(), _figures(panels), _no_names(), f"Patches similar to the one at ({x}, {y}); a dot is on the nearest."
 
     def clear(self, seen: Seen | None) -> tuple[Any, ...]:
         seen = _present(seen)
         seen.clicks.clear()
-        return seen, picture_of(seen), [], _no_names(), "Click into the picture, or type texts."
+        return seen, picture_of(seen), "", _no_names(), "Click into the picture, or type texts."
 
     def say(self, seen: Seen | None, size: int, text: str) -> tuple[Any, ...]:
         seen = _present(seen)
@@ -100,10 +107,14 @@ class _Acts:
             raise UserError("texts: there is none; type what to look for, with commas between several")
         names = self.explorer.names(seen, texts, int(size))
         panels = self.explorer.heat_maps(seen, texts, int(size))
-        return _items(panels), gr.Label(names, visible=len(texts) > 1), "Cosine of each patch with each text; one range of colours for all."
+        return (
+            _figures(panels),
+            gr.Label(names, visible=len(texts) > 1),
+            "Cosine of each patch with each text; one range of colours for all.",
+        )
 
-    def resize(self, seen: Seen | None, size: int) -> Items:
-        return [] if seen is None else _items(self.explorer.maps(seen, int(size)), skip="picture, ")
+    def resize(self, seen: Seen | None, size: int) -> str:
+        return "" if seen is None else _figures(self.explorer.maps(seen, int(size)))
 
 
 def _present(seen: Seen | None) -> Seen:
@@ -112,9 +123,10 @@ def _present(seen: Seen | None) -> Seen:
     return seen
 
 
-def _items(panels: Any, skip: str = "\n") -> Items:
-    """Pictures with captions; those whose title begins with `skip` are left out."""
-    return [(panel.picture, panel.title) for panel in panels if not panel.title.startswith(skip)]
+def _figures(panels: Iterable[Panel]) -> str:
+    """HTML of pictures with captions; a panel of the picture itself, which is on the page already, is left out."""
+    figures = (figure(panel.picture, panel.title) for panel in panels if not panel.title.startswith(PICTURE))
+    return f'<div class="panels">{"".join(figures)}</div>'
 
 
 def _no_names() -> Any:

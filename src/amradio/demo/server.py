@@ -1,6 +1,5 @@
 """Serves the page to this machine alone: bound to 127.0.0.1, with a policy under which a browser loads nothing from elsewhere."""
 
-import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -9,9 +8,9 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from ..errors import UserError
+from .address import HOST
+from .page import STYLE
 
-HOST = "127.0.0.1"
 LARGEST_UPLOAD = "50mb"
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -40,21 +39,8 @@ class _WithPolicy:
         await self.app(scope, receive, with_policy)
 
 
-def bind(port: int) -> socket.socket:
-    """A socket on this machine alone; port 0 takes any that is free. Raises UserError where it is taken."""
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((HOST, port))
-    except (OSError, OverflowError) as error:
-        listening.close()
-        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "no such port"
-        raise UserError(f"--port: {port} cannot be used ({reason}); give another one, or 0 for any that is free") from None
-    return listening
-
-
 def make_server(page: gr.Blocks) -> uvicorn.Server:
-    """A server of the page, to be run with a socket of `bind`."""
+    """A server of the page, to be run with a socket of `address.bind`."""
     app = FastAPI(openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])  # a page of another host cannot ask under its name
     app.add_middleware(_WithPolicy)
@@ -71,6 +57,7 @@ def make_server(page: gr.Blocks) -> uvicorn.Server:
         enable_monitoring=False,
         mcp_server=False,
         pwa=False,
+        css=STYLE,
         theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
     )
     return uvicorn.Server(uvicorn.Config(app, host=HOST, log_level="error", timeout_graceful_shutdown=1))

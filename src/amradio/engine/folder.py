@@ -18,8 +18,8 @@ from .settings import WITHOUT_EFFECT
 
 FREE_KEYS = (*WITHOUT_EFFECT, "data.num_workers", "out")
 """Keys that may differ when a run is resumed."""
-WRITTEN = ("config.yaml", "network.json", "environment.json")
-"""Files of `start`."""
+WRITTEN = ("config.yaml", "network.json", "environment.json", "data.json")
+"""Files of `start` and of the start of the log."""
 FOLDERS = ("calibration", "evaluations", "images")
 """What a run writes before its first checkpoint."""
 

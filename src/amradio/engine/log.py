@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeR
 
 from ..console import PERIOD, Phases, is_left_out, is_terminal
 from ..files import disk_errors, read_bytes, write_aside
+from .track import Opener, Tracker
 
 Item = TypeVar("Item")
 
@@ -64,8 +65,8 @@ class Clock:
 class Log:
     """The log files of a run folder and the console; silent on all processes but the first."""
 
-    def __init__(self, folder: Path | None = None, track: bool = False, aloud: bool = False):
-        """folder: where the files are; None where it is opened later, or never. track: write TensorBoard event files as well.
+    def __init__(self, folder: Path | None = None, trackers: Sequence[Opener] = (), aloud: bool = False):
+        """folder: where the files are; None where it is opened later, or never. trackers: loggers beside these files (`track.openers`).
 
         aloud: print also without a folder; these lines are in train.log as soon as there is one.
         """
@@ -73,18 +74,18 @@ class Log:
         self.aloud = aloud
         self._early: list[str] = []
         self._bar: Progress | None = None
-        self._board: Any = None
-        self._track = False
+        self._openers: Sequence[Opener] = ()
+        self._trackers: list[Tracker] = []
         self._resumed_at = 0
         self._printed_at = time.monotonic()
         self._reached = "the first step is being computed"
         self._phases = Phases(self.say, self._show, "stdout")
         if folder is not None:
-            self.open(folder, track)
+            self.open(folder, trackers)
 
-    def open(self, folder: Path, track: bool = False) -> None:
+    def open(self, folder: Path, trackers: Sequence[Opener] = ()) -> None:
         """From now on the files are written. Arguments as of the class."""
-        self.folder, self.aloud, self._track = folder, True, track
+        self.folder, self.aloud, self._openers = folder, True, trackers
         early, self._early = self._early, []
         self._append("train.log", early)
 
@@ -151,10 +152,10 @@ class Log:
         self._bar.update(TaskID(0), completed=step)
 
     def close(self) -> None:
-        """Takes the bar away, and ends the event file."""
+        """Takes the bar away, and ends the trackers."""
         self.close_bar()
-        if self._board is not None:
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def close_bar(self) -> None:
         """Takes the bar away until the next `progress`."""
@@ -187,15 +188,11 @@ class Log:
         if self.folder is None:
             return
         self._append("metrics.jsonl", [json.dumps(numbers)])
-        if not self._track:
-            return
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter  # an extra, and slow to import
-
-            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._resumed_at + 1)
-        for name, value in numbers.items():
-            if name != "step" and not isinstance(value, str):
-                self._board.add_scalar(name, value, int(numbers["step"]))
+        if self._openers:
+            self._trackers, self._openers = [opener(self.folder, self._resumed_at) for opener in self._openers], ()
+        values = {name: value for name, value in numbers.items() if name != "step" and not isinstance(value, str)}
+        for tracker in self._trackers:
+            tracker.add(int(numbers["step"]), values)
 
     def forget_after(self, step: int) -> None:
         """Drops the lines of metrics.jsonl beyond `step`, which a resumed run will write again.

@@ -1,11 +1,13 @@
 """Settings of the engine: device, precision, optimizer, checkpoints, logs."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Annotated, Literal, Self
 
 import pydantic
 
 from ..config import AsTuple, Autocast, Decay, Device, Factor, Momentum, Natural, Positive, Rate, Settings, Threads
+from .track import Opener, openers
 
 
 class RateSettings(Settings):
@@ -70,11 +72,22 @@ class RunEngineSettings(Settings):
     track: bool = False
     """Also write TensorBoard event files (needs `pip install amradio[track]`)."""
 
+    wandb: Literal["offline", "online"] | None = None
+    """Also log to Weights & Biases (needs `pip install amradio[wandb]`): offline writes files into `wandb/` of the run, which `wandb sync`
+    uploads; online sends the numbers while the run goes."""
+
+    def trackers(self) -> Sequence[Opener]:
+        """The loggers of other projects that these settings ask for."""
+        return openers(self.track, self.wandb)
+
     def missing_extras(self) -> list[str]:
         """What these settings ask for and is not installed, one sentence each."""
-        if self.track and find_spec("tensorboard") is None:
-            return ["engine.track: tensorboard is not installed; pip install amradio[track], or leave the key out"]
-        return []
+        wanted = {("track", "tensorboard"): self.track, ("wandb", "wandb"): self.wandb is not None}
+        return [
+            f"engine.{key}: {library} is not installed; pip install amradio[{key}], or leave the key out"
+            for (key, library), is_wanted in wanted.items()
+            if is_wanted and find_spec(library) is None
+        ]
 
 
 class EngineSettings(RunEngineSettings):
@@ -92,6 +105,6 @@ class EngineSettings(RunEngineSettings):
 
 
 WITHOUT_EFFECT = tuple(
-    f"engine.{key}" for key in ("device", "log_every", "checkpoint_every", "keep", "track", "report", "threads", "prepare_ahead")
+    f"engine.{key}" for key in ("device", "log_every", "checkpoint_every", "keep", "track", "wandb", "report", "threads", "prepare_ahead")
 )
 """Keys that may change when a run is resumed: they change nothing of what is learnt."""

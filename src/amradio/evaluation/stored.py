@@ -1,5 +1,6 @@
 """Results as JSON files keep them: read and checked in one place, so that whoever shows them can rely on their shape."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,8 @@ from ..config import Settings, validate
 from ..errors import UserError
 from ..files import read_json
 
+DETECTION = "detection"
+"""The name under which `amradio detect train` stores COCO's numbers, {name: value in %}."""
 HELD_OUT = "held_out"
 """The name under which a run stores agreement with the teachers on held-out images, beside the results of its suite."""
 
@@ -61,6 +64,21 @@ def check_names(results: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
+class _Detection(_Stored):
+    """The content of the file."""
+
+    detection: dict[str, Number]
+
+
+def _detection(scores: Mapping[str, float]) -> dict[str, Any]:
+    """COCO's numbers as a result of one model."""
+    metrics = [
+        {"name": name, "title": name.replace("_", " "), "unit": "%", "better": "higher", "headline": name.endswith(("_ap", "_ap50"))}
+        for name in scores
+    ]
+    return {"metrics": metrics, "rows": {"detector": dict(scores)}}
+
+
 class _Several(_Stored):
     """What `amradio evaluate --json` writes."""
 
@@ -77,6 +95,9 @@ def read_results(file: Path) -> dict[str, dict[str, Any]]:
     try:
         if file.stem == HELD_OUT:
             validate(_HeldOut, {HELD_OUT: content}, f"{file}: ")
+        elif file.stem == DETECTION and "rows" not in content:
+            validate(_Detection, {DETECTION: content}, f"{file}: ")
+            return {DETECTION: _detection(content)}
         elif "results" in content:
             validate(_Several, content, f"{file}: ")
             return content["results"]

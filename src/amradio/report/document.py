@@ -6,13 +6,14 @@ from PIL import Image
 
 from ..config import to_yaml
 from ..distillation.metrics import HEADLINE
+from ..drawing.figures import figure
 from ..errors import UserError
 from ..formats.model_folder import read_config
 from ..image_input import one_picture
 from ..run_folder import Series
 from .charts import line_chart
 from .comparison import Row, changed_keys, final_rows
-from .page import Cell, image, page, section, table, text
+from .page import Cell, page, section, table, text
 from .runs import Run
 
 
@@ -70,9 +71,9 @@ def _tables(runs: Sequence[Run], rows: Sequence[Row]) -> str:
         members = [row for row in rows if row.group == group]
         headings = ["number", *(run.name for run in runs), "floor"]
         cells = [[row.name + (f" ({row.unit})" if row.unit else ""), *_values(row), _number(_floor(row))] for row in members]
-        tables.append(f"<h3>{text(group)}</h3>" + table(f"{group}: last numbers", headings, cells))
+        tables.append(f"<div><h3>{text(group)}</h3>{table(f'{group}: last numbers', headings, cells)}</div>")
     legend = '<p class="faint">* best run of its row; ! not better than the floor, which is what a trivial answer scores</p>'
-    return section("Results", *tables, legend)
+    return section("Results", f'<div class="tables">{"".join(tables)}</div>' if len(runs) <= 2 else "".join(tables), legend)
 
 
 def _by_size(run: Run) -> str:
@@ -112,7 +113,7 @@ def _of_run(run: Run) -> str:
     pictures = []
     for file in run.folder.pictures():
         picture = Image.fromarray(one_picture(file).permute(1, 2, 0).numpy())
-        pictures.append(image(picture, f"{run.name}, {file.stem.replace('_', ' ')}"))
+        pictures.append(figure(picture, f"{run.name}, {_CAPTIONS.get(file.stem.partition('_')[0], '')}{file.stem.replace('_', ' ')}"))
     environment = run.folder.environment()
     libraries = environment.get("libraries") or {}
     facts = {**environment, "libraries": ", ".join(f"{name} {version}" for name, version in libraries.items())} if environment else {}
@@ -120,15 +121,35 @@ def _of_run(run: Run) -> str:
         [name, str(result.get("fingerprint") or "-"), ", ".join(f"{count:,} {what}" for what, count in result.get("counts", {}).items())]
         for name, (_, result) in run.latest().items()
     ]
+    data = [[key, facts["source"], facts["fingerprint"]] for key, facts in run.folder.data().items()]
     return section(
         run.name,
-        f'<div class="grid">{"".join(pictures)}</div>' if pictures else "",
+        f'<div class="pictures">{"".join(pictures)}</div>' if pictures else "",
         _by_size(run),
         table("Licences of the teachers", ["head", "teacher", "licence"], _licences(run)),
+        table(
+            "Calibration: the statistics that targets are scaled with",
+            ["stage", "teacher", "sizes", "from", "target space"],
+            _calibration(run),
+        ),
+        table("Data of the training", ["key", "source", "fingerprint of the names"], data),
         table("Data of the evaluations", ["evaluation", "fingerprint", "counts"], prints),
         table("Environment", ["what", "value"], [[name, str(value)] for name, value in facts.items()]),
         f"<details><summary>Recipe</summary><pre>{text(_recipe(run))}</pre></details>",
     )
+
+
+_CAPTIONS = {"held": "teacher and student in the same colours: "}
+
+
+def _calibration(run: Run) -> list[list[str]]:
+    rows = []
+    for stage, manifest in run.folder.calibrations().items():
+        spaces = ", ".join(f"{kind} {space}" for kind, space in manifest.get("target_spaces", {}).items())
+        for name, teacher in manifest["teachers"].items():
+            sizes = ", ".join(" x ".join(map(str, size)) for size in teacher["sizes"])
+            rows.append([stage.replace("_", " "), f"{name}: {teacher['source']}", f"{sizes} px", f"{manifest['batches']} batches", spaces])
+    return rows
 
 
 def _recipe(run: Run) -> str:

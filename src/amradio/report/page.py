@@ -1,11 +1,7 @@
 """One HTML page that works from a file, without network: style, tables that can be sorted, pictures, charts."""
 
-import base64
 import html
-import io
 from collections.abc import Iterable, Sequence
-
-from PIL import Image
 
 STYLE = """
 :root{--back:#fff;--text:#1b1f24;--faint:#5b6570;--line:#d5dae0;--card:#f6f8fa;--good:#176f2c;--bad:#b3261e;
@@ -21,6 +17,12 @@ th[aria-sort=ascending] button::after{content:" \\25B2"}th[aria-sort=descending]
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(330px,100%),1fr));gap:14px}figure{margin:0;
 background:var(--card);padding:10px;border-radius:6px}figure svg{width:100%;height:auto;display:block}.panels{display:flex;
 flex-wrap:wrap;gap:10px}.panels figure{width:min(276px,100%)}.panels img{width:100%;height:auto;display:block}
+.pictures{display:grid;gap:14px;
+grid-template-columns:repeat(auto-fill,minmax(min(520px,100%),1fr));align-items:start}.pictures img{max-width:100%;height:auto;
+display:block;margin:auto}
+.tables{display:grid;gap:6px 28px;align-items:start;
+grid-template-columns:repeat(auto-fill,minmax(min(430px,100%),1fr))}.tables>div{min-width:0}caption{text-align:left;padding:2px 10px}
+.scroll{margin-bottom:14px}
 figcaption{font-size:.85rem}ul.key{list-style:none;margin:4px 0;padding:0;display:flex;flex-wrap:wrap;gap:2px 14px;
 font-size:.82rem}ul.key i{display:inline-block;width:14px;height:3px;margin-right:5px;vertical-align:middle}pre{overflow-x:auto}
 details{margin:.4rem 0}@media(max-width:600px){.panels figure{width:calc(50% - 5px)}}
@@ -85,11 +87,3 @@ def _cell(cell: tuple[str, float | None] | str) -> str:
         shown, value = cell
         return f'<td class="n" data-value="{"" if value is None else value}">{text(shown)}</td>'
     return f'<td data-value="{html.escape(str(cell))}">{text(cell)}</td>'
-
-
-def image(picture: Image.Image, title: str) -> str:
-    """A picture inside the page, its title below it and read out in its place."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<figure><img alt="{text(title)}" src="data:image/png;base64,{data}"><figcaption>{text(title)}</figcaption></figure>'

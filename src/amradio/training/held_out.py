@@ -11,8 +11,11 @@ from ..batch import Batch
 from ..config import size_text
 from ..distillation.metrics import HEADLINE
 from ..distillation.views import Partition
+from ..drawing.panels import sheet
+from ..files import disk_errors
 from .agreement import Agreement, agreement
-from .schedule import Group
+from .held_out_pictures import held_out_panels
+from .schedule import Group, Stage
 from .setup import Context
 
 
@@ -47,6 +50,9 @@ class HeldOut:
         context.log.say(f"held out at step {step}, standardized cosine (norm ratio): {summary}")
         text = json.dumps(rows, indent=1) + "\n"
         context.processes.first_does(lambda: context.folder.write(f"evaluations/step_{step:09d}/held_out.json", text))
+        if step == context.num_steps and context.processes.is_first:
+            with context.clock.paused(), self._averaged_weights():
+                self._draw(stage)
 
     def state_dict(self) -> dict[str, Any]:
         """For state.json of a checkpoint."""
@@ -60,6 +66,19 @@ class HeldOut:
         context = self.context
         batches = context.log.watch(self._batches(group), f"held-out images of partition {group.partition.name}")
         return agreement(context.task, batches, group.partition, context.autocast, context.processes.gather)
+
+    def _draw(self, stage: Stage) -> None:
+        """Writes images/held_out_HEAD.png of every head, once where several partitions have it."""
+        context, drawn = self.context, set[str]()
+        for group in stage.groups:
+            batch = next(context.feeds.held_out(group))
+            for name, panels in held_out_panels(context.task, batch, group.partition, context.autocast):
+                file = context.folder.path / "images" / f"held_out_{name}.png"
+                if name not in drawn:
+                    with disk_errors(file):
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        sheet(panels).save(file)
+                drawn.add(name)
 
     def _batches(self, group: Group) -> Iterator[Batch]:
         """Of several processes one may have a batch less than another, so only a run on one process can stop between two batches."""

@@ -1,11 +1,12 @@
 """What is about to be run, in some lines at the start of the log."""
 
+import json
 import time
 from collections.abc import Iterable
 
 import torch
 
-from ..data import Feed
+from ..data import Feed, describe
 from ..devices import in_hardware
 from .setup import Context
 
@@ -38,6 +39,16 @@ def introduce(context: Context, notes: Iterable[str]) -> None:
         with log.phase("opening the data and measuring how fast they are read"):
             description = f"data: {context.feeds.description}, {_loading_speed(context):.0f} images/s a core"
         log.say(description)
+        text = json.dumps(_data(context), indent=1) + "\n"
+        context.folder.write("data.json", text)
+
+
+def _data(context: Context) -> dict[str, dict[str, str]]:
+    """{key of the recipe: what its source is, and its fingerprint}."""
+    recipe, data = context.recipe, context.feeds.data
+    sources = {key: data.source(settings) for key, settings in recipe.sources().items()}
+    sources |= {"data.hold_out": data.val()} if recipe.data.hold_out is not None else {}
+    return {key: {"source": describe(source), "fingerprint": source.fingerprint()} for key, source in sources.items()}
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -78,7 +78,7 @@ class Trainer:
         context = self.context
         context.processes.first_does(lambda: context.folder.begin(context.recipe, self.initial.record, lock))
         if context.processes.is_first:
-            context.log.open(context.folder.path, context.recipe.engine.track)
+            context.log.open(context.folder.path, context.recipe.engine.trackers())
         introduce(context, self.initial.notes)
 
     def run(self) -> int:

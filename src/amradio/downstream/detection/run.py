@@ -73,7 +73,7 @@ class DetectionRun:
         """Makes the run folder ready and logs what is about to be run. Raises UserError where another process has the lock."""
         self.processes.first_does(lambda: self.folder.start(self.recipe, lock))
         if self.processes.is_first:
-            self.log.open(self.folder.path, self.recipe.engine.track)
+            self.log.open(self.folder.path, self.recipe.engine.trackers())
         trained = sum(parameter.numel() for parameter in self.detector.student.parameters() if parameter.requires_grad)
         total = sum(parameter.numel() for parameter in self.detector.parameters() if parameter.requires_grad)
         kind = self.config.student.type
