@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-WAIT = 60
+WAIT = 240
 """Seconds for what takes one on a machine that does nothing else."""
 
 

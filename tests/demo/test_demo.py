@@ -144,11 +144,11 @@ def browser():
         yield opened
 
 
-def wait_for(found):
+def wait_for(browser, found):
     """What `found` returns as soon as that is true."""
     end = time.monotonic() + WAIT
     while not (result := found()):
-        assert time.monotonic() < end
+        assert time.monotonic() < end, browser.find_element("css selector", "body").text
         time.sleep(0.05)
     return result
 
@@ -159,20 +159,20 @@ def test_in_a_browser_a_click_gives_a_mask_and_a_text_a_map(address, browser, pi
         return browser.find_elements("css selector", css)
 
     browser.get(address)
-    wait_for(lambda: find("#upload input[type=file]"))[0].send_keys(str(min(pictures.rglob("*.jpg"))))
-    picture = wait_for(lambda: [image for image in find("#picture img") if image.rect["width"] > 50])[0]
+    wait_for(browser, lambda: find("#upload input[type=file]"))[0].send_keys(str(min(pictures.rglob("*.jpg"))))
+    picture = wait_for(browser, lambda: [image for image in find("#picture img") if image.rect["width"] > 50])[0]
     before = picture.get_attribute("src")
-    wait_for(lambda: len(find("#maps img")) == 5)  # the backbone, two heads, two teachers
+    wait_for(browser, lambda: len(find("#maps img")) == 5)  # the backbone, two heads, two teachers
     picture.click()
-    wait_for(lambda: "click 1: predicted IoU" in find("#answer")[0].text)
+    wait_for(browser, lambda: "click 1: predicted IoU" in find("#answer")[0].text)
     assert find("#picture img")[0].get_attribute("src") != before
     find("#texts textarea")[0].send_keys("a red disc, grass")
     find("#ask")[0].click()
-    wait_for(lambda: len(find("#drawn img")) == 2)
-    wait_for(lambda: "grass" in find("#names")[0].text)
+    wait_for(browser, lambda: len(find("#drawn img")) == 2)
+    wait_for(browser, lambda: "grass" in find("#names")[0].text)
     find("#does input")[1].click()
     find("#picture img")[0].click()
-    wait_for(lambda: len(find("#drawn img")) == 3)
+    wait_for(browser, lambda: len(find("#drawn img")) == 3)
     assert console_errors(browser) == []
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
+from gradio.themes import Default
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from .address import HOST
@@ -58,6 +59,6 @@ def make_server(page: gr.Blocks) -> uvicorn.Server:
         mcp_server=False,
         pwa=False,
         css=STYLE,
-        theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
+        theme=Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
     )
     return uvicorn.Server(uvicorn.Config(app, host=HOST, log_level="error", timeout_graceful_shutdown=1))

@@ -119,7 +119,7 @@ def fingerprint(model: Embedder) -> str:
     digest = hashlib.sha256(model.config.model_dump_json().encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
