@@ -43,7 +43,7 @@ def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("train x.yaml", "error: there is no command 'train'; did you mean 'distill'?"),
         ("distil x.yaml", "error: there is no command 'distil'; did you mean 'distill'?"),
         ("--debug teacher", "error: there is no command 'teacher'; did you mean 'teachers'?"),
-        ("xyzzy", "error: there is no command 'xyzzy'; there is: compare, completion, detect, distill, doctor, embed, evaluate, export, "),
+        ("xyzzy", "error: there is no command 'xyzzy'; there is: compare, completion, demo, detect, distill, doctor, embed, evaluate, "),
         ("distill a.yaml --dryrun", "error: there is no option '--dryrun'; did you mean '--dry-run'?"),
         ("distill a.yaml --steps 5", "error: there is no option '--steps'; settings are written without dashes: stages.0.steps=5"),
         ("distill starter --lr 3", "settings are written without dashes: optimizer.learning_rate=3\n"),

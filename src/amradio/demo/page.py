@@ -25,7 +25,9 @@ ALT = "the picture, with the masks of what was clicked in it"
 STYLE = """
 .panels{display:flex;flex-wrap:wrap;gap:10px}.panels figure{margin:0;width:min(200px,calc(50% - 5px))}
 .panels img{width:100%;height:auto;display:block;border-radius:6px}.panels figcaption{font-size:.85rem;line-height:1.35;padding-top:4px}
+#picture img{width:100%;min-height:200px;max-height:70vh;object-fit:contain}
 """
+"""The last line enlarges small pictures, so that one can click into them."""
 
 
 def build_page(explorer: Explorer, name: str) -> gr.Blocks:

@@ -87,7 +87,6 @@ def show(
     Colours are the three principal components of a map; a head and its teacher share them, so equal colours are equal features.
 
     Args:
-        self: a loaded model.
         image: as `amradio.read_image` takes it.
         texts: a heat map for each, of a head whose teacher has a text encoder.
         points: a mask for each click (x, y), px of the picture, of a head that learnt from a SAM.
