@@ -1,4 +1,4 @@
-"""Makes the pictures of report, compare, show and demo in docs/pictures, from finished quickstart runs, with headless Chromium.
+"""Makes the pictures of report, compare, show and demo in docs/images, from finished quickstart runs, with headless Chromium.
 
     .venv/bin/amradio quickstart out=runs/quickstart
     .venv/bin/amradio quickstart out=runs/shorter stages.0.steps=400
@@ -34,7 +34,7 @@ from amradio.data.scenes import Scenes
 from amradio.model.showing import Prompts
 
 ROOT = Path(__file__).parents[1]
-OUT = ROOT / "docs" / "pictures"
+OUT = ROOT / "docs" / "images"
 LARGEST = 300_000
 """Bytes of a picture."""
 TEXTS = ["a red disc", "grass"]
