@@ -71,7 +71,7 @@ class Source:
     def fingerprint(self) -> str:
         """16 hex digits of how many images there are and what they are called (10,000 of them, evenly spread), not of their content."""
         count = self.count()
-        numbers = range(count) if count <= MOST_NAMES else (place * count // MOST_NAMES for place in range(MOST_NAMES))
+        numbers = range(count) if count <= MOST_NAMES else (number * count // MOST_NAMES for number in range(MOST_NAMES))
         return digest_of(str(count), *(self.key(self.nth(number)) for number in numbers))
 
     def notes(self) -> tuple[str, ...]:

@@ -114,8 +114,8 @@ class Explorer:
             here = self._map(seen.image, size)
             height, width = seen.image.shape[-2:]
             row, column = (
-                min(int(place * count / side), count - 1)
-                for place, count, side in ((point[1], here.shape[0], height), (point[0], here.shape[1], width))
+                min(int(pixel * count / side), count - 1)
+                for pixel, count, side in ((point[1], here.shape[0], height), (point[0], here.shape[1], width))
             )
             query = here[row, column]
             others = {name: maps for name, maps in self._gallery_maps(size).items() if name != seen.name}

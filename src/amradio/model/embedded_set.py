@@ -89,10 +89,10 @@ class EmbeddedSet:
 
         Raises UserError where the set was embedded by another model.
         """
-        stated, found = self.about["model"], fingerprint(model)
-        if stated != found:
+        stated, present = self.about["model"], fingerprint(model)
+        if stated != present:
             raise UserError(
-                f"neighbours: the set was embedded by another model (fingerprint {stated}, this one has {found}); run `amradio embed` with "
+                f"neighbours: the set was embedded by another model (fingerprint {stated}, this one has {present}); run `amradio embed` with "
                 "this model"
             )
         query = _vector(model.features(image, None, self.image_size))
