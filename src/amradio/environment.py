@@ -12,9 +12,19 @@ from typing import Any
 
 import torch
 
-from . import __version__
-
-LIBRARIES = ("torch", "torchvision", "timm", "transformers", "open_clip_torch", "safetensors", "webdataset", "pydantic", "numpy", "Pillow")
+LIBRARIES = (
+    "amradio",
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "open_clip_torch",
+    "safetensors",
+    "webdataset",
+    "pydantic",
+    "numpy",
+    "Pillow",
+)
 
 
 def environment() -> dict[str, Any]:
@@ -29,7 +39,6 @@ def environment() -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
-        "amradio": __version__,
         "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -92,8 +92,8 @@ class EmbeddedSet:
         stated, present = self.about["model"], fingerprint(model)
         if stated != present:
             raise UserError(
-                f"neighbours: the set was embedded by another model (fingerprint {stated}, this one has {present}); run `amradio embed` with "
-                "this model"
+                f"neighbours: the set was embedded by another model (fingerprint {stated}, this one has {present}); run `amradio embed` "
+                "with this model"
             )
         query = _vector(model.features(image, None, self.image_size))
         best = nearest_rows(query.float().cpu(), self.features.float(), min(k, len(self.keys)))
