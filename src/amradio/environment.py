@@ -20,7 +20,6 @@ LIBRARIES = (
     "transformers",
     "open_clip_torch",
     "safetensors",
-    "webdataset",
     "pydantic",
     "numpy",
     "Pillow",

@@ -1,5 +1,6 @@
-"""What other libraries may do with the files of a model, and what of their errors is passed on."""
+"""Libraries of extras, what other libraries may do with the files of a model, and what of their errors is passed on."""
 
+import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,19 @@ NO_CODE = "it asks to run code from its folder or from the hub, and no code of a
 NO_PICKLE = "which a file of weights never needs; nothing was run; take the model's safetensors file if there is one"
 LONGEST = 400
 """Characters of a library's message that are passed on."""
+EXTRA_OF = {"transformers": ("transformers", "train"), "open_clip": ("open_clip_torch", "train")}
+"""Module -> (name of its package, the extra of amradio that installs it)."""
+
+
+def need(module: str, where: str) -> Any:
+    """The module of an extra; raises UserError, after `where`, with the `pip install` that brings it where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        package, extra = EXTRA_OF[module]
+        raise UserError(f"{where}: it takes the library '{package}', which is not installed; pip install 'amradio[{extra}]'") from None
 
 
 def first_line(error: BaseException) -> str:
@@ -87,4 +101,4 @@ def refuse_code(config: Any, where: str) -> None:
         raise UserError(*wrong)
 
 
-__all__ = ["NO_CODE", "NO_PICKLE", "first_line", "no_remote_code", "refuse_code", "wants_code"]
+__all__ = ["EXTRA_OF", "NO_CODE", "NO_PICKLE", "first_line", "need", "no_remote_code", "refuse_code", "wants_code"]

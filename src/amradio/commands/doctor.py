@@ -11,12 +11,13 @@ from huggingface_hub import constants
 
 from ..devices import computes_bfloat16
 from ..environment import LIBRARIES, processor
+from ..libraries import EXTRA_OF
 from ..teachers import catalogue
 from .tables import print_table
 
 LITTLE_SHARED_MEMORY = 2 << 30
 """Bytes: about two batches, of 256 images of 432 px, of each of seven loading processes."""
-EXTRAS = {"datasets": "data", "tensorboard": "track", "wandb": "wandb", "gradio": "demo"}
+EXTRAS = {"datasets": "data", "tensorboard": "track", "wandb": "wandb", "gradio": "demo", **dict(EXTRA_OF.values())}
 
 
 def doctor() -> None:
@@ -64,7 +65,7 @@ def _shared_memory() -> tuple[str, str, str]:
 
 
 def _libraries() -> Iterator[tuple[str, str, str]]:
-    for name in (*LIBRARIES, *EXTRAS):
+    for name in dict.fromkeys((*LIBRARIES, *EXTRAS)):
         try:
             yield name, importlib.metadata.version(name), ""
         except importlib.metadata.PackageNotFoundError:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import UserError, nearest, shown
 from ..files import read_lines, user_path
+from ..libraries import need
 from ..teachers.base import Teacher
 from .base import Bench
 from .predictors import Predict
@@ -50,9 +51,7 @@ def texted(predict: Predict, bench: Bench, names: Sequence[str] | None) -> dict[
 def read_templates(templates: str | Sequence[str]) -> list[str]:
     """Prompts with one `{}` each: a list, `openai` for OpenAI's 80 of ImageNet, or a text file with one a line. Raises UserError."""
     if templates == "openai":
-        from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-        return [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+        return [template("{}") for template in need("open_clip", "templates: openai").OPENAI_IMAGENET_TEMPLATES]
     if isinstance(templates, str):
         file = user_path(templates, "templates")
         if not file.exists():

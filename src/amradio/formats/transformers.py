@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..features import Features
 from ..files import read_json
-from ..libraries import first_line, no_remote_code, refuse_code
+from ..libraries import first_line, need, no_remote_code, refuse_code
 from ..network import Network, NetworkConfig
 from ..students.vit import Vit, VitShape
 from ..students.vit_pretrained import TABLE
@@ -115,6 +115,7 @@ class Transformers(Format):
 
     def write(self, target: Path, model: LoadedModel, settings: ExportSettings) -> None:
         """Writes a `RadioModel` folder. LayerScale is folded into `o_proj` and `fc2`: other readers of the layout ignore the scales."""
+        need("transformers", "format transformers")
         from transformers import CLIPImageProcessor, RadioConfig, RadioModel
 
         student, chosen = model.network.student, model.config.student
@@ -193,6 +194,7 @@ class Transformers(Format):
 
 def _read_config(folder: Path) -> Any:
     """The `RadioConfig`, with the class's defaults for what the file leaves out; UserError for what our ViT cannot be."""
+    need("transformers", str(folder))
     from transformers import RadioConfig
 
     file = folder / CONFIG_FILE

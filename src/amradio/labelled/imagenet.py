@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable
 
+from ..libraries import need
+
 
 def is_synset(folder: str) -> bool:
     """Whether a folder is called after a noun of WordNet 3.0: `n` and eight digits."""
@@ -18,10 +20,10 @@ def synset_names(synsets: Iterable[str]) -> dict[str, str]:
     wanted = list(synsets)
     if not wanted:
         return {}
-    from open_clip import IMAGENET_CLASSNAMES
     from timm.data.imagenet_info import ImageNetInfo
 
-    prompted = dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))
+    names = need("open_clip", "class names of WordNet folders").IMAGENET_CLASSNAMES
+    prompted = dict(zip(ImageNetInfo("imagenet-1k").label_names(), names, strict=True))
     whole = ImageNetInfo("imagenet-22k")
     lemmas = {name: whole.label_name_to_description(name).split(",")[0] for name in whole.label_names()}
     known = lemmas | prompted

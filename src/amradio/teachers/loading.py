@@ -5,9 +5,10 @@ transformers, timm and open_clip are imported where they are used: together they
 """
 
 import difflib
+import importlib.util
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from ..errors import UserError
 from ..files import read_json
 from ..hub import answers as hub_answers
 from ..hub import may_download
-from ..libraries import NO_CODE, NO_PICKLE, first_line, no_remote_code
+from ..libraries import NO_CODE, NO_PICKLE, first_line, need, no_remote_code
 from ..names import not_a_folder, recognise
 from .folder_checks import PROCESSORS, check_folder, check_size
 
@@ -77,8 +78,7 @@ def load_transformers(source: Source, classes: Mapping[str, str], renamed: Mappi
     model, where the checkpoint is of a larger model. Raises UserError where the files are not there, belong to another
     family, or do not fit the model.
     """
-    import transformers
-
+    transformers = need("transformers", source.where)
     folder = fetch(source)
     model_type = _model_type(source, folder)
     if model_type not in classes:
@@ -117,9 +117,7 @@ def reading(source: Source, folder: Path | str) -> Iterator[None]:
 
 def load_processor(folder: Path, name: str, **defaults: Any) -> Any:
     """The image processor of transformers that the folder describes; where it describes none, the class `name` with `defaults`."""
-    import transformers
-
-    cls = getattr(transformers, name)
+    cls = getattr(need("transformers", str(folder)), name)
     file = next((candidate for file in PROCESSORS if (candidate := folder / file).is_file()), None)
     if file is None:
         return cls(**defaults)
@@ -267,15 +265,25 @@ def quiet() -> Iterator[None]:
 
     No code of a folder or of the hub is run within it.
     """
-    from transformers.utils import logging as log
-
-    root = logging.getLogger()
-    verbosity, disabled = log.get_verbosity(), root.manager.disable
-    bars, hub_bars = log.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
+    disabled, hub_bars = logging.getLogger().manager.disable, not are_progress_bars_disabled()
     disable_progress_bars()
     logging.disable(logging.WARNING)
+    try:
+        with _quiet_transformers() if importlib.util.find_spec("transformers") else nullcontext():
+            yield
+    finally:
+        if hub_bars:
+            enable_progress_bars()
+        logging.disable(disabled)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    from transformers.utils import logging as log
+
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
     try:
         with no_remote_code():
             yield
@@ -283,6 +291,3 @@ def quiet() -> Iterator[None]:
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
-        if hub_bars:
-            enable_progress_bars()
-        logging.disable(disabled)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UserError, brief, nearest
 from ..features import Features
 from ..files import read_json
-from ..libraries import first_line
+from ..libraries import first_line, need
 from ..names import recognise
 from ..tensors import held_in
 from .adapter import Adapter, Origin
@@ -30,9 +30,8 @@ CONFIG_FILE = "open_clip_config.json"
 
 def build(settings: OpenClipSettings) -> "OpenClipTeacher":
     """Loads the model of `settings` with OpenCLIP; raises UserError where it is not there, unknown or damaged."""
-    import open_clip
-
     source = Source(settings.type, settings.model, settings.revision)
+    open_clip = need("open_clip", source.where)
     name, options = _resolve(source, settings.pretrained)
     folder = Path(name.removeprefix("local-dir:"))
     with quiet(), reading(source, folder):

@@ -1,6 +1,7 @@
 """Perception Encoder: core with its text tower (OpenCLIP), and core, lang and spatial without (timm)."""
 
 from ..errors import UserError, nearest
+from ..libraries import need
 from ..names import recognise
 from . import open_clip, timm
 from .base import Teacher
@@ -49,7 +50,7 @@ def _architecture(teacher: OpenClipTeacher | TimmTeacher) -> str:
 
 def _names() -> list[str]:
     """All Perception Encoders of the two libraries."""
-    import open_clip as library
     import timm as towers
 
+    library = need("open_clip", "teachers of type pe")
     return [*(name for name in library.list_models() if name.startswith(IN_OPEN_CLIP)), *towers.list_pretrained(f"{IN_TIMM}*")]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..console import note
 from ..errors import UserError, brief, shown
-from ..libraries import first_line
+from ..libraries import first_line, need
 from .base import Teacher
 from .folder_checks import check_tokenizer
 from .loading import quiet
@@ -25,8 +25,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def load_tokenizer(folder: Path, source: str) -> Any:
     """The tokenizer of transformers beside a model's weights; raises UserError where there is none."""
-    import transformers
-
+    transformers = need("transformers", f"teacher '{source}'")
     check_tokenizer(f"teacher '{source}'", folder)
     with quiet():
         try:
