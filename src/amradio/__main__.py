@@ -52,9 +52,9 @@ def call(options: argparse.Namespace) -> None:
 
         quickstart(*options.words)
     elif options.verb == "evaluate":
-        from .commands.evaluate import evaluate
+        from .commands.evaluate import chosen_suite, evaluate
 
-        evaluate(options.path, *options.words, json_file=options.json)
+        evaluate(options.path, *options.words, json_file=options.json, benchmarks=chosen_suite(options.suite, options.data))
     elif options.verb == "embed":
         from .commands.embed import embed
         from .commands.embed_options import chosen_options

@@ -19,6 +19,7 @@ from amradio.data import SourceSettings
 from amradio.data.decode import decode
 from amradio.distillation.losses import Loss
 from amradio.downstream.detection.settings import DetectionRecipe
+from amradio.evaluation.benchmarks import BenchmarkPaths
 from amradio.evaluation.suite import Suite
 from amradio.formats.model_folder import write_folder
 from amradio.recipe import Recipe
@@ -129,7 +130,7 @@ def test_commands_name_verbs_targets_and_recipes_that_exist(where: str, command:
     if found is None:
         return
     options = parser()[0].parse_args(found)
-    if options.verb == "evaluate" and options.words:
+    if options.verb == "evaluate" and options.words and options.suite is None:  # words of a suite: commands/test_suites.py
         assert Suite.load(*options.words), where
     if options.verb == "distill":
         assert Recipe.load(*options.words), where
@@ -263,6 +264,9 @@ def test_yaml_blocks_are_recipes_or_parts_of_one(where: str, text: str, tmp_path
     if "evaluations" in found:
         (tmp_path / "evaluation.yaml").write_text(text)
         assert Suite.load(str(tmp_path / "evaluation.yaml")).evaluations
+        return
+    if set(found) <= set(BenchmarkPaths.model_fields):
+        assert BenchmarkPaths.model_validate(found)
         return
     assert set(found) <= set(Recipe.model_fields), where
     if {"data", "teachers", "student", "out"} <= set(found):

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config import validate
 from ..console import PHASES
@@ -15,6 +15,7 @@ from ..engine.distributed import Processes, failures_of_peers
 from ..environment import environment
 from ..errors import UserError, shown
 from ..evaluation.base import Result
+from ..evaluation.benchmarks import SuiteName, comparison, load_suite
 from ..evaluation.progress import silent
 from ..evaluation.sharing import Share
 from ..evaluation.suite import Suite, plain, run_suite
@@ -30,7 +31,7 @@ from ..training import load_teachers
 from ..training.calibration import read_statistics
 from ..words import names_file
 from ..yaml12 import parse_yaml
-from .results import print_results
+from .results import print_published, print_results
 
 SCENES = "scenes"
 """The built-in evaluations, on generated scenes."""
@@ -42,6 +43,7 @@ def evaluate(
     json_file: str | Path | None = None,
     teachers: Mapping[str, Teacher] | None = None,
     student: Student | None = None,
+    benchmarks: "Benchmarks | None" = None,
 ) -> dict[str, Result]:
     """Evaluates the student in `path`, its heads and its teachers, prints one table, and returns the results by evaluation.
 
@@ -53,10 +55,11 @@ def evaluate(
         json_file: a file for machine-readable results; None for no file.
         teachers: further teachers as objects, by the names of their heads.
         student: for a student of type `custom`, an object built like the one that was trained; it takes the weights.
+        benchmarks: a suite of published benchmarks, which the words change; None for the evaluations of the words alone.
 
     Raises UserError with all that is missing, before anything is measured.
     """
-    suite = _suite(words).beside(str(path))
+    suite = (_suite(words) if benchmarks is None else load_suite(benchmarks.name, benchmarks.data, words)).beside(str(path))
     file = None if json_file is None else user_path(json_file, "--json")
 
     def load_models() -> tuple[Model, dict[str, Teacher], AgreementProtocol]:
@@ -71,10 +74,27 @@ def evaluate(
     with failures_of_peers(), closing(Processes(find_device(suite.device, "device"))) as processes:
         model, loaded, protocol = Share(processes).all_do(load_models)
         results = evaluate_models(model, loaded, suite, protocol, processes)
+        if benchmarks is not None and processes.is_first:
+            print_published(comparison(benchmarks.name, results))
         if file is not None:
             about = {"path": str(path), "teachers": {name: teacher.source for name, teacher in loaded.items()}}
             processes.first_does(lambda: write_json(results, file, about))
     return results
+
+
+class Benchmarks(NamedTuple):
+    """A suite of published benchmarks on this machine."""
+
+    name: SuiteName
+    data: Path | None
+    """The YAML file with the folders of the data (`BenchmarkPaths`)."""
+
+
+def chosen_suite(name: SuiteName | None, data: str | None) -> Benchmarks | None:
+    """What `--suite NAME --data FILE` stand for. Raises UserError where a file is given without a suite."""
+    if name is None and data is not None:
+        raise UserError("--data: it names the folders of a suite, and no suite is given; add --suite paper, or name the data in the words")
+    return None if name is None else Benchmarks(name, None if data is None else user_path(data, "--data"))
 
 
 def _suite(words: Sequence[str]) -> Suite:

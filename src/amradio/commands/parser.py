@@ -132,6 +132,12 @@ def _add_evaluate(evaluate: Parser) -> None:
         "words", nargs="*", metavar="EVALUATION|key=value", help="evaluation files and key=value words; without one: on generated scenes"
     )
     evaluate.add_argument("--json", metavar="FILE", help="write all results with their settings, counts and seconds")
+    evaluate.add_argument(
+        "--suite", choices=("paper", "dense", "detection"), help="published benchmarks, the published numbers beside; words change them"
+    )
+    evaluate.add_argument(
+        "--data", metavar="FILE", help="for --suite: a YAML file with the folders: imagenet, ade20k, voc, coco, navi, nyu"
+    )
 
 
 def _add_embed(embed: Parser, with_options: bool) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from ..console import columns as line_width
 from ..console import print_text
 from ..evaluation.base import Metric, Result, below_floor, floor_warning
+from ..evaluation.benchmarks import Comparison
 from ..evaluation.inputs import describe
 from .tables import INDENT, natural_width, print_table
 
@@ -61,6 +62,18 @@ def print_results(results: Mapping[str, Result]) -> None:
     for name, result in results.items():
         counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in result.counts.items() if count or what != "broken")
         print_text(f"{name}: {counts}; {result.seconds:.1f} s" + "".join(f"; {note}" for note in result.notes), "", INDENT)
+
+
+def print_published(rows: Sequence[Comparison]) -> None:
+    """Prints the measured numbers beside those that were published for other models, with their sources; nothing where there are none."""
+    if not rows:
+        return
+    headings = ("benchmark", "row", "measured", "published", "difference", "of", "source")
+    cells = [
+        (row.evaluation, row.name, f"{row.measured:.1f}", f"{row.value:.1f}", f"{row.measured - row.value:+.1f}", *row.published[:2])
+        for row in rows
+    ]
+    print_table("Beside published numbers, in % and points", headings, cells)
 
 
 def _legend(columns: Sequence[Column], inputs: Mapping[str, Mapping[str, str]]) -> str:
