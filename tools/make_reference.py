@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from amradio.config import Settings
 from amradio.downstream.detection.settings import DetectionRecipe
+from amradio.downstream.vlm.settings import VlmRecipe
 from amradio.engine.settings import RateSettings
 from amradio.evaluation.suite import Suite
 from amradio.labelled.instances import InstancesSettings
@@ -45,6 +46,7 @@ PAGES = (
     Page(DOCUMENTS / "recipes.md", "Recipe", Recipe, (Suite,)),
     Page(DOCUMENTS / "evaluations.md", "Evaluation file", Suite, (TeacherSettings,)),
     Page(DOCUMENTS / "detection.md", "Recipe of a detector", DetectionRecipe, (InstancesSettings, RateSettings)),
+    Page(DOCUMENTS / "vlm.md", "Recipe of a vision-language model", VlmRecipe, ()),
 )
 
 

@@ -21,6 +21,7 @@ WHEN_STOPPED = {
     "distill": "Run the same command to resume.",
     "quickstart": "Run the same command to resume.",
     "detect": "Run the same command to resume.",
+    "vlm": "Run the same command to resume.",
     "embed": "What is done is kept; run the same command to resume.",
     "evaluate": "No results were written.",
     "export": NOTHING_WRITTEN,
@@ -42,6 +43,8 @@ def call(options: argparse.Namespace) -> None:
         from .commands.detect import train_detector
 
         train_detector(detection)
+    elif options.verb == "vlm":
+        _vlm(options)
     elif options.verb == "quickstart":
         from .recipe import Recipe
         from .words import only_keys
@@ -85,6 +88,20 @@ def call(options: argparse.Namespace) -> None:
         doctor()
     else:
         _list(options)
+
+
+def _vlm(options: argparse.Namespace) -> None:
+    if options.action == "export":
+        from .commands.vlm import export_vlm, paths_of_export
+
+        export_vlm(*paths_of_export(options.words))
+        return
+    from .downstream.vlm.settings import VlmRecipe
+
+    recipe = VlmRecipe.load(*options.words)
+    from .commands.vlm import train_vlm
+
+    train_vlm(recipe)
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -140,7 +157,7 @@ def main(words: Sequence[str] | None = None) -> int:
     with outlive_console(), only_results(options.quiet), Interruptible(when_stopped, ends_process=words is None) as interruptible:
         try:
             if options.verb in WHEN_STOPPED:  # a run's log is on stdout, and so are the results of all others
-                has_log = options.verb in ("quickstart", "detect") or (options.verb == "distill" and not is_dry_run)
+                has_log = options.verb in ("quickstart", "detect", "vlm") or (options.verb == "distill" and not is_dry_run)
                 note(f"amradio {options.verb}: starting", sys.stdout if has_log else sys.stderr)
             return _ended(options)
         except RunStoppedError as stopped:

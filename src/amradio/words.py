@@ -15,8 +15,18 @@ LARGEST_RECIPE = 4 << 20
 """Bytes of a recipe or evaluation file."""
 RECIPE_KEYS = frozenset({"data", "student", "out", "stages", "optimizer", "engine", "loss", "heads", "normalize", "evaluate"})
 """Keys of recipes that no evaluation file has."""
-TITLES: Mapping[Kind, str] = {"recipe": "a recipe", "evaluation": "an evaluation file", "detection": "a recipe of a detector"}
-COMMANDS: Mapping[Kind, str] = {"recipe": "amradio distill", "evaluation": "amradio evaluate PATH", "detection": "amradio detect train"}
+TITLES: Mapping[Kind, str] = {
+    "recipe": "a recipe",
+    "evaluation": "an evaluation file",
+    "detection": "a recipe of a detector",
+    "vlm": "a recipe of a vision-language model",
+}
+COMMANDS: Mapping[Kind, str] = {
+    "recipe": "amradio distill",
+    "evaluation": "amradio evaluate PATH",
+    "detection": "amradio detect train",
+    "vlm": "amradio vlm train",
+}
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
 _INDEX = re.compile(r"[0-9]{1,9}")
 _QUOTED = re.compile(r"""'([^']|'')*'|"([^"\\]|\\.)*\"""", re.S)

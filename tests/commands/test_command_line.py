@@ -235,7 +235,7 @@ def test_the_commands_of_the_recipes_are_commands_and_nothing_else():
             words = shlex.split(command)
             words = words[words.index("amradio") + 1 :]
             options = parse(words, "")
-            assert options.verb in ("distill", "detect", "evaluate", "quickstart")
+            assert options.verb in ("distill", "detect", "vlm", "evaluate", "quickstart")
             names = {entry.name} | ({recipe.name for recipe in shipped() if recipe.kind == "recipe"} if entry.kind == "part" else set())
             assert all("=" in word or word in names for word in options.words), command
 

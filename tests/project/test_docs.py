@@ -19,6 +19,7 @@ from amradio.data import SourceSettings
 from amradio.data.decode import decode
 from amradio.distillation.losses import Loss
 from amradio.downstream.detection.settings import DetectionRecipe
+from amradio.downstream.vlm.settings import VlmRecipe
 from amradio.evaluation.benchmarks import BenchmarkPaths
 from amradio.evaluation.suite import Suite
 from amradio.formats.model_folder import write_folder
@@ -32,6 +33,7 @@ from data_folders import make_shards
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+VLM_FILES = [found.path for found in shipped() if found.kind == "vlm"]
 DETECTION_FILES = [found.path for found in shipped() if found.kind == "detection"]
 EVALUATION_FILES = [found.path for found in shipped() if found.kind == "evaluation"]
 RECIPES = [found.path for found in shipped() if found.kind == "recipe"]
@@ -52,7 +54,7 @@ def blocks(language: str, documents: list[Path] = DOCUMENTS) -> list[tuple[str, 
 def commands() -> list[tuple[str, str]]:
     """(where, command) of every line in bash blocks and every `Command:` at the head of a recipe, continuation lines joined."""
     found = [(where, line) for where, text in blocks("bash") for line in text.replace("\\\n", " ").splitlines() if line.strip()]
-    for recipe in (*RECIPES, *DETECTION_FILES):
+    for recipe in (*RECIPES, *DETECTION_FILES, *VLM_FILES):
         head = [line.lstrip("# ") for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
         start = next(i for i, line in enumerate(head) if line.startswith("Command:"))
         end = next(i for i, line in enumerate(head) if i > start and re.match(r"[A-Z][\w ]+:", line))
@@ -82,7 +84,7 @@ def tool_of(name: str) -> ModuleType:
 
 def test_reference_of_keys_is_up_to_date() -> None:
     tool = tool_of("make_reference")
-    assert [page.file.name for page in tool.PAGES] == ["recipes.md", "evaluations.md", "detection.md"]
+    assert [page.file.name for page in tool.PAGES] == ["recipes.md", "evaluations.md", "detection.md", "vlm.md"]
     assert tool.outdated() == {}, "run python tools/make_reference.py"
 
 
@@ -107,6 +109,13 @@ def test_every_recipe_is_valid_and_opens_with_command_cost_and_result(path: Path
 @pytest.mark.parametrize("path", DETECTION_FILES, ids=lambda path: path.name)
 def test_every_recipe_of_a_detector_is_valid_and_opens_with_command_cost_and_result(path: Path) -> None:
     assert DetectionRecipe.load(str(path), "model=runs/student").out.startswith("runs/")
+    head = "".join(line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.startswith("#")).lower()
+    assert all(word in head for word in ("command:", "cost", "result"))
+
+
+@pytest.mark.parametrize("path", VLM_FILES, ids=lambda path: path.name)
+def test_every_recipe_of_a_vision_language_model_is_valid_and_opens_with_command_cost_and_result(path: Path) -> None:
+    assert VlmRecipe.load(str(path), "model=runs/student").out.startswith("runs/")
     head = "".join(line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.startswith("#")).lower()
     assert all(word in head for word in ("command:", "cost", "result"))
 
@@ -136,6 +145,8 @@ def test_commands_name_verbs_targets_and_recipes_that_exist(where: str, command:
         assert Recipe.load(*options.words), where
     if options.verb == "detect":
         assert DetectionRecipe.load(*options.words), where
+    if options.verb == "vlm":
+        assert VlmRecipe.load(*options.words), where
 
 
 @pytest.mark.parametrize(("where", "text"), blocks("python"), ids=lambda word: word if len(word) < 40 else "")
@@ -214,8 +225,9 @@ def test_every_document_with_python_is_run() -> None:
         "models.md",
         "embedding.md",
         "detection.md",
+        "vlm.md",
         "quickstart.md",
-    }  # the last one: downstream/test_detection_runs.py
+    }  # those of detection and vlm: in downstream/
 
 
 @pytest.mark.slow

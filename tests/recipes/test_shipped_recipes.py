@@ -6,6 +6,7 @@ import pytest
 
 import amradio
 from amradio.downstream.detection.settings import DetectionRecipe
+from amradio.downstream.vlm.settings import VlmRecipe
 from amradio.errors import UserError
 from amradio.evaluation.suite import Suite
 from amradio.recipe import Recipe
@@ -29,8 +30,8 @@ def test_every_shipped_file_lies_in_the_package_and_is_described():
 def test_a_name_stands_for_its_file_anywhere(entry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert locate(entry.name) == entry.path
-    kind = {"evaluation": Suite, "detection": DetectionRecipe}.get(entry.kind, Recipe)
-    before = {"part": ["quickstart"], "detection": ["model=runs/student"]}.get(entry.kind, [])
+    kind = {"evaluation": Suite, "detection": DetectionRecipe, "vlm": VlmRecipe}.get(entry.kind, Recipe)
+    before = {"part": ["quickstart"], "detection": ["model=runs/student"], "vlm": ["model=runs/student"]}.get(entry.kind, [])
     assert kind.load(*before, entry.name) == kind.load(*before, str(entry.path))
 
 

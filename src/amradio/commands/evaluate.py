@@ -5,12 +5,13 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import validate
 from ..console import PHASES
 from ..devices import find_device
 from ..distillation.metrics import UNCALIBRATED, AgreementProtocol
+from ..downstream.vlm.recognition import is_vlm
 from ..engine.distributed import Processes, failures_of_peers
 from ..environment import environment
 from ..errors import UserError, shown
@@ -33,6 +34,9 @@ from ..words import names_file
 from ..yaml12 import parse_yaml
 from .results import print_published, print_results
 
+if TYPE_CHECKING:  # transformers' LLaVA takes seconds to import
+    from ..downstream.vlm.assembly import Vlm
+
 SCENES = "scenes"
 """The built-in evaluations, on generated scenes."""
 
@@ -50,7 +54,7 @@ def evaluate(
     Under `torchrun` the processes share the images out, and all must call it; the first one prints and writes.
 
     Args:
-        path: a run folder, whose teachers are loaded as its config.yaml says, or a model folder.
+        path: a run folder, whose teachers are loaded as its config.yaml says, a model folder, or a vision-language model.
         words: evaluation files and `key=value`, merged left to right; without a word the built-in evaluations on generated scenes.
         json_file: a file for machine-readable results; None for no file.
         teachers: further teachers as objects, by the names of their heads.
@@ -62,22 +66,18 @@ def evaluate(
     suite = (_suite(words) if benchmarks is None else load_suite(benchmarks.name, benchmarks.data, words)).beside(str(path))
     file = None if json_file is None else user_path(json_file, "--json")
 
-    def load_models() -> tuple[Model, dict[str, Teacher], AgreementProtocol]:
+    def load_models() -> _Loaded:
         if file is not None:
             check_json(file)
-        with PHASES.phase(f"reading {path}"):
-            model = load(path, student=student)
-        with PHASES.phase("loading teachers"):
-            loaded = {**teachers_of(user_path(path), teachers or {}, suite), **suite.load_teachers()}
-        return model, loaded, agreement_of(user_path(path), model)
+        return _load_vlm(user_path(path), suite) if is_vlm(user_path(path)) else _load(path, suite, teachers or {}, student)
 
     with failures_of_peers(), closing(Processes(find_device(suite.device, "device"))) as processes:
-        model, loaded, protocol = Share(processes).all_do(load_models)
-        results = evaluate_models(model, loaded, suite, protocol, processes)
+        loaded = Share(processes).all_do(load_models)
+        results = evaluate_models(loaded.model, loaded.teachers, suite, loaded.agreement, processes, loaded.vlm)
         if benchmarks is not None and processes.is_first:
             print_published(comparison(benchmarks.name, results))
         if file is not None:
-            about = {"path": str(path), "teachers": {name: teacher.source for name, teacher in loaded.items()}}
+            about = {"path": str(path), "teachers": {name: teacher.source for name, teacher in loaded.teachers.items()}}
             processes.first_does(lambda: write_json(results, file, about))
     return results
 
@@ -95,6 +95,33 @@ def chosen_suite(name: SuiteName | None, data: str | None) -> Benchmarks | None:
     if name is None and data is not None:
         raise UserError("--data: it names the folders of a suite, and no suite is given; add --suite paper, or name the data in the words")
     return None if name is None else Benchmarks(name, None if data is None else user_path(data, "--data"))
+
+
+class _Loaded(NamedTuple):
+    """What is measured."""
+
+    model: Model | None
+    teachers: dict[str, Teacher]
+    agreement: AgreementProtocol = UNCALIBRATED
+    vlm: "Vlm | None" = None
+
+
+def _load(path: str | Path, suite: Suite, teachers: Mapping[str, Teacher], student: Student | None) -> _Loaded:
+    with PHASES.phase(f"reading {path}"):
+        model = load(path, student=student)
+    with PHASES.phase("loading teachers"):
+        loaded = {**teachers_of(user_path(path), teachers, suite), **suite.load_teachers()}
+    return _Loaded(model, loaded, agreement_of(user_path(path), model))
+
+
+def _load_vlm(path: Path, suite: Suite) -> _Loaded:
+    """A vision-language model, with its tower as the model of evaluations of features."""
+    from ..downstream.vlm.files import load_vlm
+
+    with PHASES.phase(f"reading {path}"):
+        vlm = load_vlm(path)
+    vlm.network.to(find_device(suite.device, "device"))  # pyright: ignore[reportArgumentType] - a decorator of the library hides the method
+    return _Loaded(vlm.student, suite.load_teachers(), vlm=vlm)
 
 
 def _suite(words: Sequence[str]) -> Suite:
@@ -116,13 +143,16 @@ def evaluate_models(
     suite: Suite,
     agreement: AgreementProtocol = UNCALIBRATED,
     processes: Processes | None = None,
+    vlm: "Vlm | None" = None,
 ) -> dict[str, Result]:
     """The same for models that are loaded: measures, prints the table, returns the results by evaluation.
 
-    agreement: see `agreement_of`. processes: those of `torchrun`, None for this one alone.
+    agreement: see `agreement_of`. processes: those of `torchrun`, None for this one alone. vlm: the vision-language model whose tower is
+    `model`, None where there is none.
     """
     is_first = processes is None or processes.is_first
     bench = suite.bench(model, teachers, PHASES.progress if is_first else silent, agreement, processes)
+    bench.vlm = vlm
     results = run_suite(suite, bench, PHASES.phase)
     if is_first:
         print_results(results)

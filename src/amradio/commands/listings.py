@@ -95,6 +95,7 @@ def list_recipes(name: str | None = None, as_json: bool = False) -> None:
             ("recipe", "Recipes, for `amradio distill NAME`"),
             ("part", "Parts of recipes, for `amradio distill RECIPE NAME`"),
             ("detection", "Recipes of detectors, for `amradio detect train NAME`"),
+            ("vlm", "Vision-language models, for `amradio vlm train NAME`"),
             ("evaluation", "Evaluation files, for `amradio evaluate PATH NAME`"),
         ):
             print(f"{title}\n")
@@ -111,8 +112,10 @@ def list_recipes(name: str | None = None, as_json: bool = False) -> None:
         )
 
 
-def print_schema(of: Literal["recipe", "evaluation", "detection"] = "recipe") -> None:
-    """Prints the JSON Schema of a recipe, an evaluation file or a detector's recipe: what every key does, its range and its default.
+def print_schema(of: Literal["recipe", "evaluation", "detection", "vlm"] = "recipe") -> None:
+    """Prints the JSON Schema of a recipe, an evaluation file, or the recipe of a detector or a vision-language model.
+
+    It has what every key does, its range and its default.
 
     Only `type`s, keys and ranges: what keys say against one another is found by `amradio distill ... --dry-run`.
     """
@@ -120,6 +123,8 @@ def print_schema(of: Literal["recipe", "evaluation", "detection"] = "recipe") ->
         from ..recipe import Recipe as Root
     elif of == "detection":
         from ..downstream.detection.settings import DetectionRecipe as Root
+    elif of == "vlm":
+        from ..downstream.vlm.settings import VlmRecipe as Root
     else:
         from ..evaluation.suite import Suite as Root
     print(json.dumps({"$schema": DIALECT} | Root.model_json_schema(), indent=1))

@@ -83,6 +83,7 @@ def parser(version: str = "", with_embed_options: bool = True) -> tuple[Parser, 
     distill.add_argument("words", nargs="+", metavar="RECIPE|key=value", help=f"{WORDS_HELP}; a run folder stands for its config.yaml")
     distill.add_argument("--dry-run", action="store_true", help="check everything, print recipe, teachers and data, and train nothing")
     _add_detect(verb)
+    _add_vlm(verb)
     evaluate = verb(
         "evaluate",
         "student, heads and teachers side by side on every task",
@@ -126,6 +127,21 @@ def _add_detect(verb: Callable[[str, str, str], Parser]) -> None:
     detect.add_argument("words", nargs="+", metavar="RECIPE|key=value", help="files and key=value words, merged left to right")
 
 
+def _add_vlm(verb: Callable[[str, str, str], Parser]) -> None:
+    vlm = verb(
+        "vlm",
+        "train a vision-language model on a student, or resume its training",
+        "amradio vlm train vlm_llava model=runs/first language_model=lmsys/vicuna-7b-v1.5 out=runs/vlm",
+    )
+    vlm.add_argument("action", choices=("train", "export"), help="train: run or resume a recipe; export: a folder for transformers alone")
+    vlm.add_argument(
+        "words",
+        nargs="+",
+        metavar="RECIPE|key=value",
+        help="train: files and key=value words, merged left to right; export: RUN out=FOLDER",
+    )
+
+
 def _add_evaluate(evaluate: Parser) -> None:
     evaluate.add_argument("path", metavar="PATH", help="a run folder or a model folder")
     evaluate.add_argument(
@@ -167,8 +183,8 @@ def _add_small(verb: Callable[[str, str, str], Parser]) -> None:
     push.add_argument("name", metavar="OWNER/NAME", help="on the hub; created where it is missing")
     push.add_argument("--yes", action="store_true", help="upload; nothing leaves this machine without it")
     push.add_argument("--private", action="store_true", help="create a private repository")
-    schema = verb("schema", "JSON Schema of recipes, evaluation files or recipes of detectors, for editors", "amradio schema recipe")
-    schema.add_argument("of", nargs="?", choices=("recipe", "evaluation", "detection"), default="recipe", help="default: recipe")
+    schema = verb("schema", "JSON Schema of recipes of all kinds and of evaluation files, for editors", "amradio schema recipe")
+    schema.add_argument("of", nargs="?", choices=("recipe", "evaluation", "detection", "vlm"), default="recipe", help="default: recipe")
     completion = verb("completion", "a script that completes verbs and options in a shell", "amradio completion bash")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
 

@@ -29,6 +29,8 @@ class Folder:
 
     recipe_type: type[Settings]
     """The settings that `config.yaml` holds."""
+    free_keys: Sequence[str] = FREE_KEYS
+    """Keys that may differ when a run is resumed."""
 
     def __init__(self, path: str | Path, keep: int = 2):
         """path: as the user wrote it. keep: how many checkpoints stay."""
@@ -69,7 +71,7 @@ class Folder:
             stored = self.stored_recipe()
         except UserError as error:
             return [f"out: {problem}; restore config.yaml, or give another out folder" for problem in error.problems]
-        changed = changed_keys(stored, recipe.model_dump(mode="json"), FREE_KEYS)
+        changed = changed_keys(stored, recipe.model_dump(mode="json"), self.free_keys)
         if not changed:
             return []
         return [
@@ -95,8 +97,12 @@ class Folder:
                 for name in FOLDERS:
                     shutil.rmtree(self.path / name, ignore_errors=True)
                 self.write_first()
-            self.write("config.yaml", to_yaml(recipe))
-            self.write("environment.json", json.dumps(environment(), indent=1) + "\n")
+            self.write_recipe(recipe)
+
+    def write_recipe(self, recipe: Settings) -> None:
+        """Writes config.yaml and environment.json."""
+        self.write("config.yaml", to_yaml(recipe))
+        self.write("environment.json", json.dumps(environment(), indent=1) + "\n")
 
     def write_first(self) -> None:
         """Writes what a new run needs before its config.yaml, which makes the folder a run; nothing here."""

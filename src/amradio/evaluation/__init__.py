@@ -14,6 +14,7 @@ from .dense.promptable_segmentation import PromptableSegmentationSettings
 from .dense.surface_normals import NormalsSettings
 from .features.statistics import StatisticsSettings
 from .features.teacher_agreement import AgreementSettings
+from .language.settings import GqaSettings, PopeSettings, TextvqaSettings, Vqav2Settings
 from .throughput import ThroughputSettings
 
 EVALUATIONS: tuple[type[EvaluationSettings], ...] = (
@@ -30,6 +31,10 @@ EVALUATIONS: tuple[type[EvaluationSettings], ...] = (
     StatisticsSettings,
     LinearClassificationSettings,
     ThroughputSettings,
+    GqaSettings,
+    PopeSettings,
+    TextvqaSettings,
+    Vqav2Settings,
 )
 """Every kind of evaluation; a new one is one file and one entry here."""
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from .inputs import Counts, describe
 from .predictors import Framing, Predict, Predictor, Predictors, Sizes, inputs_of, predictors
 from .progress import Progress, silent
 from .sharing import Share
+
+if TYPE_CHECKING:  # transformers' LLaVA takes seconds to import
+    from ..downstream.vlm.assembly import Vlm
 
 Rows = Mapping[str, Mapping[str, float]]
 
@@ -151,6 +154,8 @@ class Bench:
         self.side_by_side = False
         """Whether models encode images at the same time on a CPU, each with a share of torch's threads."""
         self.share = Share()
+        self.vlm: Vlm | None = None
+        """The vision-language model that is measured, whose tower is `model`; None where PATH is none."""
         self.cache = FeatureCache()
 
     def alone(self) -> "Bench":
@@ -229,6 +234,16 @@ class EvaluationSettings(Settings):
         """The evaluation; raises UserError where its data are missing."""
         raise NotImplementedError
 
+    def rows(self, bench: Bench) -> Predictors:
+        """The rows of `models`, all where it names none. Raises UserError for an unknown one."""
+        predict = bench.predict(self.view, self.image_size or bench.image_size or self.protocol_sizes(bench))
+        if self.models is None:
+            return predict
+        unknown = [name for name in self.models if name not in predict]
+        if unknown:
+            raise UserError(*(f"models: there is no row '{name}'; {nearest(name, predict)}" for name in unknown))
+        return predict.only(self.models)
+
     def protocol_sizes(self, bench: Bench) -> Sizes:  # noqa: ARG002 - for those that have some
         """px of the views where neither the evaluation nor the suite names a size; None for the size that the student prefers."""
         return None
@@ -239,7 +254,7 @@ def measure(settings: EvaluationSettings, evaluation: Evaluation, bench: Bench) 
     if not evaluation.is_shared and not bench.share.is_alone:
         return bench.share.first_does(lambda: measure(settings, evaluation, bench.alone()))
     start = time.perf_counter()
-    predict = chosen(settings, bench)
+    predict = settings.rows(bench)
     result = evaluation.run(predict, bench)
     inputs = result.inputs or {row: sizes for row, sizes in inputs_of(predict).items() if row in result.rows}
     inputs = bench.share.added(inputs)
@@ -258,18 +273,6 @@ def _size_notes(settings: EvaluationSettings, bench: Bench, inputs: Mapping[str,
         if head.image_size is not None and px.isdigit() and int(px) != head.image_size:
             rows_by_size.setdefault((head.image_size, px), []).append(f"student/{name}")
     return [f"trained at {size} px and measured at {px} px: {', '.join(rows)}" for (size, px), rows in rows_by_size.items()]
-
-
-def chosen(settings: EvaluationSettings, bench: Bench) -> Predictors:
-    """The rows of `models`, all where it names none. Raises UserError for an unknown one."""
-    sizes = settings.image_size or bench.image_size or settings.protocol_sizes(bench)
-    predict = bench.predict(settings.view, sizes)
-    if settings.models is None:
-        return predict
-    unknown = [name for name in settings.models if name not in predict]
-    if unknown:
-        raise UserError(*(f"models: there is no row '{name}'; {nearest(name, predict)}" for name in unknown))
-    return predict.only(settings.models)
 
 
 def summary_of(features: Features) -> Tensor:

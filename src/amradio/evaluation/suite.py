@@ -17,7 +17,7 @@ from ..teachers import AnyTeacher
 from ..teachers.base import Teacher
 from ..words import read_words
 from . import AnyEvaluation
-from .base import Bench, Evaluation, Result, below_floor, chosen, measure
+from .base import Bench, Evaluation, Result, below_floor, measure
 from .inputs import plain as describe_inputs
 from .progress import Phase, Progress, silent, unannounced
 from .sharing import Share
@@ -107,7 +107,7 @@ def prepare(suite: Suite, bench: Bench) -> dict[str, Evaluation]:
     for name, settings in suite.evaluations.items():
         try:
             built[name] = settings.build()
-            built[name].check(chosen(settings, bench), bench)
+            built[name].check(settings.rows(bench), bench)
         except UserError as error:
             problems += [f"evaluations.{name}: {problem}" for problem in error.problems]
     if problems:

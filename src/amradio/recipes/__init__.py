@@ -13,8 +13,8 @@ CONFIG_FILE = "config.yaml"
 """The resolved recipe in a run folder."""
 
 
-Kind = Literal["recipe", "part", "evaluation", "detection"]
-KINDS: tuple[Kind, ...] = ("recipe", "part", "detection", "evaluation")
+Kind = Literal["recipe", "part", "evaluation", "detection", "vlm"]
+KINDS: tuple[Kind, ...] = ("recipe", "part", "detection", "vlm", "evaluation")
 """In the order of the listing."""
 
 
@@ -24,8 +24,8 @@ class Shipped(NamedTuple):
     name: str
     """Stands for the path on the command line."""
     kind: Kind
-    """`recipe` for `amradio distill`, `part` to be put behind one, `detection` for `amradio detect train`, `evaluation` for `amradio
-    evaluate`."""
+    """`recipe` for `amradio distill`, `part` to be put behind one, `detection` for `amradio detect train`, `vlm` for `amradio vlm train`,
+    `evaluation` for `amradio evaluate`."""
     about: str
     """One sentence."""
     command: str
@@ -75,8 +75,13 @@ def locate(word: str) -> Path:
 
 
 def kind_of(keys: Iterable[str]) -> Kind:
-    """What a file with these keys at its top is; `part` where it names neither teachers, nor a detector, nor evaluations."""
-    marks: tuple[tuple[str, Kind], ...] = (("evaluations", "evaluation"), ("detector", "detection"), ("teachers", "recipe"))
+    """What a file with these keys at its top is; `part` where it names no teachers, detector, language model or evaluations."""
+    marks: tuple[tuple[str, Kind], ...] = (
+        ("evaluations", "evaluation"),
+        ("detector", "detection"),
+        ("language_model", "vlm"),
+        ("teachers", "recipe"),
+    )
     for key, kind in marks:
         if key in keys:
             return kind

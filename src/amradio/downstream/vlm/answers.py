@@ -26,7 +26,7 @@ SHORTENED = (
 
 def _without_one(word: str) -> Iterable[str]:
     """A word with each of its apostrophes left out, one at a time."""
-    return (word[:place] + word[place + 1 :] for place, character in enumerate(word) if character == "'")
+    return (word[:index] + word[index + 1 :] for index, character in enumerate(word) if character == "'")
 
 
 CONTRACTIONS = {short: word for word in SHORTENED.split() for short in _without_one(word)} | {"somebody'd": "somebodyd"}

@@ -176,18 +176,18 @@ def _ocr_tokens(file: Path) -> dict[Id, Sequence[str]]:
 
 def _annotated(file: Path) -> dict[Id, tuple[tuple[str, ...], str]]:
     """{question: (answers, answer_type)} of VQAv2's annotations."""
-    found: dict[Id, tuple[tuple[str, ...], str]] = {}
+    answered: dict[Id, tuple[tuple[str, ...], str]] = {}
     problems = Problems(file)
     for where, row in _listed(file, "annotations"):
         try:
             given = field(row, "answers", lambda value: value)
             is_list = isinstance(given, list) and all(isinstance(answer, dict) for answer in given)
             answers = _texts([answer.get("answer") for answer in given] if is_list else given)
-            found[field(row, "question_id", identifier)] = answers, str(row.get("answer_type") or "")
+            answered[field(row, "question_id", identifier)] = answers, str(row.get("answer_type") or "")
         except WrongError as error:
             problems.add(where, str(error))
     problems.refuse()
-    return found
+    return answered
 
 
 def _split_of(content: Mapping[str, Any], file: Path) -> str:

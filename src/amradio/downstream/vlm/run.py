@@ -1,0 +1,311 @@
+"""The training of a vision-language model: LLaVA's two stages, each one run of TRL's SFTTrainer."""
+
+import math
+import shutil
+import warnings
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+from transformers import LlavaForConditionalGeneration, PrinterCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from ...devices import autocast_dtype
+from ...engine.distributed import Processes
+from ...engine.folder import FREE_KEYS, Folder
+from ...engine.lock import Lock
+from ...engine.log import Log
+from ...errors import UserError
+from ...files import disk_errors, gone_on_failure, user_path
+from ...interruption import Stop
+from ...model import load
+from ...teachers.loading import quiet
+from ...tensors import read_tensors, write_tensors
+from .assembly import Vlm, assemble
+from .conversations import captions_of, messages_of, read_conversations
+from .files import write_vlm
+from .recognition import is_vlm
+from .settings import InstructionSettings, LowRankSettings, StageSettings, VlmRecipe
+
+ALIGNMENT, INSTRUCTION = "alignment", "instruction"
+PROJECTOR = "projector.safetensors"
+"""What stage 1 leaves for stage 2."""
+Result = TypeVar("Result")
+
+
+class VlmFolder(Folder):
+    """The run folder: config.yaml, the logs, checkpoints of the stage that is trained, the projector after stage 1, and model/."""
+
+    recipe_type = VlmRecipe
+    free_keys = (*FREE_KEYS, "num_workers", "engine.gradient_checkpointing")
+
+    def start(self, recipe: Any, lock: Lock) -> None:
+        """Creates the folder, or makes it ready to resume. Raises UserError where another process has the lock."""
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.take()
+            self.write_recipe(recipe)
+
+    @property
+    def projector(self) -> Path:
+        """The file that stage 1 leaves."""
+        return self.path / ALIGNMENT / PROJECTOR
+
+
+class Stage(NamedTuple):
+    """A stage with its data."""
+
+    name: str
+    settings: StageSettings
+    table: Any
+    """A `datasets.Dataset` with a row a sample."""
+    first: int
+    """Step of the run before it."""
+    num_steps: int
+
+
+class VlmRun:
+    """One run of a recipe on this machine, from the run folder's state to the end."""
+
+    def __init__(self, recipe: VlmRecipe, processes: Processes, log: Log):
+        """Builds everything and writes nothing. Raises UserError with all that stands against the run."""
+        self.recipe, self.processes, self.log = recipe, processes, log
+        self.folder = VlmFolder(recipe.out)
+        self.stop = Stop()
+        torch.manual_seed(recipe.seed)
+        self.stages, self.vlm = _opened(recipe, processes)
+        self.num_steps = sum(stage.num_steps for stage in self.stages)
+
+    def begin(self, lock: Lock) -> None:
+        """Makes the run folder ready and logs what is about to be run. Raises UserError where another process has the lock."""
+        self.processes.first_does(lambda: self.folder.start(self.recipe, lock))
+        if self.processes.is_first:
+            self.log.open(self.folder.path, self.recipe.engine.track)
+        parts = self.vlm.network.model
+        sizes = (_millions(part) for part in (parts.vision_tower, parts.multi_modal_projector, parts.language_model))
+        self.log.say("tower {} M parameters (frozen), projector {} M, language model {} M".format(*sizes))
+        for stage in self.stages:
+            self.log.say(f"{stage.name}: {len(stage.table):,} samples, {stage.num_steps:,} steps of {stage.settings.batch_size}")
+
+    def run(self) -> int:
+        """Trains from where the run folder is, to the end or until a signal asks to stop; returns the step reached."""
+        if is_vlm(self.folder.path):
+            self.log.say(f"{self.folder.path} is finished: {self.num_steps} steps; model: {self.folder.model}")
+            return self.num_steps
+        step = 0
+        try:
+            with self.stop:
+                for stage in self.stages:
+                    step = self._train(stage)
+                    if step < stage.first + stage.num_steps:
+                        self.stop.was_followed = True
+                        return step
+            self.processes.first_does(self._write)
+        finally:
+            self.log.close()
+        return step
+
+    def _train(self, stage: Stage) -> int:
+        """Trains or resumes a stage; returns the step of the run that was reached."""
+        if stage.name == ALIGNMENT and self.folder.projector.is_file():
+            self.vlm.network.model.multi_modal_projector.load_state_dict(read_tensors(self.folder.projector))
+            return stage.first + stage.num_steps
+        stage_folder = self.folder.path / stage.name
+        _choose(self.vlm.network, stage.settings)
+        reporter = _Reporter(stage, self.log, self.stop, self.processes)
+        with quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)  # peft and TRL read the old name
+            trainer = _Trainer(
+                model=self.vlm.network,
+                args=_arguments(self.recipe, stage, stage_folder, self.processes),
+                train_dataset=stage.table,
+                processing_class=deepcopy(self.vlm.processor),  # whose tokenizer is set to cut and pad
+                peft_config=_low_rank(self.vlm.network, stage.settings),
+                callbacks=[reporter],
+            )
+            trainer.remove_callback(PrinterCallback)
+            last = get_last_checkpoint(str(stage_folder)) if stage_folder.is_dir() else None
+            if last is not None:
+                self.log.forget_after(stage.first + int(last.rpartition("-")[2]))
+                self.log.say(f"resuming {self.folder.path} from {Path(last).name} of {stage.name}")
+            with disk_errors(self.folder.path):
+                trainer.train(resume_from_checkpoint=last)
+        step = stage.first + trainer.state.global_step
+        if step == stage.first + stage.num_steps:
+            self._finish(trainer, stage, stage_folder)
+        return step
+
+    def _finish(self, trainer: SFTTrainer, stage: Stage, stage_folder: Path) -> None:
+        """Merges what was added, keeps stage 1's projector, and takes its checkpoints away."""
+        if isinstance(stage.settings, InstructionSettings):
+            if isinstance(stage.settings.language_model, LowRankSettings):
+                model: Any = trainer.accelerator.unwrap_model(trainer.model)
+                self.vlm = Vlm(model.merge_and_unload(), self.vlm.processor)
+            return
+        projector = self.vlm.network.model.multi_modal_projector
+
+        def keep() -> None:
+            with disk_errors(stage_folder):
+                stage_folder.mkdir(parents=True, exist_ok=True)
+                aside = stage_folder / f".{PROJECTOR}.part"
+                write_tensors({name: tensor.cpu() for name, tensor in projector.state_dict().items()}, aside)
+                aside.replace(stage_folder / PROJECTOR)
+            for checkpoint in stage_folder.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint, ignore_errors=True)
+
+        self.processes.first_does(keep)
+
+    def _write(self) -> None:
+        """The model folder, complete or not there; then no checkpoint is needed any more."""
+        aside = self.folder.path / ".model.part"
+        shutil.rmtree(aside, ignore_errors=True)
+        with disk_errors(self.folder.path), gone_on_failure(aside):
+            write_vlm(self.vlm, aside, _about(self.recipe, self.stages))
+            aside.replace(self.folder.model)
+        shutil.rmtree(self.folder.path / INSTRUCTION, ignore_errors=True)
+        self.log.say(f"{self.num_steps} steps; model: {self.folder.model}")
+
+
+class _Trainer(SFTTrainer):
+    """TRL's, which resumes: the library looks for weights under their names in memory, and a LLaVA's file has others, so it loads none."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not isinstance(self.model, LlavaForConditionalGeneration):  # peft, whose files have the names in memory
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        stored = LlavaForConditionalGeneration.from_pretrained(resume_from_checkpoint, dtype=torch.float32, local_files_only=True)
+        self.model.load_state_dict(stored.state_dict())
+        return None
+
+
+class _Reporter(TrainerCallback):
+    """Writes the run's logs, refuses numbers that are none, and stops at a signal, after a checkpoint."""
+
+    def __init__(self, stage: Stage, log: Log, stop: Stop, processes: Processes):
+        self.stage, self.log, self.stop, self.processes = stage, log, stop, processes
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        del args, state, rest
+        if self.processes.any(self.stop.asked):
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+        del args, control, rest
+        if not logs or "loss" not in logs:
+            return
+        step, stage = state.global_step, self.stage
+        numbers = {name: float(logs[name]) for name in ("loss", "grad_norm", "learning_rate") if name in logs}
+        wrong = [name for name, value in numbers.items() if not math.isfinite(value)]
+        if wrong:
+            advice = "lower learning_rate, or set engine.precision=float32; the checkpoint before this step is kept"
+            raise UserError(f"{stage.name}: {' and '.join(wrong)} at step {step} is no number; {advice}", on_all_processes=True)
+        self.log.record({"step": stage.first + step} | {f"{stage.name}/{name}": value for name, value in numbers.items()})
+        rate = f"rate {numbers.get('learning_rate', 0.0):.2e}"
+        self.log.say(f"{stage.name} step {step}/{stage.num_steps}  loss {numbers['loss']:.4f}  {rate}")
+
+
+def _opened(recipe: VlmRecipe, processes: Processes) -> tuple[list[Stage], Vlm]:
+    """The stages with their data, and the model; raises UserError with all problems."""
+    problems: list[str] = []
+
+    def tried(key: str, open_it: Callable[[], Result]) -> Result | None:
+        try:
+            return open_it()
+        except UserError as error:
+            problems.extend(f"{key}{problem}" for problem in error.problems)
+            return None
+
+    if recipe.engine.device not in ("auto", "cpu", "cuda"):
+        problems.append(f"engine.device: the trainer takes auto, cpu or cuda, found {recipe.engine.device}; choose by CUDA_VISIBLE_DEVICES")
+    stages: list[Stage] = []
+    for name, settings in ((ALIGNMENT, recipe.alignment), (INSTRUCTION, recipe.instruction)):
+        if settings is None:
+            continue
+        pieces = processes.world_size * recipe.engine.accumulate
+        if settings.batch_size % pieces:
+            advice = f"take a multiple of {pieces}, or change engine.accumulate"
+            problems.append(f"{name}.batch_size: {settings.batch_size} is not shared out evenly over {pieces} pieces; {advice}")
+        samples = tried(f"{name}.data: ", partial(read_conversations, settings.data))
+        if samples is not None:
+            images = user_path(settings.data.images)
+            table = tried("", partial(captions_of if name == ALIGNMENT else messages_of, samples, images))
+            if table is not None:
+                first = sum(stage.num_steps for stage in stages)
+                stages.append(Stage(name, settings, table, first, max(1, round(settings.epochs * len(table) / settings.batch_size))))
+    model = tried("model: ", lambda: load(recipe.model))
+    vlm = tried("", lambda: assemble(model, recipe.head, recipe.image_size, recipe.language_model)) if model is not None else None
+    if problems or vlm is None:
+        raise UserError(*problems)
+    return stages, vlm
+
+
+def _choose(network: nn.Module, settings: StageSettings) -> None:
+    """Marks what a stage trains: the projector; with a full stage 2 the language model as well; never the tower."""
+    with_language = isinstance(settings, InstructionSettings) and not isinstance(settings.language_model, LowRankSettings)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_("multi_modal_projector" in name or (with_language and "vision_tower" not in name))
+
+
+def _low_rank(network: Any, settings: StageSettings) -> Any:
+    """peft's configuration of low-rank additions; None for none."""
+    if not isinstance(settings, InstructionSettings) or not isinstance(settings.language_model, LowRankSettings):
+        return None
+    from peft import LoraConfig
+
+    chosen = settings.language_model
+    linear = [f"language_model.{name}" for name, part in network.model.language_model.named_modules() if isinstance(part, nn.Linear)]
+    return LoraConfig(
+        r=chosen.rank,
+        lora_alpha=chosen.alpha,  # pyright: ignore[reportArgumentType] - peft divides it only
+        lora_dropout=chosen.dropout,
+        target_modules=linear,
+        modules_to_save=["multi_modal_projector"],
+        task_type="CAUSAL_LM",
+    )
+
+
+def _arguments(recipe: VlmRecipe, stage: Stage, stage_folder: Path, processes: Processes) -> SFTConfig:
+    engine, settings = recipe.engine, stage.settings
+    precision = autocast_dtype(engine.precision, processes.device)
+    arguments = SFTConfig(
+        output_dir=str(stage_folder),
+        max_steps=stage.num_steps,
+        per_device_train_batch_size=settings.batch_size // (processes.world_size * engine.accumulate),
+        gradient_accumulation_steps=engine.accumulate,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        max_length=settings.max_tokens,
+        assistant_only_loss=stage.name == INSTRUCTION,
+        logging_steps=engine.log_every,
+        logging_nan_inf_filter=False,
+        save_steps=engine.checkpoint_every,
+        save_total_limit=engine.keep,
+        seed=recipe.seed % 2**32,
+        use_cpu=processes.device.type == "cpu",
+        bf16=precision is not None,
+        activation_checkpointing=engine.gradient_checkpointing,
+        dataloader_num_workers=recipe.num_workers or 0,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    if processes.world_size == 1 and processes.device.type == "cuda":
+        arguments._n_gpu = 1  # else the library splits batches over all GPUs of the machine by DataParallel
+    return arguments
+
+
+def _millions(part: nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in part.parameters()) / 1e6:,.2f}"
+
+
+def _about(recipe: VlmRecipe, stages: Iterable[Stage]) -> str:
+    rows = [f"- {stage.name}: {len(stage.table):,} samples, {stage.num_steps:,} steps of {stage.settings.batch_size}" for stage in stages]
+    parts = f"vision tower `{recipe.model}` (frozen), language model `{recipe.language_model}`"
+    return "\n".join(["# LLaVA with an amradio student", "", f"Trained by `amradio vlm train`: {parts}.", "", *rows])

@@ -1,0 +1,136 @@
+"""GQA, POPE, TextVQA and VQAv2 from the command line: files, scores, floors, answers on disk, and bad input."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import amradio
+import vlms
+from amradio.__main__ import main
+from amradio.downstream.vlm import generation
+from amradio.downstream.vlm.assembly import Vlm, assemble
+from amradio.downstream.vlm.files import write_vlm
+from amradio.downstream.vlm.generation import Replies
+
+COCO = "COCO_val2014_{:012d}.jpg"
+SUITE = """
+evaluations:
+  GQA: {{type: gqa, questions: {0}/gqa.json, images: {0}/images, models: [vlm, vlm/without_image], answers: {0}/gqa.jsonl}}
+  POPE: {{type: pope, questions: [{0}/random.json, {0}/popular.json], images: {0}/images, batch_size: 3}}
+  text: {{type: textvqa, questions: {0}/text.json, images: {0}/images, ocr: {0}/ocr.json, limit: 2}}
+  VQA: {{type: vqav2, questions: {0}/vqa.json, annotations: {0}/annotations.json, images: {0}/images, submission: {0}/evalai.json}}
+device: cpu
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained vision-language model that sees 64 px."""
+    place = tmp_path_factory.mktemp("vlm")
+    torch.manual_seed(0)
+    vlm = assemble(amradio.load(vlms.write_student(place / "student")), None, 64, str(vlms.write_language_model(place / "language_model")))
+    write_vlm(vlm, place / "vlm", "# A model")
+    return place / "vlm"
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    """Four questions of each set about three pictures, in the official layouts."""
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        Image.new("RGB", (40 + 8 * number, 60), (80 * number, 0, 0)).save(tmp_path / "images" / COCO.format(number))
+        Image.new("RGB", (64, 64), (0, 80 * number, 0)).save(tmp_path / "images" / f"{number}.jpg")
+    kinds = ("yes/no", "number", "other", "other")
+    people = [[{"answer": answer} for answer in answers] for answers in (["yes"] * 10, ["2"] * 10, ["red"] * 2 + ["a"] * 8, ["red"] * 10)]
+    questions = [{"question_id": number, "image_id": number % 3, "question": f"{number}?"} for number in range(4)]
+    text = [{**row, "image_id": str(row["image_id"]), "answers": ["Red"] * 10} for row in questions]
+    pope = [{"question_id": n, "image": COCO.format(n % 3), "text": f"{n}?", "label": "yes" if n < 2 else "no"} for n in range(4)]
+    content = {
+        "gqa": {str(n): {"imageId": str(n % 3), "question": f"{n}?", "answer": "red" if n else "blue"} for n in range(4)},
+        "text": {"data": text},
+        "ocr": {"data": [{"image_id": str(number), "ocr_tokens": ["A"]} for number in range(3)]},
+        "vqa": {"data_subtype": "val2014", "questions": questions},
+        "annotations": {"annotations": [{"question_id": n, "answers": people[n], "answer_type": kinds[n]} for n in range(4)]},
+    }
+    for name, rows in content.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    for name in ("random", "popular"):
+        (tmp_path / f"{name}.json").write_text("\n".join(map(json.dumps, pope)))
+    file = tmp_path / "suite.yaml"
+    file.write_text(SUITE.format(tmp_path))
+    return file
+
+
+@pytest.mark.slow
+def test_answers_are_scored_and_written(folder: Path, suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """With the model's generation replaced, so that it is known what is said: red with an image, yes without."""
+    asked: list[str] = []
+
+    def say(vlm: Vlm, prompts, images, **options: object) -> Replies:
+        asked.extend(prompts)
+        return Replies(["yes" if images is None else "Red."] * len(prompts), [image.size[::-1] for image in images or ()])
+
+    monkeypatch.setattr(generation, "answer", say)
+    out = suite.parent / "results.json"
+    assert main(["evaluate", str(folder), str(suite), "--json", str(out)]) == 0
+    results = json.loads(out.read_text())["results"]
+    assert results["GQA"]["rows"] == {"vlm": {"accuracy": 75.0}, "vlm/without_image": {"accuracy": 0.0}}
+    assert results["GQA"]["floors"] == {"accuracy": 75.0}
+    assert results["POPE"]["rows"]["vlm"] == pytest.approx(
+        {"f1": 200 / 3, "accuracy": 50.0, "precision": 50.0, "recall": 100.0, "yes_share": 100.0}
+    )
+    assert results["POPE"]["details"]["by_file"]["vlm"].keys() == {"random", "popular"}
+    assert results["text"]["rows"] == {"vlm": {"accuracy": 100.0}}
+    assert results["text"]["counts"] == {"questions": 2, "images": 2}
+    assert results["VQA"]["rows"]["vlm"] == pytest.approx(
+        {"accuracy": 40.0, "accuracy_yes_no": 0.0, "accuracy_number": 0.0, "accuracy_other": 80.0}
+    )
+    assert results["VQA"]["inputs"]["vlm"]["short_side"] == [40, 56]
+    assert "0?\nReference OCR token: A\nAnswer the question using a single word or phrase." in asked
+    lines = [json.loads(line) for line in (suite.parent / "gqa.jsonl").read_text().splitlines()]
+    assert len(lines) == 8
+    assert [line["score"] for line in lines] == [0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert json.loads((suite.parent / "evalai.json").read_text())[3] == {"question_id": 3, "answer": "Red."}
+    printed = capsys.readouterr().out
+    assert "vlm/without_image" in printed
+    assert main(["evaluate", str(folder), str(suite)]) == 2
+    assert "gqa.jsonl is there already; nothing was touched" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_real_model_answers_at_the_size_that_is_asked_for(folder: Path, suite: Path) -> None:
+    words = [
+        f"evaluations={{g: {{type: gqa, questions: {suite.parent / 'gqa.json'}, images: {suite.parent / 'images'}, max_new_tokens: 2}}}}"
+    ]
+    words += ["device=cpu", "evaluations.g.image_size=32"]
+    whole = amradio.evaluate(folder, *words, "evaluations.g.batch_size=1")
+    assert whole["g"].inputs == {"vlm": {(32, 32): 4}}
+    assert amradio.evaluate(folder, *words)["g"].rows == whole["g"].rows
+
+
+def test_a_tower_is_measured_as_any_student(folder: Path) -> None:
+    found = amradio.evaluate(folder, "evaluations={s: {type: statistics, data: {type: scenes, length: 4, image_size: 32}}}", "device=cpu")
+    assert "student" in found["s"].rows
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("image_size=70",), "image_size: 70 px is no side of an image that the student takes; take 64"),
+        (("evaluations.GQA.models=[student]",), "evaluations.GQA.models.0: should be 'vlm' or 'vlm/without_image', found 'student'"),
+        (("evaluations.VQA.annotations=null", "evaluations.VQA.submission=null"), "annotations: without them nothing can be scored"),
+        (("evaluations.GQA.answers=nowhere/x.jsonl",), "evaluations.GQA: answers: there is no folder nowhere"),
+        (("evaluations.POPE.images=nowhere",), "evaluations.POPE: nowhere: there is no such folder"),
+    ],
+)
+def test_bad_input(words: tuple[str, ...], message: str, folder: Path, suite: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["evaluate", str(folder), str(suite), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_student_is_no_vision_language_model(folder: Path, suite: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["evaluate", str(folder.parent / "student"), str(suite)]) == 2
+    assert "evaluations.GQA: gqa: a vision-language model is needed; give as PATH" in capsys.readouterr().err
