@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -241,8 +242,8 @@ def test_a_stopped_run_resumes_as_if_it_had_not_been(stage: str, parts: Parts, t
     assert parts.run(tmp_path / "whole", *words) == 0
     report = _Reporter.on_log
 
-    def stopping(self, args, state, control, logs=None, **rest) -> None:
-        report(self, args, state, control, logs, **rest)
+    def stopping(self, arguments, state, control, **rest) -> None:
+        report(self, arguments, state, control, **rest)
         if self.stage.name == "instruction" and state.global_step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -256,6 +257,21 @@ def test_a_stopped_run_resumes_as_if_it_had_not_been(stage: str, parts: Parts, t
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 4 + (stage != "lora")))
     assert parts.run(tmp_path / "run", *words) == 0, "a finished run is left as it is"
+
+
+def test_a_loss_that_is_no_number_ends_the_run() -> None:
+    from amradio.downstream.vlm.run import Stage, _Reporter
+    from amradio.downstream.vlm.settings import AlignmentSettings, ConversationsSettings
+    from amradio.engine.distributed import Processes
+    from amradio.engine.log import Log
+    from amradio.interruption import Stop
+
+    settings = AlignmentSettings(data=ConversationsSettings(annotations="a", images="b"))
+    reporter = _Reporter(Stage("alignment", settings, [], 0, 9), Log(), Stop(), Processes(torch.device("cpu")))
+    state = SimpleNamespace(global_step=3)
+    reporter.on_log(None, state, None, logs={"loss": 1.0, "grad_norm": 2.0})
+    with pytest.raises(UserError, match="alignment: grad_norm at step 3 is no number; lower learning_rate"):
+        reporter.on_log(None, state, None, logs={"loss": 0.0, "grad_norm": float("nan")})
 
 
 def test_a_processor_that_normalises_is_refused(vlm: Vlm, tmp_path: Path) -> None:

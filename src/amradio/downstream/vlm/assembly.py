@@ -100,7 +100,7 @@ def load_language_model(name: str) -> tuple[Any, Any]:
         try:
             special = {"image_token": IMAGE_TOKEN}
             tokenizer = AutoTokenizer.from_pretrained(folder, extra_special_tokens=special, local_files_only=True, trust_remote_code=False)
-            network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
+            network: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the library raises whatever its readers do
             advice = "give a folder or a hub name of a causal language model of transformers with its tokenizer"
             raise UserError(f"{source.where}: {first_line(error)}; {advice}") from None
@@ -117,7 +117,7 @@ def _joined(model: Model, vision: AmradioVisionConfig, language: Any, tokenizer:
     config = LlavaConfig(
         vision_config=vision,
         text_config=deepcopy(language.config),
-        image_token_id=tokenizer.image_token_id,
+        image_token_index=tokenizer.image_token_id,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=bool(language.config.tie_word_embeddings),

@@ -41,6 +41,7 @@ def answer(
         autocast: precision of the computation; None for that of the weights.
     """
     processor: Any = vlm.processor
+    network: Any = vlm.network
     content = [[{"type": "text", "text": prompt}] for prompt in prompts]
     if images is not None:
         content = [[{"type": "image"}, *parts] for parts in content]
@@ -52,7 +53,7 @@ def answer(
     device = vlm.network.device
     inputs = processor(images=list(images) if images is not None else None, text=texts, **options).to(device)
     with torch.autocast(device.type, autocast, enabled=autocast is not None), quiet():
-        tokens = vlm.network.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        tokens = network.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     replies = processor.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     if images is None:
         sizes = []

@@ -39,7 +39,7 @@ def plain(vlm: Vlm) -> Vlm:
     config = LlavaConfig(
         vision_config=radio.config,
         text_config=deepcopy(vlm.network.config.text_config),
-        image_token_id=vlm.network.config.image_token_id,
+        image_token_index=vlm.network.config.image_token_id,
         vision_feature_layer=-1,
         vision_feature_select_strategy=strategy,
         tie_word_embeddings=vlm.network.config.tie_word_embeddings,

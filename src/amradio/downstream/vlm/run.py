@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from ...data.loading_processes import default_workers
 from ...devices import autocast_dtype
 from ...engine.distributed import Processes
 from ...engine.folder import FREE_KEYS, Folder
@@ -189,13 +190,15 @@ class _Reporter(TrainerCallback):
     def __init__(self, stage: Stage, log: Log, stop: Stop, processes: Processes):
         self.stage, self.log, self.stop, self.processes = stage, log, stop, processes
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        del args, state, rest
+    def on_step_end(self, *given: Any, **rest: Any) -> None:
+        del rest
+        _, _, control = given  # the trainer's arguments, state and control
         if self.processes.any(self.stop.asked):
             control.should_save = control.should_training_stop = True
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
-        del args, control, rest
+    def on_log(self, *given: Any, logs: Any = None, **rest: Any) -> None:
+        del rest
+        _, state, _ = given
         if not logs or "loss" not in logs:
             return
         step, stage = state.global_step, self.stage
@@ -291,7 +294,7 @@ def _arguments(recipe: VlmRecipe, stage: Stage, stage_folder: Path, processes: P
         use_cpu=processes.device.type == "cpu",
         bf16=precision is not None,
         activation_checkpointing=engine.gradient_checkpointing,
-        dataloader_num_workers=recipe.num_workers or 0,
+        dataloader_num_workers=default_workers() if recipe.num_workers is None else recipe.num_workers,
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,
