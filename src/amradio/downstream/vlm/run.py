@@ -87,7 +87,7 @@ class VlmRun:
         """Makes the run folder ready and logs what is about to be run. Raises UserError where another process has the lock."""
         self.processes.first_does(lambda: self.folder.start(self.recipe, lock))
         if self.processes.is_first:
-            self.log.open(self.folder.path, self.recipe.engine.track)
+            self.log.open(self.folder.path, self.recipe.engine.trackers())
         parts = self.vlm.network.model
         sizes = (_millions(part) for part in (parts.vision_tower, parts.multi_modal_projector, parts.language_model))
         self.log.say("tower {} M parameters (frozen), projector {} M, language model {} M".format(*sizes))
