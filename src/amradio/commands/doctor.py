@@ -17,7 +17,15 @@ from .tables import print_table
 
 LITTLE_SHARED_MEMORY = 2 << 30
 """Bytes: about two batches, of 256 images of 432 px, of each of seven loading processes."""
-EXTRAS = {"datasets": "data", "tensorboard": "track", "wandb": "wandb", "gradio": "demo", "trl": "vlm", "peft": "vlm", **dict(EXTRA_OF.values())}
+EXTRAS = {
+    "datasets": "data",
+    "tensorboard": "track",
+    "wandb": "wandb",
+    "gradio": "demo",
+    "trl": "vlm",
+    "peft": "vlm",
+    **dict(EXTRA_OF.values()),
+}
 
 
 def doctor() -> None:
