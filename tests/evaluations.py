@@ -23,6 +23,7 @@ SMALL: dict[str, dict] = {
     "open_vocabulary_segmentation": {"data": SCENES, "templates": ["a {}"]},
     "depth": {"train": {**SCENES, "seed": 2}, "test": SCENES, "head": "linear", "schedule": {"type": "short", "steps": 3}},
     "normals": {"train": {**SCENES, "seed": 2}, "test": SCENES, "head": "linear", "schedule": {"type": "short", "steps": 3}},
+    "multiview_correspondence": {"data": {**SCENES, "length": 6}, "stride": 2},
     "promptable_segmentation": {"data": {**SCENES, "length": 6}, "bins": [5, 10]},
     "agreement": {"data": SCENES, "image_sizes": [32, 48]},
     "statistics": {"data": SCENES},

@@ -8,7 +8,9 @@ from .classification.retrieval import RetrievalSettings
 from .classification.zero_shot import ZeroShotSettings
 from .dense.coco_detection import CocoDetectionSettings
 from .dense.depth import DepthSettings
+from .dense.keypoint_correspondence import KeypointCorrespondenceSettings
 from .dense.linear_segmentation import LinearSegmentationSettings
+from .dense.multiview_correspondence import MultiviewCorrespondenceSettings
 from .dense.open_vocabulary_segmentation import OpenVocabularySegmentationSettings
 from .dense.promptable_segmentation import PromptableSegmentationSettings
 from .dense.surface_normals import NormalsSettings
@@ -27,6 +29,8 @@ EVALUATIONS: tuple[type[EvaluationSettings], ...] = (
     DepthSettings,
     NormalsSettings,
     CocoDetectionSettings,
+    MultiviewCorrespondenceSettings,
+    KeypointCorrespondenceSettings,
     AgreementSettings,
     StatisticsSettings,
     LinearClassificationSettings,
