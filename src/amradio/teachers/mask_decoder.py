@@ -1,12 +1,13 @@
 """Masks for clicks and boxes: SAM's neck, prompt encoder and mask decoder on features of SAM itself or of a student's head."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, brief
+from .automatic_masks import AutomaticMasks, MaskFilters, automatic_masks
 from .base import MaskModel, Teacher
 
 PROMPTS = 64
@@ -127,13 +128,49 @@ class MaskDecoder(nn.Module):
             return Masks(empty, torch.zeros(0, best, device=device))
         return Masks(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
 
+    @torch.no_grad()
+    def everything(
+        self, image: Any, *, points_per_side: int = 32, crop_layers: int = 0, filters: MaskFilters | None = None
+    ) -> AutomaticMasks:
+        """Masks of whatever is in a picture: all masks of a grid of clicks, filtered as Segment Anything's automatic generator does.
+
+        Args:
+            image: a picture as for `look`.
+            points_per_side: clicks along each side, 1 to 512.
+            crop_layers: 0 for the picture alone; 1 adds four crops that overlap, 2 sixteen more, for small objects; each is encoded.
+            filters: which masks are kept; None for the published ones. A student's masks are less certain than SAM's: lower `min_iou`
+                and `min_stability` where little is left.
+
+        Raises UserError for a picture that cannot be read and for other numbers.
+        """
+        for name, value, least, most in (("points_per_side", points_per_side, 1, 512), ("crop_layers", crop_layers, 0, 4)):
+            if not isinstance(value, int) or not least <= value <= most:
+                raise UserError(f"{name}: expected a whole number from {least} to {most}, found {brief(value)}")
+        if self.read is not None:
+            image = self.read(image)
+        self.prepare(image)  # refuses what is no picture
+        return automatic_masks(image, self._all_masks, points_per_side, crop_layers, filters or MaskFilters())
+
+    def _all_masks(self, crop: Tensor, clicks: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Some clicks [P, 2] at a time with their logits [P, M, H, W] on a crop [3, H, W] and their predicted IoU [P, M]."""
+        seen = EncodedImage(self.encode(self.prepare(crop), None), crop.shape[-2], crop.shape[-1])
+        for points in clicks.split(PROMPTS):
+            scaled = self.mask_model.scale_prompts(points[:, None], seen.height, seen.width)
+            logits, scores = self._logits(seen, {"points": scaled.to(seen.spatial.device)[None]}, self.mask_model.num_masks)
+            yield points, logits, scores
+
     def _masks(self, seen: EncodedImage, prompts: dict[str, Tensor], best: int) -> Masks:
+        logits, scores = self._logits(seen, prompts, best)
+        return Masks(logits > 0, scores)
+
+    def _logits(self, seen: EncodedImage, prompts: dict[str, Tensor], best: int) -> tuple[Tensor, Tensor]:
+        """Logits [P, M, H, W] on the image and predicted IoU [P, M] of the `best` masks of each prompt."""
         logits, scores = self.mask_model.masks(
             seen.spatial, points=prompts.get("points"), labels=prompts.get("labels"), boxes=prompts.get("boxes")
         )
         top, order = scores.topk(best)
         chosen = logits.gather(2, order[..., None, None].expand(-1, -1, -1, *logits.shape[-2:]))
-        return Masks(self.mask_model.to_image(chosen, seen.height, seen.width)[0] > 0, top[0])
+        return self.mask_model.to_image(chosen, seen.height, seen.width)[0], top[0]
 
 
 def _present(spatial: Tensor | None) -> Tensor:
