@@ -16,6 +16,7 @@ from amradio.errors import UserError
 from amradio.model import Model
 from amradio.network import HeadConfig, HeadPart, NetworkConfig
 from amradio.teachers.from_head import settings_of
+from amradio.teachers.text_encoder import TextEncoder
 
 DIMS = {"clip": (24, 32), "open_clip": (24, 32), "siglip": (32, 32), "naflex": (32, 32)}
 BUILDERS = {"clip": tiny.tiny_clip, "open_clip": tiny.tiny_open_clip, "siglip": tiny.tiny_siglip, "naflex": tiny.tiny_naflex}
@@ -103,3 +104,41 @@ def test_a_teacher_of_another_kind_has_no_text_space(tmp_path: Path) -> None:
     teacher = settings_of("words", {}, str(tiny.tiny_dinov2(tmp_path))).build()
     with pytest.raises(UserError, match="its map has no text space; take a clip, open_clip or siglip teacher"):
         teacher.project_spatial(torch.rand(1, 2, 2, 32))
+
+
+class Words(torch.nn.Module):
+    """Stands in for a teacher whose text space has a direction for each of four words."""
+
+    source, has_text, spatial_dim = "words", True, 4
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        return torch.stack([torch.eye(4)[int(text)] * 3 for text in texts])
+
+    def project_spatial(self, spatial: Tensor) -> Tensor:
+        return 2 * spatial
+
+
+def test_names_of_masks_are_means_over_their_cells():
+    cells = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    masks = torch.rand(5, 12, 16, generator=torch.Generator().manual_seed(1)) > 0.6
+    masks[0] = False
+    masks[0, 5:7, 9:11] = True  # in the cells (1, 2)
+    encoder = TextEncoder(Words(), lambda image, size: cells)  # type: ignore[arg-type]
+    named = encoder.name_masks("a picture", masks, ["0", "3", "1"])
+    assert named.shape == (5, 3)
+    for mask, row in zip(masks, named, strict=True):
+        total = torch.zeros(4)
+        for y in range(12):
+            for x in range(16):
+                if mask[y, x]:
+                    total += F.normalize(cells[0, y // 4, x // 4], dim=0)
+        assert row.tolist() == pytest.approx([float(F.normalize(total, dim=0)[word]) for word in (0, 3, 1)], abs=1e-5)
+    torch.testing.assert_close(named[0], F.normalize(cells[0, 1, 2], dim=0)[[0, 3, 1]])
+    for wrong, message in ((masks[0], r"masks: expected a tensor \[N, H, W\], found \[12, 16\]"), ("all", "found 'all'")):
+        with pytest.raises(UserError, match=message):
+            encoder.name_masks("a picture", wrong, ["0"])
+    several = TextEncoder(Words(), lambda image, size: cells.expand(2, -1, -1, -1))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="image: expected one picture, found 2"):
+        several.name_masks("pictures", masks, ["0"])
+    with pytest.raises(UserError, match="this head has no map"):
+        TextEncoder(Words()).name_masks("a picture", masks, ["0"])  # type: ignore[arg-type]

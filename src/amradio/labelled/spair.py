@@ -106,6 +106,8 @@ def _read_pair(file: Path, images: Path) -> KeypointPair:
     if first is not None and second is not None and len(first) != len(second):
         problems.add("", f"src_kps has {len(first)} points and trg_kps {len(second)}; expected as many")
     problems.refuse()
+    assert first is not None, "refused above"
+    assert second is not None, "refused above"
     folder = images / category
     return KeypointPair(to_key(file.stem), category, folder / names[0], folder / names[1], first, second, box)
 

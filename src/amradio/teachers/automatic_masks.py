@@ -41,9 +41,9 @@ class AutomaticMasks(NamedTuple):
     points: Tensor
     """float32 [N, 2]: the click (x, y), px of the image."""
 
-    def __getitem__(self, chosen: Tensor) -> "AutomaticMasks":  # type: ignore[override]
-        """Some of the masks."""
-        return AutomaticMasks(*(values[chosen] for values in tuple(self)))
+    def select(self, chosen: Tensor) -> "AutomaticMasks":
+        """Some of the masks, by their numbers."""
+        return AutomaticMasks(*(values[chosen] for values in self))
 
 
 Decode = Callable[[Tensor, Tensor], Iterator[tuple[Tensor, Tensor, Tensor]]]
@@ -67,10 +67,10 @@ def automatic_masks(image: Tensor, decode: Decode, points_per_side: int, crop_la
         kept = _of_crop(image, crop, decode, click_grid(points_per_side), filters)
         every.append(kept)
         areas.append(torch.full((len(kept.scores),), float((crop[2] - crop[0]) * (crop[3] - crop[1]))))
-    together = AutomaticMasks(*(torch.cat(kind) for kind in zip(*(tuple(kept) for kept in every), strict=True)))
+    together = AutomaticMasks(*(torch.cat(kind) for kind in zip(*every, strict=True)))
     if len(every) == 1:
         return together
-    return together[nms(together.boxes, 1 / torch.cat(areas), filters.max_overlap)]
+    return together.select(nms(together.boxes, 1 / torch.cat(areas), filters.max_overlap))
 
 
 def click_grid(per_side: int) -> Tensor:
@@ -119,11 +119,11 @@ def _of_crop(image: Tensor, crop: tuple[int, int, int, int], decode: Decode, gri
         offset = torch.tensor([left, top], dtype=torch.float32)
         on_image = torch.zeros(int(whole.sum()), height, width, dtype=torch.bool)
         on_image[:, top:bottom, left:right] = masks[whole]
-        chosen = (values[able].cpu()[whole] for values in (iou.float(), sure))
+        scores_kept, sure_kept = (values[able].cpu()[whole] for values in (iou.float(), sure))
         clicked = points.cpu()[numbers[able].cpu()[whole]] + offset
-        parts.append(AutomaticMasks(on_image, *chosen, boxes[whole] + offset.repeat(2), clicked))
-    together = AutomaticMasks(*(torch.cat(kind) for kind in zip(*(tuple(part) for part in parts), strict=True)))
-    return together[nms(together.boxes, together.scores, filters.max_overlap)]
+        parts.append(AutomaticMasks(on_image, scores_kept, sure_kept, boxes[whole] + offset.repeat(2), clicked))
+    together = AutomaticMasks(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
+    return together.select(nms(together.boxes, together.scores, filters.max_overlap))
 
 
 def _is_cut(boxes: Tensor, crop: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:

@@ -132,14 +132,40 @@ class TextEncoder(nn.Module):
 
         Raises UserError where the head has no map, or there is no projection of the teacher's map into text space.
         """
+        embeddings = self(texts)
+        return torch.einsum("bhwd,td->bthw", self._cells(images, size), embeddings)
+
+    @torch.no_grad()
+    def name_masks(self, image: Any, masks: Tensor, texts: str | Sequence[str], size: Any = None) -> Tensor:
+        """How well each mask of an image fits each text: cosine similarities, float32 [N, T]; `texts[row.argmax()]` names a mask.
+
+        The cells of the head's map in text space are averaged over the mask, each as far as the mask covers it.
+
+        Args:
+            image: one picture as for `map`.
+            masks: [N, H, W], bool or weights, on the whole picture, at any resolution (`model.masks(...)`).
+            texts: T names or descriptions.
+            size: as for `Model.features`.
+
+        Raises UserError as `map`, and where the masks are not [N, H, W] or `image` is several pictures.
+        """
+        if not isinstance(masks, Tensor) or masks.ndim != 3:
+            raise UserError(f"masks: expected a tensor [N, H, W], found {list(masks.shape) if isinstance(masks, Tensor) else brief(masks)}")
+        embeddings = self(texts)
+        cells = self._cells(image, size)
+        if len(cells) != 1:
+            raise UserError(f"image: expected one picture, found {len(cells)}; name the masks of each in a call")
+        covered = F.interpolate(masks[:, None].to(cells), cells.shape[1:3], mode="area")[:, 0]
+        return F.normalize(torch.einsum("nhw,hwd->nd", covered, cells[0]), dim=1) @ embeddings.T
+
+    def _cells(self, images: Any, size: Any) -> Tensor:
+        """The head's map in text space, float [B, H, W, D], each cell of length 1."""
         if self.encode is None:
             raise UserError("map: this head has no map; train it with a spatial_weight above 0, or compare its summary with the texts")
-        embeddings = self(texts)
         spatial = self.encode(images, size)
         if spatial.shape[-1] != self.teacher.spatial_dim:
             raise UserError(
                 f"map: the head's map has {spatial.shape[-1]} channels, that of '{self.teacher.source}' has {self.teacher.spatial_dim}; "
                 "it was learnt from another layer, from which there is no known way into text space"
             )
-        cells = F.normalize(self.teacher.project_spatial(spatial), dim=-1)
-        return torch.einsum("bhwd,td->bthw", cells, embeddings)
+        return F.normalize(self.teacher.project_spatial(spatial), dim=-1)

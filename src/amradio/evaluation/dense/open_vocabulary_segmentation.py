@@ -15,6 +15,7 @@ from ..base import Bench, Evaluation, EvaluationSettings, Framing, Predict, Resu
 from ..text_classifier import class_embeddings, read_templates, same_names, texted
 from .linear_segmentation import with_maps
 from .mean_iou import Priors
+from .refinement import Refinement, refined
 from .scoring import score
 
 
@@ -30,10 +31,12 @@ class OpenVocabularySegmentationSettings(EvaluationSettings):
     """Prompts with {} for the class: a list, a text file with one a line, or `openai` for the 80 of OpenAI for ImageNet."""
     heads: list[str] | None = None
     """Names of teachers; null for all that have a text encoder."""
+    refine: Refinement | None = None
+    """Whether cells are averaged with those that are like them or beside them before they are compared with the prompts; null for not."""
 
     def build(self) -> "OpenVocabularySegmentation":
         """Opens the data; raises UserError where they are missing or damaged, or a template has no place for the class."""
-        return OpenVocabularySegmentation(self.data.build(), read_templates(self.templates), self.heads)
+        return OpenVocabularySegmentation(self.data.build(), read_templates(self.templates), self.heads, self.refine)
 
 
 class OpenVocabularySegmentation(Evaluation):
@@ -41,8 +44,8 @@ class OpenVocabularySegmentation(Evaluation):
 
     is_shared = True
 
-    def __init__(self, maps: LabelledMaps, templates: Sequence[str], heads: Sequence[str] | None = None):
-        self.maps, self.templates, self.heads = maps, templates, heads
+    def __init__(self, maps: LabelledMaps, templates: Sequence[str], heads: Sequence[str] | None = None, refine: Refinement | None = None):
+        self.maps, self.templates, self.heads, self.refine = maps, templates, heads, refine
 
     def check(self, predict: Predict, bench: Bench) -> None:
         """Raises UserError where no teacher has a text encoder, or no head of one has a map."""
@@ -63,7 +66,7 @@ class OpenVocabularySegmentation(Evaluation):
         }
 
         def logits_of(images: Tensor) -> dict[str, Tensor]:
-            return {row: similarities(rows[row], call(images).spatial, classes[id(rows[row])]) for row, call in calls.items()}
+            return {row: similarities(rows[row], call(images).spatial, classes[id(rows[row])], self.refine) for row, call in calls.items()}
 
         result = score(self.maps, logits_of, bench, Priors(self.maps))
         notes = (*result.notes, *same_names(self.maps.names))
@@ -80,9 +83,14 @@ def _taught(predict: Predict, bench: Bench) -> Predict:
     return left
 
 
-def similarities(teacher: Teacher, spatial: Tensor | None, classes: Tensor) -> Tensor:
-    """Cosines [B, K, h, w] of a map [B, h, w, D] in the teacher's feature space with the embeddings of K classes [K, E]."""
+def similarities(teacher: Teacher, spatial: Tensor | None, classes: Tensor, refine: Refinement | None = None) -> Tensor:
+    """Cosines [B, K, h, w] of a map [B, h, w, D] in the teacher's feature space with the embeddings of K classes [K, E].
+
+    refine: how cells in text space are averaged first; None for not.
+    """
     assert spatial is not None, "rows without a map were sorted out before"
     with torch.inference_mode():
         cells = F.normalize(teacher.project_spatial(spatial), dim=-1)
+        if refine is not None:
+            cells = refined(cells, refine)
         return (cells @ classes.T).permute(0, 3, 1, 2)
