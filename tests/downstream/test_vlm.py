@@ -1,5 +1,6 @@
 """Vision-language models: the tower in transformers' LLaVA, its folder, and LLaVA's two stages on pictures of one colour."""
 
+import importlib.util
 import json
 import os
 import re
@@ -257,6 +258,13 @@ def test_a_stopped_run_resumes_as_if_it_had_not_been(stage: str, parts: Parts, t
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 4 + (stage != "lora")))
     assert parts.run(tmp_path / "run", *words) == 0, "a finished run is left as it is"
+
+
+def test_missing_libraries_are_named(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in ("trl", "peft") else find(name, *rest))
+    assert parts.run(tmp_path / "run") == 2
+    assert "are trained with trl, peft, not installed here: pip install 'amradio[vlm]'" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_number_ends_the_run() -> None:

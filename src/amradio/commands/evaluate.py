@@ -22,6 +22,7 @@ from ..evaluation.sharing import Share
 from ..evaluation.suite import Suite, plain, run_suite
 from ..files import disk_errors, user_path, write_aside
 from ..formats.base import peek
+from ..libraries import need
 from ..model import Model, load
 from ..recipe import Recipe
 from ..recipes import kind_of
@@ -116,6 +117,7 @@ def _load(path: str | Path, suite: Suite, teachers: Mapping[str, Teacher], stude
 
 def _load_vlm(path: Path, suite: Suite) -> _Loaded:
     """A vision-language model, with its tower as the model of evaluations of features."""
+    need("transformers", str(path))
     from ..downstream.vlm.files import load_vlm
 
     with PHASES.phase(f"reading {path}"):

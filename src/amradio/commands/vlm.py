@@ -16,8 +16,9 @@ from ..engine.log import Log
 from ..errors import UserError
 from ..files import gone_on_failure, user_path
 from ..interruption import RunStoppedError
+from ..libraries import need
 
-NEEDED = ("trl", "peft", "datasets", "accelerate")
+NEEDED = ("transformers", "trl", "peft", "datasets", "accelerate")
 
 
 def train_vlm(recipe: VlmRecipe) -> Path:
@@ -68,6 +69,7 @@ def export_vlm(path: str | Path, out: str | Path) -> Path:
     Returns `out`, which is read back and compared. Raises UserError where there is no model, `out` is there, or RadioModel has no place
     for the student.
     """
+    need("transformers", str(path))
     from ..downstream.vlm.files import load_vlm, write_vlm
     from ..downstream.vlm.plain import check_target, plain, prefix_tokens
 
