@@ -1,5 +1,6 @@
 """The suite within a run: it changes nothing of the training, says what `amradio evaluate` says, is not repeated, and is refused early."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -104,12 +105,22 @@ def test_teachers_of_the_run_are_not_loaded_twice(recipe, suite_file, teacher_fo
 
 
 @pytest.mark.slow
-def test_on_two_processes_the_first_one_measures(recipe_file, knn_file, tmp_path):
+def test_two_processes_share_the_images_in_a_run_and_in_the_command(recipe_file, knn_file, tmp_path):
     words = ("distill", recipe_file, *STEPS, f"evaluate.suite={knn_file}")
     ended = [each.wait() for each in start_several(2, *words, f"out={tmp_path / 'two'}", folder=tmp_path / "printed")]
     assert [each.code for each in ended] == [0, 0], [each.errors for each in ended]
     assert list(eval_lines(tmp_path / "two")) == [0, 2, 4]
     assert ended[0].output.count("suite at step") == 3
+    words = ("evaluate", tmp_path / "two", knn_file, "device=cpu", "--json", tmp_path / "two.json")
+    ended = [each.wait() for each in start_several(2, *words, folder=tmp_path / "evaluated")]
+    assert [each.code for each in ended] == [0, 0], [each.errors for each in ended]
+    assert "k=5" in ended[0].output
+    assert ended[1].output == "", "only the first process prints"
+    one = evaluate(tmp_path / "two", str(knn_file), "device=cpu")["knn"]
+    both = json.loads((tmp_path / "two.json").read_text())["results"]["knn"]
+    assert both["rows"] == one.rows
+    assert both["fingerprint"] == one.fingerprint
+    assert RunFolder(tmp_path / "two").evaluations()[4]["knn"]["rows"] == one.rows
 
 
 @pytest.mark.slow
