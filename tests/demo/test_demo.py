@@ -1,5 +1,6 @@
 """`amradio demo`: what the page shows equals what the model answers; who may reach it; and both pages in a real browser."""
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -145,9 +146,13 @@ def browser():
 
 
 def wait_for(browser, found):
-    """What `found` returns as soon as that is true."""
-    end = time.monotonic() + WAIT
-    while not (result := found()):
+    """What `found` returns as soon as that is true; what is not there yet, or is just being drawn anew, is waited for."""
+    from selenium.common.exceptions import StaleElementReferenceException
+
+    end, result = time.monotonic() + WAIT, None
+    while not result:
+        with contextlib.suppress(IndexError, StaleElementReferenceException):
+            result = found()
         assert time.monotonic() < end, browser.find_element("css selector", "body").text
         time.sleep(0.05)
     return result
@@ -173,6 +178,11 @@ def test_in_a_browser_a_click_gives_a_mask_and_a_text_a_map(address, browser, pi
     find("#does input")[1].click()
     find("#picture img")[0].click()
     wait_for(browser, lambda: len(find("#drawn img")) == 3)
+    clicked = wait_for(browser, lambda: re.search(r"the one at \((\d+), (\d+)\)", find("#answer")[0].text))
+    x, y = map(int, clicked.groups())
+    with Image.open(min(pictures.rglob("*.jpg"))) as opened:
+        assert abs(x - opened.width / 2) <= 2, "selenium clicks into the middle, wherever and however large the picture is drawn"
+        assert abs(y - opened.height / 2) <= 2
     assert console_errors(browser) == []
 
 

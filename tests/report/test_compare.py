@@ -142,6 +142,7 @@ def test_a_result_of_another_shape_is_one_message_that_names_the_file(runs, tmp_
         assert "remove the file, or evaluate again" in errors
 
 
+@pytest.mark.slow
 def test_a_result_in_which_one_value_has_another_type_is_read_or_refused(runs, tmp_path):
     """No damage of a result, an environment or a recipe of another version ends in another exception than UserError."""
     (runs[0] / "config.yaml").write_text("stages: 3\n")  # a whole recipe takes longer to read than everything else
