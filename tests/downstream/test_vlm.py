@@ -237,18 +237,18 @@ def test_low_rank_additions_are_merged(parts: Parts, tmp_path: Path) -> None:
 def test_a_stopped_run_resumes_as_if_it_had_not_been(stage: str, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from amradio.downstream.vlm.run import _Reporter
 
-    words = ("alignment.epochs=0.2", "instruction.epochs=0.5", "engine.log_every=1")
+    words = ("alignment.epochs=0.2", "instruction.epochs=0.3", "engine.log_every=1")
     if stage == "lora":
         words = ("alignment=null", "instruction.language_model={type: lora, rank: 2}", *words[1:])
     assert parts.run(tmp_path / "whole", *words) == 0
-    report = _Reporter.on_log
+    end = _Reporter.on_step_end
 
     def stopping(self, arguments, state, control, **rest) -> None:
-        report(self, arguments, state, control, **rest)
         if self.stage.name == "instruction" and state.global_step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
+        end(self, arguments, state, control, **rest)
 
-    monkeypatch.setattr(_Reporter, "on_log", stopping)
+    monkeypatch.setattr(_Reporter, "on_step_end", stopping)
     assert parts.run(tmp_path / "run", *words) == 143
     monkeypatch.undo()
     assert not (tmp_path / "run" / "model").exists()
@@ -256,7 +256,7 @@ def test_a_stopped_run_resumes_as_if_it_had_not_been(stage: str, parts: Parts, t
     whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "run"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 4 + (stage != "lora")))
+    assert steps == list(range(1, 3 + (stage != "lora")))
     assert parts.run(tmp_path / "run", *words) == 0, "a finished run is left as it is"
 
 
