@@ -30,7 +30,12 @@ SMALL = (
     "detector={type: faster_rcnn, channels: 64, box_convs: 0, rpn_convs: 1, box_dim: 128, num_proposals: 200, num_samples: 64, "
     "anchor_size: %d}"
 )
-ROWS = {"frozen": ("student", "frozen"), "LoRA": ("student", "lora"), "trained": ("student", "all"), "random, frozen": ("random", "frozen")}
+ROWS = {
+    "frozen": ("student", "frozen"),
+    "LoRA": ("student", "lora"),
+    "trained": ("student", "all optimizer.rates.body=0.1"),
+    "random, frozen": ("random", "frozen"),
+}
 NUM_TRAIN = 300
 
 
@@ -62,7 +67,6 @@ def data_sets(options: argparse.Namespace, folder: Path) -> dict[str, list[str]]
     common = [
         "schedule.batch_size=8",
         "optimizer.learning_rate=1e-3",
-        "optimizer.rates.body=1.0",
         "data.num_workers=0",
         "engine.log_every=100",
     ]
@@ -94,7 +98,13 @@ def main() -> None:
             for seed in range(options.seeds):
                 for row, (weights, backbone) in ROWS.items():
                     start, out = time.perf_counter(), folder / f"{name}_{row}_{seed}".replace(", ", "_")
-                    chosen = (f"model={students[weights]}", f"backbone={backbone}", f"seed={seed}", "engine.device=cpu", "engine.threads=1")
+                    chosen = (
+                        f"model={students[weights]}",
+                        *f"backbone={backbone}".split(),
+                        f"seed={seed}",
+                        "engine.device=cpu",
+                        "engine.threads=1",
+                    )
                     train_detector(DetectionRecipe.load(*words, *chosen, "engine.precision=float32", f"out={out}"))
                     scores = json.loads(next((out / "evaluations").glob("step_*/detection.json")).read_text())
                     runs.append({"data": name, "row": row, "seed": seed, "seconds": time.perf_counter() - start} | scores)
