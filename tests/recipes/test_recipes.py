@@ -29,7 +29,7 @@ BUILDERS = {
     "timm": tiny.tiny_timm,
 }
 EMBEDDED = {"clip": "clip", "dino": "dinov2", "sam": "sam"}
-SMALL_STUDENT = {"dim": 32, "depth": 1, "num_heads": 2, "mlp_dim": 64, "patch_size": 8, "max_image_size": 64}
+SMALL_STUDENT = {"dim": 32, "depth": 2, "num_heads": 2, "mlp_dim": 64, "patch_size": 8, "max_image_size": 64}
 SMALL_ERADIO = {
     "size": "xxxtiny",
     "dim": 8,
@@ -75,10 +75,13 @@ def shrunk(recipe: dict, pictures: Path, stand_ins) -> dict:
         for partition in stage["partitions"]:
             sizes = None if partition["image_sizes"] is None else [{"size": size} for size in (32, 64)][: len(partition["image_sizes"])]
             shift = min(partition["shift"], 1)
-            partition |= {"image_size": 32, "image_sizes": sizes, "shift": shift, "batch_size": 2, "view_size": None, "source": None}
+            partition |= {"image_size": 32, "image_sizes": sizes, "shift": shift, "view_size": None, "source": None}
+            partition["batch_size"] = 4 if partition["mosaic"] else 2  # a canvas has four images
     for kind in ("summary", "spatial"):
         recipe["heads"][kind] |= {key: 16 for key in ("hidden_dim", "last_hidden_dim") if key in recipe["heads"][kind]}
     recipe["data"] |= {"num_workers": 0} | ({"hold_out": 0.25} if recipe["data"]["hold_out"] else {})
+    if recipe["regularize"]["windows"]:
+        recipe["regularize"]["windows"] |= {"num_global": 1, "sizes": [2]}
     recipe["normalize"]["batches"] = 1
     recipe["evaluate"] |= {"every": 1, "batches": 1}
     recipe["engine"] |= {"device": "cpu", "log_every": 1, "compile": False}
