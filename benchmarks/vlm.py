@@ -105,6 +105,7 @@ def train(options: argparse.Namespace, model: str, data: Path, out: Path, seed: 
     """Both stages on the files of `write_training`."""
     start = time.perf_counter()
     files = {name: f"{{annotations: {data / name}.json, images: {data}}}" for name in ("captions", "questions")}
+    log_every = max(1, options.scenes // options.batch_size // 8)
     common = f"epochs: 1, batch_size: {options.batch_size}"
     recipe = VlmRecipe.load(
         f"model={model}",
@@ -112,7 +113,7 @@ def train(options: argparse.Namespace, model: str, data: Path, out: Path, seed: 
         f"image_size={options.image_size}",
         f"alignment={{data: {files['captions']}, {common}, learning_rate: {options.alignment_rate}}}",
         f"instruction={{data: {files['questions']}, {common}, learning_rate: {options.rate}}}",
-        f"engine={{device: cpu, precision: float32, threads: {options.threads}, log_every: 10, checkpoint_every: 1000000}}",
+        f"engine={{device: cpu, precision: float32, threads: {options.threads}, log_every: {log_every}, checkpoint_every: 1000000}}",
         "num_workers=0",
         f"seed={seed}",
         f"out={out}",
