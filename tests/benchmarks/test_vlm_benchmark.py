@@ -17,7 +17,9 @@ import scene_questions
 import vlm as benchmark
 
 import amradio
+import vlms
 from amradio.data.scenes import CLASS_NAMES, draw_scene
+from amradio.downstream.vlm.assembly import assemble
 from amradio.downstream.vlm.conversations import read_conversations
 from amradio.downstream.vlm.settings import ConversationsSettings
 
@@ -84,3 +86,16 @@ def test_scores_and_differences():
     assert found["accuracy"][benchmark.STUDENT]["shape"] == {"mean": 66.67, "standard_error": 33.33, "questions": 3}
     assert found["accuracy"]["most frequent answer"]["shape"]["mean"] == 66.67
     assert found["differences"][f"{benchmark.STUDENT} - {benchmark.PIXELS}"]["shape"]["mean"] == 33.33
+
+
+def test_every_question_is_asked_and_its_reply_kept_by_kind(tmp_path: Path):
+    pixels = amradio.load(benchmark.write_pixels(tmp_path / "pixels", 8, 32))
+    model = assemble(pixels, None, 32, str(vlms.write_language_model(tmp_path / "language_model")))
+    asked = scene_questions.held_out(2, 2, 32)
+    trained = benchmark.Trained(model, 1.0, {})
+    found = {with_image: benchmark.answers_of(trained, asked, with_image)["answers"] for with_image in (True, False)}
+    for answers in found.values():
+        assert [(kind, answer) for kind, given in answers.items() for _, answer, _ in given] == [(q.kind, q.answer) for _, q in asked]
+    assert found[True] != found[False]
+    one, with_image = asked[0], found[True]["colour"][0][0]
+    assert benchmark.ask(model, [one], with_image=True) == [(with_image, with_image.lower() == one[1].answer)]
