@@ -259,6 +259,7 @@ def test_two_stages_of_two_partitions_stopped_at_the_boundary(recipe_file, amrad
     assert {path.name for path in (whole / "images").iterdir()} == {
         "first_batch.png",
         *(f"first_batch_{n}.png" for n in ("0.1", "1.0", "1.1")),
+        *(f"held_out_{teacher}.png" for teacher in ("clip", "dino", "sam")),
     }
 
 

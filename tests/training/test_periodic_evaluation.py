@@ -153,7 +153,7 @@ def test_bad_suites_are_refused_before_anything_is_written(recipe, suite_file, t
         (("evaluate.suite={}",), r"evaluate\.suite\.evaluations: this key is required"),
         (("evaluate.suite_every=3",), r"evaluate\.suite_every: there is no suite"),
         (("evaluate.suite=SUITE", "evaluate.every=null"), r"evaluate\.suite: it would never run"),
-        (("evaluate.suite={evaluations: {held_out: throughput}}",), r"evaluate\.suite\.evaluations\.held_out: a file gets this name"),
+        (("evaluate.suite={evaluations: {held_out: throughput}}",), r"evaluate\.suite\.evaluations: no evaluation can be named 'held_out'"),
         (("evaluate.suite={evaluations: {a/b: throughput}}",), r"evaluate\.suite\.evaluations\.a/b: a file gets this name"),
         (
             ("evaluate.suite={evaluations: {a: throughput}, device: cuda}",),

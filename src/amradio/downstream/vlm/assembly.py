@@ -100,7 +100,9 @@ def load_language_model(name: str) -> tuple[Any, Any]:
         try:
             special = {"image_token": IMAGE_TOKEN}
             tokenizer = AutoTokenizer.from_pretrained(folder, extra_special_tokens=special, local_files_only=True, trust_remote_code=False)
-            network: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
+            network: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, attn_implementation="sdpa"
+            )
         except Exception as error:  # the library raises whatever its readers do
             advice = "give a folder or a hub name of a causal language model of transformers with its tokenizer"
             raise UserError(f"{source.where}: {first_line(error)}; {advice}") from None

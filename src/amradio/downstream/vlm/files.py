@@ -64,7 +64,12 @@ def load_vlm(path: str | Path) -> Vlm:
     try:
         with quiet():
             network, report = cast(Any, LlavaForConditionalGeneration).from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                attn_implementation="sdpa",
+                output_loading_info=True,
             )
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except UserError:

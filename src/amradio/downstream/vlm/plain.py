@@ -88,4 +88,6 @@ def _radio(student: Model) -> Any:
     """The student as transformers' RadioModel."""
     with tempfile.TemporaryDirectory() as temporary, quiet():
         Transformers().write(Path(temporary), LoadedModel(student.config, student.network), ExportSettings(()))
-        return RadioModel.from_pretrained(temporary, dtype=torch.float32, local_files_only=True).eval()
+        return RadioModel.from_pretrained(
+            temporary, dtype=torch.float32, local_files_only=True, trust_remote_code=False, attn_implementation="sdpa"
+        ).eval()

@@ -179,7 +179,9 @@ class _Trainer(SFTTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not isinstance(self.model, LlavaForConditionalGeneration):  # peft, whose files have the names in memory
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        stored = LlavaForConditionalGeneration.from_pretrained(resume_from_checkpoint, dtype=torch.float32, local_files_only=True)
+        stored = LlavaForConditionalGeneration.from_pretrained(
+            resume_from_checkpoint, dtype=torch.float32, local_files_only=True, trust_remote_code=False, attn_implementation="eager"
+        )  # for its weights alone
         self.model.load_state_dict(stored.state_dict())
         return None
 

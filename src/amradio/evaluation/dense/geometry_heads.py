@@ -1,5 +1,6 @@
 """What predicts depth and normals from frozen maps: a linear layer, or DPT's fusion of four blocks (Ranftl et al. 2021, as in Probe3D)."""
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -97,9 +98,13 @@ def depth_of_bins(outputs: Tensor, least: float, most: float) -> Tensor:
     return torch.einsum("bkhw,k->bhw", shares / shares.sum(1, keepdim=True), depths)
 
 
+_SEEDING = threading.Lock()
+"""All threads share one global generator."""
+
+
 def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """What `build` makes with random weights that depend on `seed` alone; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
+    """What `build` makes with random weights that depend on `seed` alone, in whichever thread; the global generator is left as it was."""
+    with _SEEDING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
 
