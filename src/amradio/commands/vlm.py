@@ -1,22 +1,15 @@
 """`amradio vlm`: a vision-language model on a student, trained or resumed; and its export for transformers alone."""
 
 import importlib.util
-import os
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
-import torch
-
-from ..console import outlive_console, print_text
-from ..devices import find_device
+from ..console import print_text
 from ..downstream.vlm.settings import VlmRecipe
-from ..engine.distributed import Processes, failures_of_peers
-from ..engine.log import Log
 from ..errors import UserError
 from ..files import gone_on_failure, user_path
-from ..interruption import RunStoppedError
 from ..libraries import need
+from .downstream_run import carry_out
 
 NEEDED = ("transformers", "trl", "peft", "datasets", "accelerate")
 
@@ -32,22 +25,7 @@ def train_vlm(recipe: VlmRecipe) -> Path:
         raise UserError(f"vision-language models are trained with {', '.join(missing)}, not installed here: pip install 'amradio[vlm]'")
     from ..downstream.vlm.run import VlmFolder, VlmRun
 
-    if recipe.engine.threads:
-        torch.set_num_threads(min(recipe.engine.threads, os.cpu_count() or 1))
-    device = find_device(recipe.engine.device, "engine.device")
-    with outlive_console(), failures_of_peers(), closing(Processes(device)) as processes:
-        folder = VlmFolder(recipe.out)
-        with folder.lock() as lock:
-            processes.first_does(lambda: lock.take() if folder.is_run else None)
-            problems = folder.check(recipe) + recipe.engine.missing_extras()
-            if problems:
-                raise UserError(*problems, on_all_processes=True)
-            run = VlmRun(recipe, processes, Log(aloud=processes.is_first))
-            run.begin(lock)
-            run.run()
-            if run.stop.was_followed:
-                raise RunStoppedError(max(number or 0 for number in processes.gather(run.stop.number)))
-    return folder.path
+    return carry_out(recipe, VlmFolder(recipe.out), VlmRun)
 
 
 def paths_of_export(words: Sequence[str]) -> tuple[str, str]:

@@ -216,7 +216,7 @@ class _Reporter(TrainerCallback):
 
 def _opened(recipe: VlmRecipe, processes: Processes) -> tuple[list[Stage], Vlm]:
     """The stages with their data, and the model; raises UserError with all problems."""
-    problems: list[str] = []
+    problems = recipe.engine.missing_extras()
 
     def tried(key: str, open_it: Callable[[], Result]) -> Result | None:
         try:
