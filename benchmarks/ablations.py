@@ -26,7 +26,13 @@ from amradio.commands.evaluate import evaluate
 from amradio.environment import environment
 from amradio.recipe import Recipe
 
-BASE = ("stages.0.partitions.0.batch_size=16", "evaluate.every=null", "engine.log_every=50", "engine.checkpoint_every=100000")
+BASE = (
+    "stages.0.partitions.0.batch_size=16",
+    "evaluate.every=null",
+    "engine.log_every=50",
+    "engine.checkpoint_every=100000",
+    "engine.prepare_ahead=false",  # so that a run keeps to the threads that it is given
+)
 EVALUATIONS = """
 device: cpu
 precision: float32
@@ -56,12 +62,13 @@ evaluations:
   agreement:
     type: agreement
     data: {type: scenes, length: 128, seed: 1}
-    image_sizes: [48, 64, 80, 96, 112, 128]
+    image_sizes: [32, 64, 80, 96, 112, 128]
 """
 ZERO_SHOT, KNN, MIOU, CLICK = "zero-shot", "20-NN", "mIoU", "one click"
 MAPS, SUMMARY = "maps, cosine at 64 px", "summary, cosine at 64 px"
-MAPS_ELSEWHERE, WORST = "maps, cosine at 128 px", "maps, worst teacher and size"
-MEASURES = (ZERO_SHOT, KNN, MIOU, CLICK, SUMMARY, MAPS, MAPS_ELSEWHERE, WORST)
+MAPS_SMALL, MAPS_LARGE = "maps, cosine at 32 px", "maps, cosine at 128 px"
+WORST = "maps, worst teacher and size from 64 px"
+MEASURES = (ZERO_SHOT, KNN, MIOU, CLICK, SUMMARY, MAPS, MAPS_SMALL, MAPS_LARGE, WORST)
 
 
 class Claim(NamedTuple):
@@ -85,6 +92,7 @@ class Group(NamedTuple):
 NORMALIZERS = ("none", "global", "per_channel", "phi_s", "pca", "zca", "hadamard")
 LOSSES = {"mse": "loss.spatial=mse", "match": "loss.spatial=match"}
 TIMM = "{type: timm, model: test_vit, image_size: 64, summary: %s}"
+PARTITION = "stages.0.partitions.0"
 BOTH_SIZES = "{steps: %d, partitions: [{image_size: 64, batch_size: 12%s}, {image_size: 128, batch_size: 4%s}]}"
 
 
@@ -135,7 +143,7 @@ def groups(steps: int) -> dict[str, Group]:
         "positions": Group(
             "Does cropping the position table in training (CPE) help at another resolution?",
             {"recipe": (), "cropped positions": ("student.viewport=true", "student.position_dropout=0.1")},
-            (Claim(MAPS_ELSEWHERE, "cropped positions", "recipe", "AM-RADIO, table 5: CPE is what generalizes over resolutions"),),
+            (Claim(MAPS_LARGE, "cropped positions", "recipe", "AM-RADIO, table 5: CPE is what generalizes over resolutions"),),
         ),
         "summary": Group(
             "A class token or the mean of the map as summary? (timm's `test_vit` as student.)",
@@ -143,6 +151,33 @@ def groups(steps: int) -> dict[str, Group]:
             (
                 Claim(SUMMARY, "mean of the map", "class token", "AM-RADIO, table 6: pooling improves the summary loss"),
                 Claim(MAPS, "class token", "mean of the map", "AM-RADIO, table 6: pooling hurts the feature loss"),
+            ),
+        ),
+        "sizes": Group(
+            "One student size or two?",
+            {"recipe": (), "64 and 96 px": (f"{PARTITION}.image_sizes=[64, 96]",)},
+            (
+                Claim(MAPS_LARGE, "64 and 96 px", "recipe", "RADIOv2.5, finding 2: two sizes with every teacher are enough for others"),
+                Claim(WORST, "64 and 96 px", "recipe", "RADIOv2.5, figure 5"),
+            ),
+        ),
+        "shift": Group(
+            "Do independent shifts by whole patches (the shift-equivariant loss) help?",
+            {"recipe": (), "shift of a patch": (f"{PARTITION}.shift=1",)},
+            (
+                Claim(MIOU, "shift of a patch", "recipe", "C-RADIOv4: fixed patterns of teachers are not copied; no number for it alone"),
+                Claim(KNN, "shift of a patch", "recipe", "C-RADIOv4, as above"),
+            ),
+        ),
+        "mosaic": Group(
+            "A mosaic, or each image enlarged, for a teacher of one size larger than the student's? (Student at 32 and 64 px, SAM at 64.)",
+            {
+                "enlarged": (f"{PARTITION}.image_sizes=[32, 64]",),
+                "mosaic": (f"{PARTITION}.image_sizes=[32, 64]", f"{PARTITION}.mosaic=[sam]"),
+            },
+            (
+                Claim(CLICK, "mosaic", "enlarged", "RADIOv2.5, finding 3: cheaper and better than interpolating"),
+                Claim(MAPS_SMALL, "mosaic", "enlarged", "RADIOv2.5, finding 3"),
             ),
         ),
         "modes": Group(
@@ -164,7 +199,7 @@ def measures(results: Mapping[str, Mapping]) -> dict[str, float]:
 
     by_size = results["agreement"]["details"]["by_size"]
     maps = {(head, size): found["spatial_standardized_cosine"] for head, sizes in by_size.items() for size, found in sizes.items()}
-    at = {size: statistics.mean(cosine for (_, s), cosine in maps.items() if s == size) for size in ("64", "128")}
+    at = {size: statistics.mean(cosine for (_, s), cosine in maps.items() if s == size) for size in ("32", "64", "128")}
     numbers = {
         ZERO_SHOT: value("zero-shot", "student/clip", "top1"),
         KNN: value("k-NN", "student", "k20"),
@@ -172,8 +207,9 @@ def measures(results: Mapping[str, Mapping]) -> dict[str, float]:
         CLICK: value("masks", "student/sam", "point"),
         SUMMARY: by_size["student/clip"]["64"]["summary_standardized_cosine"],
         MAPS: at["64"],
-        MAPS_ELSEWHERE: at["128"],
-        WORST: min(maps.values()),
+        MAPS_SMALL: at["32"],
+        MAPS_LARGE: at["128"],
+        WORST: min(cosine for (_, size), cosine in maps.items() if int(size) >= 64),
     }
     return {name: number for name, number in numbers.items() if number is not None}
 
@@ -280,7 +316,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--out", type=Path, required=True, help="receives OUT.json, OUT.md and a picture for each group")
-    parser.add_argument("--steps", type=int, default=200, help="of each run; 0 writes up what is there")
+    parser.add_argument("--steps", type=int, default=400, help="of each run; 0 writes up what is there")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--groups", nargs="+", choices=list(groups(1)), default=list(groups(1)))
     given = parser.parse_args()
