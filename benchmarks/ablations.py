@@ -1,15 +1,16 @@
 #!/usr/bin/env python
 """What each choice of the method is worth, by short runs over three seeds on generated scenes, beside what the papers found.
 
-    python benchmarks/ablations.py --runs runs/ablations --out benchmarks/results/ablations [--groups NAME ...]
-    python benchmarks/ablations.py --runs runs/ablations --out benchmarks/results/ablations --steps 0
+    python benchmarks/ablations.py --runs runs/ablations [--groups NAME ...] && python tools/make_numbers.py
+    python benchmarks/ablations.py --runs runs/ablations --steps 0
 
 Each group asks one question: variants of the quickstart's recipe, and claims, which are what a paper says of them. The claims stand in this
 file and were written before the runs. A gap counts where its mean over the seeds exceeds the spread of the unchanged recipe (sample
 standard deviation over the same seeds): `reproduced` in the paper's direction, `not reproduced` against it, `within the spread` else.
 Scenes of the evaluation are those of seeds 1 to 3, on which choices are made; the README's numbers come from other seeds. Runs that are
 there already are not repeated; seeds come before variants, so that a stopped sweep leaves whole seeds; `--steps 0` runs nothing and
-writes up what is there.
+writes up what is there. The numbers go into benchmarks/results/ablations.json, from which `tools/make_numbers.py` writes the tables of
+docs/ablations.md, and a picture a group into docs/images.
 """
 
 import argparse
@@ -17,15 +18,17 @@ import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dots import Row, draw_rows
 
 from amradio.commands.distill import distill
 from amradio.commands.evaluate import evaluate
 from amradio.environment import environment
+from amradio.files import write_aside
 from amradio.recipe import Recipe
 
+ROOT = Path(__file__).parents[1]
 BASE = (
     "stages.0.partitions.0.batch_size=16",
     "evaluate.every=null",
@@ -264,58 +267,46 @@ def of_group(table: Table, name: str, variants: Sequence[str]) -> dict[str, list
     return {variant: numbers for variant, numbers in found.items() if len(numbers) == len(base)}
 
 
-def claims(table: Table, name: str, group: Group) -> Iterator[list[str]]:
-    """The rows of the table of claims."""
+def claims(table: Table, name: str, group: Group) -> Iterator[dict[str, Any]]:
+    """Each claim with the gap that was measured, the recipe's spread in that measure, and the verdict."""
     found = of_group(table, name, tuple(group.variants))
     for claim in group.claims:
+        stated = claim._asdict()
         if claim.better not in found or claim.worse not in found:
-            yield [claim.source, f"{claim.better} above {claim.worse}: {claim.measure}", "", "", "not run"]
+            yield stated | {"gap": None, "spread": None, "verdict": "not run"}
             continue
         better, worse, base = ([run[claim.measure] for run in found[variant]] for variant in (claim.better, claim.worse, "recipe"))
         spread = statistics.stdev(base) if len(base) > 1 else float("inf")
         gap = statistics.mean(better) - statistics.mean(worse)
-        what = f"{claim.better} above {claim.worse}: {claim.measure}"
-        yield [claim.source, what, f"{gap:+.3g}", f"{spread:.2g}", verdict(better, worse, spread)]
+        yield stated | {"gap": gap, "spread": spread, "verdict": verdict(better, worse, spread)}
 
 
-def document(table: Table, steps: int, picture: str) -> Iterator[str]:
-    """The lines of the report."""
+def report(table: Table, steps: int) -> dict[str, dict[str, Any]]:
+    """By group that was run: its question, the values of each seed by variant and measure, and its claims."""
+    groups_run: dict[str, dict[str, Any]] = {}
     for name, group in groups(steps).items():
         found = of_group(table, name, tuple(group.variants))
         if len(found) < 2:
             continue
-        columns = [m for m in MEASURES if any(m in run for numbers in found.values() for run in numbers)]
-        yield from ("", f"## {group.question}", "", f"![{name}]({picture}_{name}.png)", "")
-        yield f"| variant | {' | '.join(columns)} |"
-        yield "|---|" + "--:|" * len(columns)
-        for variant, numbers in found.items():
-            cells = [[run[column] for run in numbers if column in run] for column in columns]
-            yield f"| {variant} | {' | '.join(_spread(cell) for cell in cells)} |"
-        yield from ("", "| source | claim | gap | spread of the recipe | verdict |", "|---|---|--:|--:|---|")
-        yield from (f"| {' | '.join(row)} |" for row in claims(table, name, group))
+        measured_here = [m for m in MEASURES if any(m in run for numbers in found.values() for run in numbers)]
+        rows = {v: {m: [run[m] for run in numbers if m in run] for m in measured_here} for v, numbers in found.items()}
+        groups_run[name] = {"question": group.question, "rows": rows, "claims": list(claims(table, name, group))}
+    return groups_run
 
 
-def _spread(cell: Sequence[float]) -> str:
-    if not cell:
-        return "-"
-    return f"{statistics.mean(cell):.3g}" + (f" ± {statistics.stdev(cell):.1g}" if len(cell) > 1 else "")
-
-
-def pictures(table: Table, steps: int, out: Path) -> None:
+def draw(groups_run: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     """A picture a group: a panel for each measure that a claim names."""
-    for name, group in groups(steps).items():
-        found = of_group(table, name, tuple(group.variants))
-        if len(found) < 2:
-            continue
-        named = [m for m in MEASURES if any(claim.measure == m for claim in group.claims)]
-        panels = {m: [Row(v, [run[m] for run in numbers if m in run]) for v, numbers in found.items()] for m in named}
-        draw_rows({m: [row for row in rows if row.values] for m, rows in panels.items()}, out.with_name(f"{out.name}_{name}.png"))
+    for name, group in groups_run.items():
+        named = [m for m in MEASURES if any(claim["measure"] == m for claim in group["claims"])]
+        panels = {m: [Row(variant, cells[m]) for variant, cells in group["rows"].items() if cells.get(m)] for m in named}
+        draw_rows(panels, folder / f"ablation_{name}.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--out", type=Path, required=True, help="receives OUT.json, OUT.md and a picture for each group")
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "ablations.json")
+    parser.add_argument("--pictures", type=Path, default=ROOT / "docs" / "images", help="folder of the pictures of groups")
     parser.add_argument("--steps", type=int, default=400, help="of each run; 0 writes up what is there")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--groups", nargs="+", choices=list(groups(1)), default=list(groups(1)))
@@ -335,11 +326,10 @@ def main() -> None:
             numbers = measured(folder, steps, seed, words, suite)
             table.setdefault(group, {}).setdefault(variant, []).append(numbers)
             print(f"seed {seed} {group}: {variant}  " + "  ".join(f"{name} {number:.3g}" for name, number in numbers.items()), flush=True)
-    lines = [f"{steps} steps, seeds {given.seeds}: mean and sample standard deviation.", *document(table, steps, given.out.name)]
-    given.out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    content = {"steps": steps, "seeds": given.seeds, "runs": table, "environment": environment()}
-    given.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    pictures(table, steps, given.out)
+    groups_run = report(table, steps)
+    content = {"steps": steps, "seeds": given.seeds, "groups": groups_run, "environment": environment()}
+    write_aside(given.json, (json.dumps(content, indent=1) + "\n").encode())
+    draw(groups_run, given.pictures)
 
 
 if __name__ == "__main__":

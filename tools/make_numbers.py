@@ -9,8 +9,10 @@ A number of these documents is changed by a new result, never by hand.
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +123,30 @@ def students_scenes() -> str:
     return table(["student", *columns], rows)
 
 
+def ablation(name: str) -> str:
+    """The variants of a group of `benchmarks/ablations.py`, and what papers say of them beside what was measured."""
+    group = read("ablations")["groups"][name]
+    measures = list(group["rows"]["recipe"])
+    rows = [[variant, *(spread(cells.get(measure, [])) for measure in measures)] for variant, cells in group["rows"].items()]
+    heads = ["claim", "gap", "spread of the recipe", "verdict", "source"]
+    return f"{table(['variant', *measures], rows)}\n\n{table(heads, [claim(stated) for stated in group['claims']])}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation over seeds."""
+    return f"{statistics.mean(values):.3g} ± {statistics.stdev(values):.1g}" if len(values) > 1 else "-"
+
+
+def claim(stated: Mapping[str, Any]) -> list[str]:
+    """The row of a claim."""
+    numbers = ["", ""] if stated["gap"] is None else [f"{stated['gap']:+.3g}", f"{stated['spread']:.2g}"]
+    return [f"{stated['better']} above {stated['worse']}: {stated['measure']}", *numbers, stated["verdict"], stated["source"]]
+
+
+ABLATIONS = ("normalizer", "balance", "teachers", "positions", "summary", "sizes", "shift", "mosaic", "modes")
 PARTS: dict[str, Callable[[], str]] = {
     part.__name__: part for part in (quickstart, quickstart_agreement, quickstart_cost, recipe_cost, students_scenes)
-}
+} | {f"ablation_{name}": partial(ablation, name) for name in ABLATIONS}
 
 
 def filled(text: str) -> str:

@@ -61,20 +61,23 @@ def test_what_was_measured_is_written_up(tmp_path, monkeypatch):
             folder.mkdir(parents=True)
             (folder / "measured.json").write_text(json.dumps(numbers(shift)))
     (tmp_path / "runs" / "steps.json").write_text("7")
-    words = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "found"), "--steps", "0", "--seeds", "0", "1"]
-    monkeypatch.setattr(sys, "argv", ["ablations.py", *words])
+    out = tmp_path / "found.json"
+    words = ["--runs", str(tmp_path / "runs"), "--json", str(out), "--pictures", str(tmp_path), "--seeds", "0", "1"]
+    monkeypatch.setattr(sys, "argv", ["ablations.py", *words, "--steps", "0"])
     ablations.main()
-    text = (tmp_path / "found.md").read_text()
-    assert "## Does balancing the losses of the teachers help?" in text
-    assert "target space" not in text, "a group that was not run is left out"
-    assert "| adaloss | 50.5 ± 0.07 | 40 ± 0 | 35.5 ± 0.7 | 1.15 ±" in text
-    assert "| recipe above adaloss: mIoU | -5 | 0.71 | not reproduced |" in text
-    assert "| adaloss above recipe: zero-shot | +0.5 | 0.071 | reproduced |" in text
-    assert "recipe above uncertainty: mIoU |  |  | not run |" in text
-    assert json.loads((tmp_path / "found.json").read_text())["steps"] == 7
-    with Image.open(tmp_path / "found_balance.png") as picture:
+    written = json.loads(out.read_text())
+    assert written["steps"] == 7
+    assert list(written["groups"]) == ["balance"], "groups that were not run are left out"
+    balance = written["groups"]["balance"]
+    assert balance["rows"]["adaloss"][ablations.ZERO_SHOT] == [50.5, 50.6]
+    verdicts = {(claim["better"], claim["worse"], claim["measure"]): claim for claim in balance["claims"]}
+    better = verdicts["adaloss", "recipe", ablations.ZERO_SHOT]
+    assert (better["gap"], better["spread"], better["verdict"]) == (pytest.approx(0.5), pytest.approx(0.0707, rel=1e-2), "reproduced")
+    assert verdicts["recipe", "adaloss", ablations.MIOU]["verdict"] == "not reproduced"
+    assert verdicts["recipe", "uncertainty", ablations.MIOU]["verdict"] == "not run"
+    with Image.open(tmp_path / "ablation_balance.png") as picture:
         assert len(picture.convert("RGB").getcolors(100_000)) > 3
-    monkeypatch.setattr(sys, "argv", ["ablations.py", *words[:4], "--steps", "9"])
+    monkeypatch.setattr(sys, "argv", ["ablations.py", *words, "--steps", "9"])
     with pytest.raises(SystemExit):
         ablations.main()
 
