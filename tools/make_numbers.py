@@ -143,7 +143,8 @@ def claim(stated: Mapping[str, Any]) -> list[str]:
     return [f"{stated['better']} above {stated['worse']}: {stated['measure']}", *numbers, stated["verdict"], stated["source"]]
 
 
-ABLATIONS = ("normalizer", "balance", "teachers", "positions", "summary", "sizes", "shift", "mosaic", "modes")
+ABLATIONS = tuple(read("ablations")["groups"]) if (RESULTS / "ablations.json").is_file() else ()
+"""Groups of variants that were run."""
 PARTS: dict[str, Callable[[], str]] = {
     part.__name__: part for part in (quickstart, quickstart_agreement, quickstart_cost, recipe_cost, students_scenes)
 } | {f"ablation_{name}": partial(ablation, name) for name in ABLATIONS}
