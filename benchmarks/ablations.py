@@ -90,6 +90,8 @@ class Group(NamedTuple):
     variants: Mapping[str, Sequence[str]]
     """Words over the recipe, by name; `recipe` is the unchanged one and belongs to every group."""
     claims: Sequence[Claim]
+    by_size: bool = False
+    """Whether the maps of each head are compared at every size."""
 
 
 NORMALIZERS = ("none", "global", "per_channel", "phi_s", "pca", "zca", "hadamard")
@@ -190,6 +192,7 @@ def groups(steps: int) -> dict[str, Group]:
                 "every teacher at every size": (f"stages=[{BOTH_SIZES % (steps, '', '')}]",),
             },
             (Claim(WORST, "every teacher at every size", "a size for each teacher", "RADIOv2.5, finding 2 and figure 5"),),
+            by_size=True,
         ),
     }
 
@@ -198,7 +201,7 @@ def measures(results: Mapping[str, Mapping]) -> dict[str, float]:
     """The numbers of the table out of those of `amradio evaluate`: shares in %, cosines as they are; those that were measured."""
 
     def value(name: str, row: str, metric: str) -> float | None:
-        return results[name]["rows"].get(row, {}).get(metric)
+        return results[name]["rows"].get(row, {}).get(metric) if name in results else None  # no head, no masks
 
     by_size = results["agreement"]["details"]["by_size"]
     maps = {(head, size): found["spatial_standardized_cosine"] for head, sizes in by_size.items() for size, found in sizes.items()}
@@ -214,7 +217,8 @@ def measures(results: Mapping[str, Mapping]) -> dict[str, float]:
         MAPS_LARGE: at["128"],
         WORST: min(cosine for (_, size), cosine in maps.items() if int(size) >= 64),
     }
-    return {name: number for name, number in numbers.items() if number is not None}
+    known = {name: number for name, number in numbers.items() if number is not None}
+    return known | {f"{head} {size}": cosine for (head, size), cosine in maps.items()}
 
 
 def runs(steps: int, seeds: Sequence[int], chosen: Sequence[str]) -> Iterator[tuple[int, str, str, Sequence[str]]]:
@@ -229,7 +233,7 @@ def runs(steps: int, seeds: Sequence[int], chosen: Sequence[str]) -> Iterator[tu
 
 
 def measured(folder: Path, steps: int, seed: int, words: Sequence[str], suite: Path) -> dict[str, float]:
-    """Distils and evaluates, unless that was done, and returns the numbers."""
+    """Distils and evaluates, unless that was done, and returns the numbers: those of `MEASURES` and, by `head size`, the cosine of maps."""
     file = folder / "measured.json"
     if not file.is_file():
         own = (f"stages.0.steps={steps}", f"seed={seed}", f"data.train.seed={100 + seed}", f"out={folder}")
@@ -282,7 +286,8 @@ def claims(table: Table, name: str, group: Group) -> Iterator[dict[str, Any]]:
 
 
 def report(table: Table, steps: int) -> dict[str, dict[str, Any]]:
-    """By group that was run: its question, the values of each seed by variant and measure, and its claims."""
+    """By group that was run: its question, the values of each seed by variant and measure, and its claims; the cosine of maps by variant,
+    head and size where the group asks for it."""
     groups_run: dict[str, dict[str, Any]] = {}
     for name, group in groups(steps).items():
         found = of_group(table, name, tuple(group.variants))
@@ -291,15 +296,37 @@ def report(table: Table, steps: int) -> dict[str, dict[str, Any]]:
         measured_here = [m for m in MEASURES if any(m in run for numbers in found.values() for run in numbers)]
         rows = {v: {m: [run[m] for run in numbers if m in run] for m in measured_here} for v, numbers in found.items()}
         groups_run[name] = {"question": group.question, "rows": rows, "claims": list(claims(table, name, group))}
+        if group.by_size:
+            groups_run[name]["by_size"] = {variant: over_sizes(numbers) for variant, numbers in found.items()}
     return groups_run
 
 
+def over_sizes(numbers: Sequence[Mapping[str, float]]) -> dict[str, dict[str, list[float]]]:
+    """{head: {size in px: the cosine of its maps in each run}}."""
+    cosines: dict[str, dict[str, list[float]]] = {}
+    for name in (name for name in numbers[0] if name not in MEASURES):
+        head, size = name.split()
+        cosines.setdefault(head, {})[size] = [run[name] for run in numbers]
+    return cosines
+
+
 def draw(groups_run: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """A picture a group: a panel for each measure that a claim names."""
+    """A picture a group, with a panel for each measure that a claim names; where sizes are compared another with a panel for each head."""
     for name, group in groups_run.items():
         named = [m for m in MEASURES if any(claim["measure"] == m for claim in group["claims"])]
         panels = {m: [Row(variant, cells[m]) for variant, cells in group["rows"].items() if cells.get(m)] for m in named}
         draw_rows(panels, folder / f"ablation_{name}.png")
+        if "by_size" in group:
+            heads = list(group["by_size"]["recipe"])
+            by_size = {
+                f"map of {head}, cosine": [
+                    Row(f"{variant}, {size} px", values)
+                    for variant, cosines in group["by_size"].items()
+                    for size, values in cosines[head].items()
+                ]
+                for head in heads
+            }
+            draw_rows(by_size, folder / f"ablation_{name}_by_size.png")
 
 
 def main() -> None:
@@ -325,7 +352,7 @@ def main() -> None:
         if given.steps or (folder / "measured.json").is_file():
             numbers = measured(folder, steps, seed, words, suite)
             table.setdefault(group, {}).setdefault(variant, []).append(numbers)
-            print(f"seed {seed} {group}: {variant}  " + "  ".join(f"{name} {number:.3g}" for name, number in numbers.items()), flush=True)
+            print(f"seed {seed} {group}: {variant}  " + "  ".join(f"{m} {numbers[m]:.3g}" for m in MEASURES if m in numbers), flush=True)
     groups_run = report(table, steps)
     content = {"steps": steps, "seeds": given.seeds, "groups": groups_run, "environment": environment()}
     write_aside(given.json, (json.dumps(content, indent=1) + "\n").encode())

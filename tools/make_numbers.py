@@ -132,6 +132,14 @@ def ablation(name: str) -> str:
     return f"{table(['variant', *measures], rows)}\n\n{table(heads, [claim(stated) for stated in group['claims']])}"
 
 
+def ablation_by_size(name: str) -> str:
+    """How the maps of each head agree with their teacher at every size, for each variant of a group."""
+    by_size = read("ablations")["groups"][name]["by_size"]
+    sizes = list(next(iter(by_size["recipe"].values())))
+    rows = [[f"{v}, `{head}`", *(spread(cosines[head][size]) for size in sizes)] for v, cosines in by_size.items() for head in cosines]
+    return table(["variant and head", *(f"{size} px" for size in sizes)], rows)
+
+
 def spread(values: Sequence[float]) -> str:
     """Mean and sample standard deviation over seeds."""
     return f"{statistics.mean(values):.3g} ± {statistics.stdev(values):.1g}" if len(values) > 1 else "-"
@@ -148,6 +156,9 @@ ABLATIONS = tuple(read("ablations")["groups"]) if (RESULTS / "ablations.json").i
 PARTS: dict[str, Callable[[], str]] = {
     part.__name__: part for part in (quickstart, quickstart_agreement, quickstart_cost, recipe_cost, students_scenes)
 } | {f"ablation_{name}": partial(ablation, name) for name in ABLATIONS}
+PARTS |= {
+    f"ablation_{name}_by_size": partial(ablation_by_size, name) for name in ABLATIONS if "by_size" in read("ablations")["groups"][name]
+}
 
 
 def filled(text: str) -> str:

@@ -82,6 +82,18 @@ def test_what_was_measured_is_written_up(tmp_path, monkeypatch):
         ablations.main()
 
 
+def test_maps_are_compared_at_every_size(tmp_path):
+    results = [numbers(shift)["results"] for shift in (0.0, 0.1)]
+    results[0].pop("masks")  # as of a student without SAM's head
+    runs = [ablations.measures(found) for found in results]
+    table = {"recipe": {"recipe": runs}, "modes": {"every teacher at every size": runs}}
+    by_size = ablations.report(table, 7)["modes"]["by_size"]
+    expected = {"student/clip": {size: pytest.approx([0.5, 0.6]) for size in ("32", "64", "128")}}
+    assert by_size == {"recipe": expected, "every teacher at every size": expected}
+    ablations.draw(ablations.report(table, 7), tmp_path)
+    assert (tmp_path / "ablation_modes_by_size.png").is_file()
+
+
 def test_ticks_are_round():
     assert ticks(0.0, 10.0) == [0, 2, 4, 6, 8, 10]
     assert ticks(0.13, 0.21) == pytest.approx([0.14, 0.16, 0.18, 0.2])
