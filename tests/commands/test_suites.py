@@ -11,8 +11,10 @@ from PIL import Image
 import amradio
 import data_folders
 from amradio.__main__ import main
+from amradio.commands.parser import parser
 from amradio.evaluation import EVALUATIONS
-from amradio.evaluation.benchmarks import HEADLINES, PUBLISHED, BenchmarkPaths, evaluations_of, load_suite
+from amradio.evaluation.benchmarks import BenchmarkPaths, evaluations_of, load_suite
+from amradio.evaluation.published import HEADLINES, PUBLISHED
 from amradio.recipe import Recipe
 from evaluations import add_tokenizer
 
@@ -115,3 +117,10 @@ def test_every_suite_is_of_evaluations_that_exist_and_published_numbers_are_of_t
     assert all(published.values.keys() <= suite.evaluations.keys() for published in PUBLISHED[name])  # type: ignore[index]
     paths = {key: f"/data/{key}" for key in BenchmarkPaths.model_fields}
     assert list(evaluations_of(name, paths)) == list(suite.evaluations)  # type: ignore[arg-type]
+
+
+def test_the_command_line_takes_every_suite() -> None:
+    (option,) = (action for action in parser()[1]["evaluate"]._actions if "--suite" in action.option_strings)
+    assert tuple(option.choices) == tuple(PUBLISHED)
+    (option,) = (action for action in parser()[1]["evaluate"]._actions if "--data" in action.option_strings)
+    assert all(key in option.help for key in BenchmarkPaths.model_fields)

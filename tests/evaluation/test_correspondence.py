@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+import vlms
+from amradio.__main__ import main
 from amradio.config import validate
 from amradio.errors import UserError
 from amradio.evaluation import Bench
@@ -225,6 +227,25 @@ def test_spair(spair):
     tight = KeypointCorrespondence(pairs, alpha=0.001).run({"student": colours}, Bench(None, {}))
     assert tight.rows["student"]["pck"] < 100
     assert len(SpairSettings(path=str(spair), pairs_per_category=1).build()) == 2
+
+
+@pytest.mark.slow
+def test_the_dense_suite_has_both_with_the_published_numbers_beside(navi, spair, tmp_path, monkeypatch, capsys):
+    paths = tmp_path / "benchmarks.yaml"
+    paths.write_text(f"navi: {navi}\nspair: {spair}\n")
+    monkeypatch.setenv("COLUMNS", "160")
+    student = vlms.write_student(tmp_path / "student")
+    words = [f"evaluations.{name}=null" for name in ("depth", "normals", "NYUv2")]
+    words += ["evaluations.multi-view.stride=16", "image_size=64", "device=cpu"]
+    assert main(["evaluate", str(student), "--suite", "dense", "--data", str(paths), *words, "--json", str(tmp_path / "out.json")]) == 0
+    results = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert results["multi-view"]["counts"] == {"pairs": 1}
+    assert results["SPair-71k"]["counts"]["pairs"] == 3
+    printed = capsys.readouterr().out
+    table = [" ".join(line.split()) for line in printed[printed.index("Beside published numbers") :].splitlines()]
+    pck = results["SPair-71k"]["rows"]["student"]["pck"]
+    assert f"SPair-71k student {pck:.1f} 43.9 {pck - 43.92:+.1f} PHI-S ViT-B/16 arXiv 2410.01680, table 13" in table
+    assert any(line.startswith("multi-view student") and "C-RADIOv4-H" in line for line in table)
 
 
 def test_settings_of_key_points(spair):

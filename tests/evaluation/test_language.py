@@ -100,6 +100,38 @@ def test_answers_are_scored_and_written(folder: Path, suite: Path, monkeypatch: 
     assert "gqa.jsonl is there already; nothing was touched" in capsys.readouterr().err
 
 
+def test_the_suite_has_the_published_numbers_beside(
+    folder: Path, suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The same files under their official names."""
+    data = suite.parent
+    names = {
+        "gqa": "val_balanced_questions",
+        "popular": "coco_pope_popular",
+        "text": "TextVQA_0.5.1_val",
+        "ocr": "TextVQA_Rosetta_OCR_v0.2_val",
+        "vqa": "v2_OpenEnded_mscoco_val2014_questions",
+        "annotations": "v2_mscoco_val2014_annotations",
+    }
+    for ours, official in names.items():
+        (data / f"{ours}.json").rename(data / f"{official}.json")
+    for images in ("val2014", "train_images"):
+        (data / images).symlink_to(data / "images")
+    paths = data / "benchmarks.yaml"
+    paths.write_text("".join(f"{key}: {data}\n" for key in ("coco", "gqa", "pope", "textvqa", "vqav2")))
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(generation, "answer", lambda vlm, prompts, images, **options: Replies(["red"] * len(prompts), [(64, 64)]))
+    assert main(["evaluate", str(folder), "--suite", "vlm", "--data", str(paths), "device=cpu"]) == 0
+    printed = capsys.readouterr().out
+    table = [" ".join(line.split()) for line in printed[printed.index("Beside published numbers") :].splitlines()]
+    assert "GQA vlm 75.0 63.0 +12.0 RADIO ViT-H/16, 432 px arXiv 2312.06709, table 1" in table
+    assert any(line.startswith("VQAv2 vlm 40.0 79.3 -39.3") for line in table), table
+    assert any(line.startswith("POPE vlm 0.0 87.4 -87.4 RADIOv2.5-H, 768 px") for line in table), table
+    paths.write_text(f"gqa: {data}\n")
+    assert main(["evaluate", str(folder), "--suite", "vlm", "--data", str(paths), "device=cpu"]) == 2
+    assert "coco is missing; write `coco: FOLDER` into it" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_real_model_answers_at_the_size_that_is_asked_for(folder: Path, suite: Path) -> None:
     words = [

@@ -16,8 +16,9 @@ from ..engine.distributed import Processes, failures_of_peers
 from ..environment import environment
 from ..errors import UserError, shown
 from ..evaluation.base import Result
-from ..evaluation.benchmarks import SuiteName, comparison, load_suite
+from ..evaluation.benchmarks import load_suite
 from ..evaluation.progress import silent
+from ..evaluation.published import SuiteName, comparison
 from ..evaluation.sharing import Share
 from ..evaluation.suite import Suite, plain, run_suite
 from ..files import disk_errors, user_path, write_aside

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from ..console import columns as line_width
 from ..console import print_text
 from ..evaluation.base import Metric, Result, below_floor, floor_warning
-from ..evaluation.benchmarks import Comparison
 from ..evaluation.inputs import describe
+from ..evaluation.published import Comparison
 from .tables import INDENT, natural_width, print_table
 
 BEST, BELOW, NOTHING = "*", "!", "-"

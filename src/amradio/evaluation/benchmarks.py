@@ -1,18 +1,16 @@
-"""Suites of published benchmarks: their evaluations from one small file of paths, and what was published for them."""
+"""Suites of published benchmarks: their evaluations from one small file of paths."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from ..config import Settings, UserPath, defaults, validate
 from ..errors import UserError, shown
 from ..files import read_text
 from ..words import merge, read_words
 from ..yaml12 import parse_yaml
-from .base import Result
+from .published import SuiteName
 from .suite import Suite
-
-SuiteName = Literal["paper", "dense", "detection"]
 
 
 class BenchmarkPaths(Settings):
@@ -25,11 +23,21 @@ class BenchmarkPaths(Settings):
     voc: UserPath | None = None
     """Pascal VOC 2012 (VOCdevkit/VOC2012): `JPEGImages`, `SegmentationClass` and `ImageSets/Segmentation`."""
     coco: UserPath | None = None
-    """COCO: `annotations/instances_val2017.json` and `val2017`."""
+    """COCO: `annotations/instances_val2017.json` and `val2017`; for the suite vlm `val2014`."""
     navi: UserPath | None = None
     """NAVI: a folder for each object."""
     nyu: UserPath | None = None
     """NYUv2 with the lists of BTS."""
+    spair: UserPath | None = None
+    """SPair-71k: `JPEGImages` and `PairAnnotation`."""
+    gqa: UserPath | None = None
+    """GQA: `val_balanced_questions.json` and `images`."""
+    pope: UserPath | None = None
+    """POPE: `coco_pope_popular.json`."""
+    textvqa: UserPath | None = None
+    """TextVQA: `TextVQA_0.5.1_val.json`, `TextVQA_Rosetta_OCR_v0.2_val.json` and `train_images`."""
+    vqav2: UserPath | None = None
+    """VQAv2: `v2_OpenEnded_mscoco_val2014_questions.json` and `v2_mscoco_val2014_annotations.json`."""
 
 
 def _instances(data: str) -> dict[str, Any]:
@@ -45,61 +53,50 @@ def _maps(kind: str, data: str, *splits: str) -> dict[str, Any]:
     return {"train": train, "test": test}
 
 
+def _answers(paths: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """LLaVA-1.5's questions as AM-RADIO measures them. TextVQA has OCR tokens: with OpenAI's CLIP as tower AM-RADIO has 57.92, which is
+    LLaVA-1.5's 58.2 with them.
+    """
+    vqa, textvqa, photographs = paths["vqav2"], paths["textvqa"], f"{paths['coco']}/val2014"
+    return {
+        "GQA": {"type": "gqa", "questions": f"{paths['gqa']}/val_balanced_questions.json", "images": f"{paths['gqa']}/images"},
+        "POPE": {"type": "pope", "questions": [f"{paths['pope']}/coco_pope_popular.json"], "images": photographs},
+        "TextVQA": {
+            "type": "textvqa",
+            "questions": f"{textvqa}/TextVQA_0.5.1_val.json",
+            "ocr": f"{textvqa}/TextVQA_Rosetta_OCR_v0.2_val.json",
+            "images": f"{textvqa}/train_images",
+        },
+        "VQAv2": {
+            "type": "vqav2",
+            "questions": f"{vqa}/v2_OpenEnded_mscoco_val2014_questions.json",
+            "annotations": f"{vqa}/v2_mscoco_val2014_annotations.json",
+            "images": photographs,
+        },
+    }
+
+
 def evaluations_of(suite: SuiteName, paths: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """The evaluations of a suite as a file has them. paths: by the keys of `BenchmarkPaths`."""
-    imagenet, ade20k, voc, coco, navi, nyu = (paths[key] for key in BenchmarkPaths.model_fields)
     suites: dict[SuiteName, dict[str, dict[str, Any]]] = {
         "paper": {
-            "k-NN": {"type": "knn", "database": _classes(imagenet, "train"), "queries": _classes(imagenet, "val")},
-            "zero-shot": {"type": "zero_shot", "data": _classes(imagenet, "val")},
-            "ADE20K": {"type": "linear_segmentation", **_maps("ade20k", ade20k, "training", "validation")},
-            "VOC": {"type": "linear_segmentation", **_maps("pascal_voc", voc, "train", "val")},
-            "SAM-COCO": {"type": "promptable_segmentation", "data": _instances(coco)},
+            "k-NN": {"type": "knn", "database": _classes(paths["imagenet"], "train"), "queries": _classes(paths["imagenet"], "val")},
+            "zero-shot": {"type": "zero_shot", "data": _classes(paths["imagenet"], "val")},
+            "ADE20K": {"type": "linear_segmentation", **_maps("ade20k", paths["ade20k"], "training", "validation")},
+            "VOC": {"type": "linear_segmentation", **_maps("pascal_voc", paths["voc"], "train", "val")},
+            "SAM-COCO": {"type": "promptable_segmentation", "data": _instances(paths["coco"])},
         },
         "dense": {
-            "depth": {"type": "depth", **_maps("navi", navi, "train", "test"), "align": "scale_shift"},
-            "normals": {"type": "normals", **_maps("navi", navi, "train", "test")},
-            "NYUv2": {"type": "depth", **_maps("nyu", nyu, "train", "test")},
+            "depth": {"type": "depth", **_maps("navi", paths["navi"], "train", "test"), "align": "scale_shift"},
+            "normals": {"type": "normals", **_maps("navi", paths["navi"], "train", "test")},
+            "NYUv2": {"type": "depth", **_maps("nyu", paths["nyu"], "train", "test")},
+            "multi-view": {"type": "multiview_correspondence", "data": {"type": "navi", "path": paths["navi"]}},
+            "SPair-71k": {"type": "keypoint_correspondence", "data": {"type": "spair", "path": paths["spair"]}},
         },
-        "detection": {"COCO": {"type": "coco_detection", "data": _instances(coco)}},
+        "detection": {"COCO": {"type": "coco_detection", "data": _instances(paths["coco"])}},
+        "vlm": _answers(paths),
     }
     return suites[suite]
-
-
-class Published(NamedTuple):
-    """Numbers of one model, in %."""
-
-    model: str
-    source: str
-    values: Mapping[str, float]
-    """By evaluation."""
-
-
-HEADLINES = {"knn": "k20", "zero_shot": "top1", "linear_segmentation": "mean_iou", "promptable_segmentation": "box"} | {
-    "depth": "mean_delta",
-    "normals": "mean_recall",
-    "coco_detection": "box_ap",
-}
-"""Which metric of a type the published numbers are of."""
-TABLE_1, README, TABLE_13 = "arXiv 2312.06709, table 1", "README of NVlabs/RADIO", "arXiv 2410.01680, table 13"
-COLUMNS = ("zero-shot", "k-NN", "ADE20K", "VOC", "SAM-COCO")
-
-
-def _row(model: str, source: str, *values: float) -> Published:
-    return Published(model, source, dict(zip(COLUMNS, values, strict=True)))
-
-
-PUBLISHED: Mapping[SuiteName, Sequence[Published]] = {
-    "paper": (
-        _row("RADIO ViT-H/16", TABLE_1, 82.93, 86.06, 51.34, 84.71, 76.23),
-        _row("E-RADIO-L", TABLE_1, 80.73, 83.89, 48.22, 81.64, 76.31),
-        _row("RADIOv2.5-B", README, 74.57, 81.89, 48.94, 84.35, 73.87),
-        _row("RADIOv2.5-L", README, 81.01, 84.68, 51.47, 85.49, 75.06),
-    ),
-    "dense": (Published("PHI-S ViT-B/16", TABLE_13, {"depth": 81.89, "normals": 56.79}),),
-    "detection": (),
-}
-"""No number of detection is of this detector and schedule, so none stands beside it."""
 
 
 def load_suite(name: SuiteName, data: Path | None, words: Sequence[str] = ()) -> Suite:
@@ -131,27 +128,3 @@ def load_suite(name: SuiteName, data: Path | None, words: Sequence[str] = ()) ->
     if problems:
         raise UserError(*problems)
     return validate(Suite, tree)
-
-
-class Comparison(NamedTuple):
-    """A measured number beside a published one, in %."""
-
-    evaluation: str
-    name: str
-    """The row that was measured: the student, and where only its heads were, the best of them."""
-    measured: float
-    published: Published
-    value: float
-
-
-def comparison(name: SuiteName, results: Mapping[str, Result]) -> list[Comparison]:
-    """Every published number of which one was measured, by evaluation."""
-    rows: list[Comparison] = []
-    for evaluation, result in results.items():
-        metric = HEADLINES.get(str(result.settings.get("type")), "")
-        measured = {row: values[metric] for row, values in result.rows.items() if row.startswith("student") and metric in values}
-        if measured:
-            best = "student" if "student" in measured else max(measured, key=lambda row: measured[row])
-            with_number = [published for published in PUBLISHED[name] if evaluation in published.values]
-            rows += [Comparison(evaluation, best, measured[best], entry, entry.values[evaluation]) for entry in with_number]
-    return rows
