@@ -67,7 +67,7 @@ evaluations:
     data: {type: scenes, length: 128, seed: 1}
     image_sizes: [32, 64, 80, 96, 112, 128]
 """
-ZERO_SHOT, KNN, MIOU, CLICK = "zero-shot", "20-NN", "mIoU", "one click"
+ZERO_SHOT, KNN, MIOU, CLICK = "zero-shot, %", "20-NN, %", "mIoU, %", "one click, IoU %"
 MAPS, SUMMARY = "maps, cosine at 64 px", "summary, cosine at 64 px"
 MAPS_SMALL, MAPS_LARGE = "maps, cosine at 32 px", "maps, cosine at 128 px"
 WORST = "maps, worst teacher and size from 64 px"
