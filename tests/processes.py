@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
@@ -14,6 +15,7 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+LONGEST_MESSAGE = 20_000
 _CONTEXT = multiprocessing.get_context("forkserver")
 _HERE = str(Path(__file__).parent)
 _WARM = (
@@ -59,6 +61,18 @@ class Ended:
     code: int
     output: str
     errors: str
+
+    def fault(self) -> str | None:
+        """What is wrong with the end of a command that met any input: it is done, or it is refused in a message of a few lines."""
+        if "Traceback" in self.output + self.errors:
+            return "a traceback: " + self.errors[-1500:]
+        if self.code not in (0, 2):
+            return f"code {self.code}: {self.errors[-500:]}"
+        if self.code == 2 and not re.search(r"^error: .", self.errors, re.M):
+            return f"code 2 without a message: {self.errors[-500:]}"
+        if len(self.errors) > LONGEST_MESSAGE:
+            return f"a message of {len(self.errors):,} characters: {self.errors[:500]}"
+        return None
 
 
 class Running:

@@ -45,15 +45,21 @@ def _save(model: transformers.PreTrainedModel, processor: transformers.BaseImage
 
 def tiny_clip(folder: Path | str, image_size: int = 32, patch_size: int = 8) -> Path:
     """A CLIPModel: hidden 32, projection 24."""
+    tokens = {"bos_token_id": 97, "eos_token_id": 98}
+    return _two_towers(transformers.CLIPConfig, transformers.CLIPModel, tokens, folder, image_size, patch_size)
+
+
+def _two_towers(config, model, tokens: dict[str, int], folder: Path | str, image_size: int, patch_size: int) -> Path:
+    """A model with an image tower and a text tower of the classes `config` and `model`: hidden 32, projection 24."""
     common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "projection_dim": 24}
-    config = transformers.CLIPConfig(
-        text_config={**common, "vocab_size": 99, "max_position_embeddings": 16, "bos_token_id": 97, "eos_token_id": 98},
+    towers = config(
+        text_config={**common, "vocab_size": 99, "max_position_embeddings": 16, **tokens},
         vision_config={**common, "image_size": image_size, "patch_size": patch_size},
         projection_dim=24,
     )
     square = {"height": image_size, "width": image_size}
     processor = transformers.CLIPImageProcessor(size={"shortest_edge": image_size}, crop_size=square)
-    return _save(transformers.CLIPModel(config), processor, folder)
+    return _save(model(towers), processor, folder)
 
 
 def tiny_dinov2(folder: Path | str, registers: int = 4, image_size: int = 56, patch_size: int = 14) -> Path:
@@ -151,15 +157,8 @@ def tiny_radio(folder: Path | str, patch_size: int = 8) -> Path:
 
 def tiny_metaclip_2(folder: Path | str, image_size: int = 32, patch_size: int = 8) -> Path:
     """A MetaClip2Model: hidden 32, projection 24."""
-    common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "projection_dim": 24}
-    config = transformers.MetaClip2Config(
-        text_config={**common, "vocab_size": 99, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 2},
-        vision_config={**common, "image_size": image_size, "patch_size": patch_size},
-        projection_dim=24,
-    )
-    square = {"height": image_size, "width": image_size}
-    processor = transformers.CLIPImageProcessor(size={"shortest_edge": image_size}, crop_size=square)
-    return _save(transformers.MetaClip2Model(config), processor, folder)
+    tokens = {"bos_token_id": 0, "eos_token_id": 2}
+    return _two_towers(transformers.MetaClip2Config, transformers.MetaClip2Model, tokens, folder, image_size, patch_size)
 
 
 def tiny_aimv2(folder: Path | str, text: bool = True, **vision: object) -> Path:

@@ -175,23 +175,6 @@ def test_rotary_coordinates_stay_in_float32(tmp_path: Path) -> None:
 # --- towers with text
 
 
-@pytest.mark.parametrize("input_size", [None, 48])
-def test_metaclip_2(tmp_path: Path, input_size: int | None) -> None:
-    folder = tiny.tiny_metaclip_2(tmp_path)
-    model = transformers.MetaClip2Model.from_pretrained(folder).eval()
-    processor = transformers.CLIPImageProcessor.from_pretrained(folder)
-    if input_size:
-        processor.size, processor.crop_size = {"shortest_edge": input_size}, {"height": input_size, "width": input_size}
-
-    def reference(seen: Tensor) -> Features:
-        summary = model.get_image_features(seen, interpolate_pos_encoding=True).pooler_output
-        tokens = model.vision_model(seen, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-1]
-        side = (input_size or 32) // 8
-        return Features(summary, tokens[:, 1:].reshape(2, side, side, -1))
-
-    check(Metaclip2Settings(model=str(folder), input_size=input_size).build(), processor, reference, (100, 75))
-
-
 def words(ids: Tensor) -> Callable[..., transformers.BatchEncoding]:
     return lambda *_, **__: transformers.BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 

@@ -19,6 +19,7 @@ from amradio.teachers.settings import (
     ClipSettings,
     Dinov2Settings,
     Dinov3Settings,
+    Metaclip2Settings,
     OpenClipSettings,
     RadioSettings,
     SiglipSettings,
@@ -31,6 +32,7 @@ from tiny import (
     tiny_dinov2,
     tiny_dinov3,
     tiny_dinov3_convnext,
+    tiny_metaclip_2,
     tiny_naflex,
     tiny_open_clip,
     tiny_radio,
@@ -42,9 +44,14 @@ from tiny import (
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("input_size", [None, 48])
-def test_clip(tmp_path: Path, size: tuple[int, int], input_size: int | None) -> None:
-    folder = tiny_clip(tmp_path)
-    model = transformers.CLIPModel.from_pretrained(folder).eval()
+@pytest.mark.parametrize("family", ["clip", "metaclip_2"])
+def test_clip(tmp_path: Path, family: str, size: tuple[int, int], input_size: int | None) -> None:
+    build, settings, kind = {
+        "clip": (tiny_clip, ClipSettings, transformers.CLIPModel),
+        "metaclip_2": (tiny_metaclip_2, Metaclip2Settings, transformers.MetaClip2Model),
+    }[family]
+    folder = build(tmp_path)
+    model = kind.from_pretrained(folder).eval()
     processor = transformers.CLIPImageProcessor.from_pretrained(folder)
     if input_size:
         processor.size, processor.crop_size = {"shortest_edge": input_size}, {"height": input_size, "width": input_size}
@@ -55,7 +62,7 @@ def test_clip(tmp_path: Path, size: tuple[int, int], input_size: int | None) -> 
         side = (input_size or 32) // 8
         return Features(summary, tokens[:, 1:].reshape(2, side, side, -1))
 
-    check(ClipSettings(model=str(folder), input_size=input_size).build(), processor, reference, size)
+    check(settings(model=str(folder), input_size=input_size).build(), processor, reference, size)
 
 
 @pytest.mark.parametrize("size", SIZES)
