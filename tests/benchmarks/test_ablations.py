@@ -18,7 +18,8 @@ from dots import ticks
 def test_every_variant_is_a_recipe_and_every_claim_names_variants():
     seen = set()
     for _, group, variant, words in ablations.runs(200, [0], list(ablations.groups(200))):
-        assert Recipe.load("quickstart", *ablations.BASE, "stages.0.steps=200", *words, "out=runs/x").num_steps == 200
+        recipe = Recipe.load("quickstart", *ablations.BASE, "stages.0.steps=200", *words, "out=runs/x")
+        assert recipe.num_steps == (600 if group == "modes" else 200)
         assert (group, variant) not in seen
         seen.add((group, variant))
     for group in ablations.groups(200).values():
@@ -86,10 +87,10 @@ def test_maps_are_compared_at_every_size(tmp_path):
     results = [numbers(shift)["results"] for shift in (0.0, 0.1)]
     results[0].pop("masks")  # as of a student without SAM's head
     runs = [ablations.measures(found) for found in results]
-    table = {"recipe": {"recipe": runs}, "modes": {"every teacher at every size": runs}}
+    table = {"recipe": {"recipe": runs}, "modes": {ablations.TOGETHER: runs}}
     by_size = ablations.report(table, 7)["modes"]["by_size"]
     expected = {"student/clip": {size: pytest.approx([0.5, 0.6]) for size in ("32", "64", "128")}}
-    assert by_size == {"recipe": expected, "every teacher at every size": expected}
+    assert by_size == {"recipe": expected, ablations.TOGETHER: expected}
     ablations.draw(ablations.report(table, 7), tmp_path)
     assert (tmp_path / "ablation_modes_by_size.png").is_file()
 
