@@ -9,6 +9,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 import tiny
 from amradio.data.scenes import CLASS_NAMES
 from amradio.evaluation import Bench
+from amradio.evaluation.progress import silent
+from amradio.evaluation.reading import Broken, num_windows, read_image_windows
+from amradio.labelled.base import ImageSet
 from amradio.model import Model
 from amradio.recipe import Recipe
 from amradio.teachers import ClipSettings, SamSettings, Teacher
@@ -63,6 +66,16 @@ def tiny_model(teachers: dict[str, Teacher], **words: str) -> Model:
     )
     config = network_config(recipe, teachers)
     return Model(config, config.build())
+
+
+def read_all(images: ImageSet, broken: Broken) -> list[tuple[int, torch.Tensor]]:
+    """(index, uint8 [3, H, W]) of every image that can be read; the reasons of the others go into `broken`."""
+    found: list[tuple[int, torch.Tensor]] = []
+    broken.tell(images.notes())
+    for window in read_image_windows(images, range(num_windows(images)), 0, silent):
+        found += [image for batch in window.batches for image in batch]
+        broken.reasons |= window.reasons
+    return found
 
 
 def tiny_bench(folder: Path, **options: int) -> Bench:

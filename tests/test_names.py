@@ -17,10 +17,11 @@ from amradio.data.names import PassedOver, from_key, to_key
 from amradio.data.walk import walk
 from amradio.data.webdataset import WebDatasetSettings
 from amradio.errors import UserError
-from amradio.evaluation.reading import Broken, readable
+from amradio.evaluation.reading import Broken
 from amradio.labelled.classification import ClassFolderSettings, ImageFolderSettings
 from amradio.labelled.segmentation import Ade20kSettings, CityscapesSettings, ImagesLabelsSettings, PascalVocSettings
 from data_folders import jpeg
+from evaluations import read_all
 
 RAW = os.fsdecode(b"caf\xe9.jpg")
 TAKEN = (
@@ -317,7 +318,7 @@ def test_an_empty_class_and_images_without_one_are_told(tmp_path: Path) -> None:
     assert "1 x an image beside the folders of classes (beside.jpg)" in found.notes()[0]
     assert "which is no class (empty)" in found.notes()[0]
     broken = Broken()
-    assert len(list(readable(found, broken))) == 2
+    assert len(read_all(found, broken)) == 2
     assert broken.note() == found.notes(), "evaluations tell it among their notes"
 
 

@@ -22,12 +22,13 @@ from amradio.data.decode import crop_and_resize, decode, decode_ids, picture_siz
 from amradio.data.full_images import open_images, whole_images
 from amradio.data.guard import MAX_PIXELS, UnreadableError, read_file
 from amradio.errors import UserError
-from amradio.evaluation.reading import Broken, readable, windows
+from amradio.evaluation.reading import Broken, windows
 from amradio.labelled.base import ImageSet
 from amradio.labelled.classification import ImageFolderSettings
 from amradio.labelled.paired_files import read_ids
 from amradio.labelled.segmentation import ImagesLabelsSettings
 from data_folders import jpeg
+from evaluations import read_all
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (36, 48, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(PIXELS)
@@ -311,7 +312,7 @@ def test_an_image_that_becomes_a_pipe_while_a_run_goes_on(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "a.jpg")
     assert [image.reason for image in whole_images(source, [0], None, 0)] == ["a pipe, not a file", ""]
     broken = Broken()
-    assert [number for number, _ in readable(images, broken)] == [1]
+    assert [number for number, _ in read_all(images, broken)] == [1]
     assert broken.reasons == {"a.jpg": "a pipe, not a file"}
 
 
@@ -395,10 +396,13 @@ def test_an_image_set_of_the_users_own_may_return_arrays() -> None:
         def __len__(self) -> int:
             return 2
 
+        def describe(self) -> str:
+            return "two arrays"
+
         def key(self, index: int) -> str:
             return str(index)
 
         def read(self, index: int) -> np.ndarray:
             return PIXELS
 
-    assert [image.shape for _, image in readable(Arrays(), Broken())] == [(3, 36, 48)] * 2
+    assert [image.shape for _, image in read_all(Arrays(), Broken())] == [(3, 36, 48)] * 2

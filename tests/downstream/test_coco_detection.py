@@ -2,18 +2,22 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import amradio
 from amradio.__main__ import main
 from amradio.downstream.detection.files import load_detector
 from amradio.downstream.detection.scoring import coco_scores, predict
 from amradio.errors import UserError
-from amradio.evaluation.suite import plain
+from amradio.evaluation.sharing import Share
+from amradio.evaluation.suite import Suite, plain, run_suite
 from amradio.labelled.instances import CocoInstancesSettings, Instances, SceneInstancesSettings
 from amradio.labelled.masks import find_pycocotools
+from ranks import on_several
 
 pytest.importorskip("pycocotools")
 
@@ -76,6 +80,25 @@ def test_one_and_two_workers_and_a_second_time(trained: Path, near_the_truth: No
     assert results[0].fingerprint == results[1].fingerprint
     assert json.loads(json.dumps(plain(results[0])))["rows"] == results[0].rows
     assert results[0].rows["student"]["box_ap"] > 0
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_numbers_of_one(trained: Path, near_the_truth: None) -> None:
+    """Nine scenes are three windows, of which the second process has one; the third scene's annotations are in the order of one process."""
+    suite = Suite.load(word("data: {type: scenes, length: 9, seed: 2}"), *ON_CPU).beside(str(trained))
+    model = amradio.load(trained)
+
+    def work(share: Share) -> dict[str, Any]:
+        torch.set_num_threads(1)
+        bench = suite.bench(model, {})
+        bench.share = share
+        result = run_suite(suite, bench)["detection"]
+        return {**plain(result), "seconds": 0, "counted": result.inputs}
+
+    expected = work(Share())
+    assert expected["counted"] == {"student": {(64, 64): 9}}
+    assert len(set(expected["rows"]["student"].values())) > 6
+    assert on_several(2, work) == [expected] * 2
 
 
 def test_a_detector_beside_the_student_and_the_keys_that_change_numbers(trained: Path, student: Path) -> None:

@@ -17,7 +17,7 @@ from amradio.errors import UserError
 from amradio.evaluation import EVALUATIONS, Bench, EvaluationSettings, Result, measure
 from amradio.evaluation.cache import FeatureCache, Summaries
 from amradio.evaluation.predictors import predictors
-from amradio.evaluation.reading import Broken, encode, readable
+from amradio.evaluation.reading import Broken, encode
 from amradio.evaluation.suite import plain
 from amradio.evaluation.summaries import summaries
 from amradio.features import KINDS, Features
@@ -260,7 +260,12 @@ def test_not_one_readable_image_is_an_error(tmp_path: Path) -> None:
     path = classes(tmp_path / "a", cat=1)
     (path / "cat" / "0.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"not one can be read; the first: cat/0.png: an empty file"):
-        list(readable(ClassFolderSettings(path=str(path)).build(), Broken()))
+        summaries(
+            ClassFolderSettings(path=str(path)).build(),
+            {"x": lambda images: Features(images.mean((2, 3)), None)},
+            Bench(None, {}),
+            Broken(),
+        )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ import vlms
 from amradio.__main__ import main
 from amradio.downstream.vlm import generation
 from amradio.downstream.vlm.assembly import Vlm, assemble
-from amradio.downstream.vlm.files import write_vlm
+from amradio.downstream.vlm.files import load_vlm, write_vlm
 from amradio.downstream.vlm.generation import Replies
+from amradio.evaluation.sharing import Share
+from amradio.evaluation.suite import Suite, plain, run_suite
+from ranks import on_several
 
 COCO = "COCO_val2014_{:012d}.jpg"
 SUITE = """
@@ -126,7 +130,7 @@ def test_the_suite_has_the_published_numbers_beside(
     table = [" ".join(line.split()) for line in printed[printed.index("Beside published numbers") :].splitlines()]
     assert "GQA vlm 75.0 63.0 +12.0 RADIO ViT-H/16, 432 px arXiv 2312.06709, table 1" in table
     assert any(line.startswith("VQAv2 vlm 40.0 79.3 -39.3") for line in table), table
-    assert any(line.startswith("POPE vlm 0.0 87.4 -87.4 RADIOv2.5-H, 768 px") for line in table), table
+    assert any(line.startswith("POPE vlm 66.7 87.4 -20.7 RADIOv2.5-H, 768 px") for line in table), table
     paths.write_text(f"gqa: {data}\n")
     assert main(["evaluate", str(folder), "--suite", "vlm", "--data", str(paths), "device=cpu"]) == 2
     assert "coco is missing; write `coco: FOLDER` into it" in capsys.readouterr().err
@@ -141,6 +145,31 @@ def test_the_real_model_answers_at_the_size_that_is_asked_for(folder: Path, suit
     whole = amradio.evaluate(folder, *words, "evaluations.g.batch_size=1")
     assert whole["g"].inputs == {"vlm": {(32, 32): 4}}
     assert amradio.evaluate(folder, *words)["g"].rows == whole["g"].rows
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_answers_of_one_and_the_first_one_writes(folder: Path, suite: Path) -> None:
+    vlm = load_vlm(folder)
+    names = [f"evaluations.{name}.max_new_tokens=2" for name in ("GQA", "POPE", "text", "VQA")]
+    wanted = Suite.load(str(suite), *names, "evaluations.GQA.batch_size=1", "evaluations.VQA.batch_size=3")
+    written = [suite.parent / name for name in ("gqa.jsonl", "evalai.json")]
+
+    def work(share: Share) -> dict[str, Any]:
+        torch.set_num_threads(1)
+        bench = wanted.bench(vlm.student, {})
+        bench.share, bench.vlm = share, vlm
+        return {name: {**plain(result), "seconds": 0, "counted": result.inputs} for name, result in run_suite(wanted, bench).items()}
+
+    def contents() -> list[str]:
+        texts = [file.read_text() for file in written]
+        for file in written:
+            file.unlink()
+        return texts
+
+    expected, texts = work(Share()), contents()
+    assert sum(expected["GQA"]["counted"]["vlm"].values()) == 4
+    assert on_several(2, work) == [expected] * 2
+    assert contents() == texts
 
 
 def test_a_tower_is_measured_as_any_student(folder: Path) -> None:

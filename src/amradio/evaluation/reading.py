@@ -52,29 +52,6 @@ class Broken:
         )
 
 
-def readable(images: ImageSet, broken: Broken, num_workers: int | None = 0) -> Iterator[tuple[int, Tensor]]:
-    """(index, uint8 [3, H, W]) of every readable image in order, the same on any number of workers.
-
-    Args:
-        images: the set.
-        broken: takes the key and the reason of each image that cannot be read, and the notes of the set.
-        num_workers: processes that read.
-
-    Raises UserError where not one image can be read.
-    """
-    broken.tell(images.notes())
-    num_read = 0
-    with closing(load_images(images, most=MOST_PIXELS, num_workers=num_workers)) as loaded:
-        for number, key, image, reason, _ in loaded:
-            if image is None:
-                broken.reasons[key] = reason
-                continue
-            num_read += 1
-            yield number, image
-    if not num_read:
-        raise no_image(images, broken)
-
-
 class ImagesRead(NamedTuple):
     """WINDOW images of a set in a row, less those that cannot be read."""
 

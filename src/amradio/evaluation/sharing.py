@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from torch import Tensor
+
 from ..data.loading_processes import read_each
 from ..engine.distributed import Processes
 from ..errors import UserError
@@ -19,8 +21,8 @@ PARTS_AT_ONCE = 64
 class Share:
     """Which of the numbered parts of some work are this process's; a process that is alone does all of them.
 
-    Parts do not depend on how many processes there are, and their results are put together in the order of their numbers: so every sum,
-    every batch and every result is the same on any number of processes.
+    Parts do not depend on how many processes there are, and their results are put together in the order of their numbers: so every batch
+    and every result is the same on any number of processes; sums of `add_up` are rounded in another order.
     """
 
     def __init__(self, processes: Processes | None = None):
@@ -93,6 +95,15 @@ class Share:
                 for size, count in sizes.items():
                     total[row][size] = total[row].get(size, 0) + count
         return total
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, added in their order, so rounded alike on all of them. All processes must call it."""
+        if self.processes is None:
+            return tensor
+        first, *others = self.processes.gather_patiently(tensor.cpu())
+        for other in others:
+            first = first + other
+        return first.to(tensor.device)
 
     def first_does(self, work: Callable[[], Part]) -> Part:
         """The first process does `work` while the others wait; all get its result, or its UserError or StopAskedError."""

@@ -47,6 +47,15 @@ def joined(parts: Iterable[Predictions]) -> Predictions:
     )
 
 
+def by_window(predictions: Predictions, windows: Iterable[int]) -> dict[int, Predictions]:
+    """{number of a window of BATCH images: those of its images}, for all `windows`; what `joined` puts together again."""
+    parts = {number: Predictions([], [], []) for number in windows}
+    for rows, kind, key in zip(predictions, Predictions._fields, ("id", "image_id", "image_id"), strict=True):
+        for row in rows:
+            getattr(parts[row[key] // BATCH], kind).append(row)
+    return parts
+
+
 def predict(
     detector: Detector,
     images: InstanceSet,

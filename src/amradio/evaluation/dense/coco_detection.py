@@ -1,7 +1,7 @@
 """Detection: COCO's numbers of a detector that was trained on the student."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
@@ -12,9 +12,11 @@ from ...downstream.detection.settings import Backend
 from ...errors import UserError
 from ...labelled.instances import AnyInstances, Instances, InstanceSet
 from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result
+from ..sharing import windows_of
 
 if TYPE_CHECKING:  # torchvision's detectors take half a second to import, and only this evaluation wants them
     from ...downstream.detection.detector import Detector
+    from ...downstream.detection.scoring import Predictions
 
 ROW = "student"
 """The one row that there is: the student, with the detector on it."""
@@ -56,6 +58,8 @@ class CocoDetectionSettings(EvaluationSettings):
 class CocoDetection(Evaluation):
     """Average precision and recall of a detector: the evaluation `coco_detection`."""
 
+    is_shared = True
+
     def __init__(self, settings: CocoDetectionSettings, images: InstanceSet):
         """images: a complete set (`InstancesSettings.build`)."""
         self.settings, self.images = settings, images
@@ -83,23 +87,17 @@ class CocoDetection(Evaluation):
 
     def run(self, predict: Predict, bench: Bench) -> Result:
         """COCO's numbers in %: `box_ap`, `box_ap50`, ... and of Mask R-CNN `mask_ap`, ...; a size without an object has none."""
-        from ...downstream.detection.scoring import coco_scores
-        from ...downstream.detection.scoring import predict as detections
+        from ...downstream.detection.scoring import BATCH, coco_scores, joined
 
         if self.detector is None:
             self.check(predict, bench)
         assert self.detector is not None, "check read it"
         detector, settings, count = self.detector.to(bench.device), self.settings, len(self.images)
         side = detector.image_size
-        digest = hashlib.sha256()
-
-        def watched(images: Iterator[Instances]) -> Iterator[Instances]:
-            for image in bench.progress(images, f"detecting in {count:,} images", count):
-                for part in (image.image, np.packbits(image.masks), image.boxes, image.labels, image.crowds):
-                    digest.update(part.tobytes())
-                yield image
-
-        detected = detections(detector, self.images, range(count), bench.num_workers, bench.autocast, watched)
+        windows = windows_of(count, BATCH)
+        parts = bench.share.collect(lambda numbers: self._detect(detector, [windows[number] for number in numbers], bench), len(windows))
+        detected = joined(part for part, _ in parts)
+        digest = hashlib.sha256(b"".join(digest for _, digest in parts))
         backend = None if settings.backend == "auto" else settings.backend
         scores = coco_scores(detected, detector.classes, settings.bins, backend)
         return Result(
@@ -114,5 +112,23 @@ class CocoDetection(Evaluation):
                 "classes": len(detector.classes),
             },
             fingerprint=digest.hexdigest()[:16],
-            inputs={ROW: {(side, side): count}},
+            inputs={ROW: {(side, side): sum(len(windows[number]) for number in bench.share.numbers(len(windows)))}},
         )
+
+    def _detect(self, detector: "Detector", windows: Sequence[range], bench: Bench) -> "dict[int, tuple[Predictions, bytes]]":
+        """{number of a window of BATCH images: (what is found in them and annotated, a digest of images and annotations)}."""
+        from ...downstream.detection.scoring import BATCH, by_window
+        from ...downstream.detection.scoring import predict as detections
+
+        numbers = [number for window in windows for number in window]
+        digests = {window[0] // BATCH: hashlib.sha256() for window in windows}
+
+        def watched(images: Iterator[Instances]) -> Iterator[Instances]:
+            title = f"detecting in {len(self.images):,} images"
+            for number, image in zip(numbers, bench.progress(images, title, len(numbers)), strict=True):
+                for part in (image.image, np.packbits(image.masks), image.boxes, image.labels, image.crowds):
+                    digests[number // BATCH].update(part.tobytes())
+                yield image
+
+        detected = by_window(detections(detector, self.images, numbers, bench.num_workers, bench.autocast, watched), digests)
+        return {number: (detected[number], digest.digest()) for number, digest in digests.items()}

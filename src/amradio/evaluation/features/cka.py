@@ -1,5 +1,7 @@
 """Linear CKA, in one pass over the data."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,10 @@ class Cka:
             total += batch.sum(0)
         for total, (a, b) in zip(self.products, ((x, x), (y, y), (x, y)), strict=True):
             total += a.T @ b
+
+    def add_up(self, total: Callable[[Tensor], Tensor], count: int) -> None:
+        """Puts the sums of several processes together. total: a tensor of this one -> its sum over all. count: rows of all of them."""
+        self.sums, self.products, self.count = [*map(total, self.sums)], [*map(total, self.products)], count
 
     def value(self) -> float:
         """0 to 1; 0 where one side is constant."""

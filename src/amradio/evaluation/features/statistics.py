@@ -1,7 +1,7 @@
 """What features look like: how many directions they use, how large they are, which channels are dead."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from ...features import KINDS, Features
 from ...labelled.base import ImageSet
 from ...labelled.classification import AnyImages, spread
 from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result
-from ..reading import Broken, encode, readable, windows
+from ..reading import Broken, encode, no_image, num_windows, read_image_windows
 
 ROWS = 8192
 """Vectors at most of which singular values are found."""
@@ -63,8 +63,19 @@ def describe_features(features: Tensor) -> tuple[dict[str, float], dict[str, Any
     return numbers, {"channel_mean": mean.tolist(), "channel_std": std.tolist()}
 
 
+class _Window(NamedTuple):
+    """What is made of WINDOW images."""
+
+    taken: list[dict[str, dict[str, Tensor]]]
+    """{model: {kind: [n, D] on the CPU}} of some images at a time."""
+    reasons: dict[str, str]
+    """{key: reason} of the images that cannot be read."""
+
+
 class FeatureStatistics(Evaluation):
     """Mean, deviation, norms and effective rank of the features of each model: the evaluation `statistics`."""
+
+    is_shared = True
 
     def __init__(self, images: ImageSet, cells: int):
         self.images, self.cells = images, cells
@@ -89,13 +100,30 @@ class FeatureStatistics(Evaluation):
         )
 
     def _collect(self, predict: Predict, bench: Bench, broken: Broken) -> Mapping[str, Mapping[str, Tensor]]:
-        """{model: {kind: [N, D] on the CPU}}."""
+        """{model: {kind: [N, D] on the CPU}}; several processes share the images out."""
+        broken.tell(self.images.notes())
+        every = bench.share.collect(lambda numbers: self._encoded(predict, bench, numbers), num_windows(self.images))
+        broken.reasons |= {key: reason for window in every for key, reason in window.reasons.items()}
         parts: dict[str, dict[str, list[Tensor]]] = {name: {} for name in predict}
-        for window in windows(bench.progress(readable(self.images, broken, bench.num_workers), self.images.describe(), len(self.images))):
-            for name, kinds in encode(predict, [image for _, image in window], bench.device, self._take, bench.side_by_side).items():
+        for taken in (taken for window in every for taken in window.taken):
+            for name, kinds in taken.items():
                 for kind, features in kinds.items():
-                    parts[name].setdefault(kind, []).append(features.flatten(0, -2).cpu())
+                    parts[name].setdefault(kind, []).append(features)
+        if not any(window.taken for window in every):
+            raise no_image(self.images, broken)
         return {name: {kind: torch.cat(part) for kind, part in kinds.items()} for name, kinds in parts.items()}
+
+    def _encoded(self, predict: Predict, bench: Bench, numbers: Sequence[int]) -> "dict[int, _Window]":
+        """The windows of these numbers."""
+        done: dict[int, _Window] = {}
+        for window in read_image_windows(self.images, numbers, bench.num_workers, bench.progress):
+            made = done[window.number] = _Window([], window.reasons)
+            for batch in window.batches:
+                taken = encode(predict, [image for _, image in batch], bench.device, self._take, bench.side_by_side)
+                made.taken.append(
+                    {name: {kind: features.flatten(0, -2).cpu() for kind, features in kinds.items()} for name, kinds in taken.items()}
+                )
+        return done
 
     def _take(self, features: Features) -> dict[str, Tensor]:
         """summary [B, 1, D], spatial [B, cells, D]."""

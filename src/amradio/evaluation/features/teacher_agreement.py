@@ -3,7 +3,7 @@
 The mode switch of AM-RADIO (figure 5): a student trained at separate sizes may agree with a teacher at one size and not at the next.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -24,7 +24,9 @@ from ...labelled.base import ImageSet
 from ...labelled.classification import AnyImages
 from ..base import Bench, Evaluation, EvaluationSettings, Framing, Metric, Predict, Predictors, Result, Sizes
 from ..predictors import inputs_of
-from ..reading import Broken, batched, readable, windows
+from ..progress import Progress
+from ..reading import Broken, batched, no_image, num_windows, read_image_windows
+from ..sharing import Share
 from .cka import Cka
 from .statistics import spread_cells
 
@@ -76,6 +78,8 @@ class AgreementSettings(EvaluationSettings):
 class AgreementBySize(Evaluation):
     """The evaluation `agreement`: predictions of heads against features of their teachers, at some sizes of the student's view."""
 
+    is_shared = True
+
     def __init__(self, images: ImageSet, image_sizes: Sequence[int] | None, cells: int, plot: Path | None):
         """image_sizes: px; None for the size at which each head was trained. cells: of each map, for CKA. plot: a PNG file to write."""
         self.images, self.image_sizes, self.cells, self.plot = images, image_sizes, cells, plot
@@ -91,11 +95,10 @@ class AgreementBySize(Evaluation):
         students = {size: predict.at(size) for size in dict.fromkeys(size for chosen in sizes.values() for size in chosen)}
         broken = Broken()
         statistics = self._statistics(heads, predict, bench, broken)
-        batches = self._batches(bench, broken, "agreement")
-        comparisons = self._compare(batches, sizes, predict, students, statistics, bench.agreement.grid)
+        comparisons = self._compare(bench, broken, sizes, predict, students, statistics)
         by_size = {f"student/{name}": {size: _row(comparisons, name, size) for size in sizes[name]} for name in heads}
         if self.plot is not None:
-            self._draw(by_size)
+            bench.share.first_does(lambda: self._draw(by_size))
         rows = {row: next(iter(values.values())) for row, values in by_size.items()}
         calibrated = bench.agreement.statistics.keys()
         origins = {f"{name}/{kind}": CALIBRATION if (name, kind) in calibrated else THESE_IMAGES for name, kind in statistics}
@@ -119,45 +122,75 @@ class AgreementBySize(Evaluation):
             },
         )
 
-    def _batches(self, bench: Bench, broken: Broken, title: str) -> Iterator[Tensor]:
-        read = bench.progress(readable(self.images, broken, bench.num_workers), f"{title}: {self.images.describe()}", len(self.images))
-        return (batch for window in windows(read) for _, batch in batched([image for _, image in window], bench.device))
+    def _over_images(self, bench: Bench, broken: Broken, title: str, take: Callable[[Tensor], None]) -> None:
+        """Every batch [B, 3, H, W] of the images of this process to `take`. Raises UserError where not one image can be read."""
+        broken.tell(self.images.notes())
+
+        def work(numbers: range) -> dict[int, tuple[int, dict[str, str]]]:
+            done = {}
+            progress: Progress = lambda items, text, total: bench.progress(items, f"{title}: {text}", total)  # noqa: E731
+            for window in read_image_windows(self.images, numbers, bench.num_workers, progress):
+                count = 0
+                for images in window.batches:
+                    count += len(images)
+                    for _, batch in batched([image for _, image in images], bench.device):
+                        take(batch)
+                done[window.number] = count, window.reasons
+            return done
+
+        windows = bench.share.collect(work, num_windows(self.images))
+        broken.reasons |= {key: reason for _, reasons in windows for key, reason in reasons.items()}
+        if not any(count for count, _ in windows):
+            raise no_image(self.images, broken)
 
     def _statistics(self, heads: Sequence[str], predict: Predict, bench: Bench, broken: Broken) -> Mapping[tuple[str, Kind], MeanAndStd]:
         """(mean, std) of every channel of the teachers: as the run calibrated them, else over all images."""
         calibrated = bench.agreement.statistics
         compared: list[tuple[str, Kind]] = [(name, kind) for name in heads for kind in KINDS if _has(bench, name, kind)]
-        missing = dict.fromkeys(name for name, kind in compared if (name, kind) not in calibrated)
-        moments: dict[tuple[str, Kind], Moments] = {}
-        for images in self._batches(bench, broken, "statistics") if missing else ():
-            for name in missing:
+        missing = [key for key in compared if key not in calibrated]
+        moments = {(name, kind): Moments(bench.teachers[name].dim(kind) or 0, bench.device) for name, kind in missing}
+
+        def take(images: Tensor) -> None:
+            for name in dict.fromkeys(name for name, _ in missing):
                 for kind, features in predict[f"teacher/{name}"](images).items():
-                    moments.setdefault((name, kind), Moments(features.shape[-1], features.device)).update(features)
+                    if (name, kind) in moments:
+                        moments[name, kind].update(features)
+
+        if missing:
+            self._over_images(bench, broken, "statistics", take)
+        for part in moments.values():
+            part.sums = bench.share.add_up(part.sums)
         pairs = {key: calibrated[key] if key in calibrated else moments[key].finish() for key in compared}
         return {key: (mean.to(bench.device), std.to(bench.device)) for key, (mean, std) in pairs.items()}
 
     def _compare(
         self,
-        batches: Iterator[Tensor],
+        bench: Bench,
+        broken: Broken,
         sizes: Mapping[str, Sequence[int]],
         predict: Predict,
         students: Mapping[int, Predict],
         statistics: Mapping[tuple[str, Kind], MeanAndStd],
-        grid: GridRule,
     ) -> "dict[tuple[str, Kind, int], Comparison]":
-        comparisons: dict[tuple[str, Kind, int], Comparison] = {}
-        for images in batches:
+        grid = bench.agreement.grid
+        comparisons: dict[tuple[str, Kind, int], Comparison] = {
+            (name, kind, size): Comparison(kind, pair, self.cells, grid)
+            for (name, kind), pair in statistics.items()
+            for size in sizes[name]
+        }
+
+        def take(images: Tensor) -> None:
             for name, sizes_of_head in sizes.items():
                 teacher = predict[f"teacher/{name}"](images)
                 for size in sizes_of_head:
                     for kind, prediction in students[size][f"student/{name}"](images).items():
                         target = teacher.of(kind)
-                        key: tuple[str, Kind, int] = (name, kind, size)
-                        if target is None:
-                            continue
-                        if key not in comparisons:
-                            comparisons[key] = Comparison(kind, statistics[name, kind], self.cells, grid)
-                        comparisons[key].update(prediction, target)
+                        if target is not None:
+                            comparisons[name, kind, size].update(prediction, target)
+
+        self._over_images(bench, broken, "agreement", take)
+        for comparison in comparisons.values():
+            comparison.add_up(bench.share)
         return comparisons
 
     def _draw(self, by_size: Mapping[str, Mapping[int, Mapping[str, float]]]) -> None:
@@ -184,11 +217,11 @@ class Comparison:
         self.cells = cells
         self.grid: GridRule = grid
         self.loss = (CosineSettings() if kind == "summary" else MatchSettings()).build()  # AM-RADIO, section 3.3
-        self.sums: dict[str, Tensor | float] = {}
+        self.sums: dict[str, Tensor] = {}
         self.squared_error = torch.zeros((), dtype=torch.float64, device=self.mean.device)
         self.variance = float(std.double().square().sum())
         self.num_images = self.num_vectors = 0
-        self.cka: Cka | None = None
+        self.cka = Cka(len(mean), len(mean), self.mean.device)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """prediction, target: [B, D] or [B, H, W, D] in raw teacher space; maps may differ in their grids."""
@@ -196,13 +229,23 @@ class Comparison:
             prediction, target = align(prediction, target, self.grid)
         measured = compare(prediction, target, self.mean, self.std) | {"loss": self.loss(prediction, target)}
         for name, values in measured.items():
-            self.sums[name] = self.sums.get(name, 0.0) + values.double().sum()
+            self.sums[name] = self.sums.get(name, torch.zeros_like(self.squared_error)) + values.double().sum()
         self.squared_error += (prediction.double() - target.double()).square().sum()
         self.num_images += len(target)
         self.num_vectors += target[..., 0].numel()
-        x, y = self._some(prediction), self._some(target)
-        self.cka = self.cka or Cka(x.shape[1], y.shape[1], x.device)
-        self.cka.update(x - self.mean, y - self.mean)
+        self.cka.update(self._some(prediction) - self.mean, self._some(target) - self.mean)
+
+    def add_up(self, share: Share) -> None:
+        """Puts the sums of all processes together; one that had no image has none. All processes must call it."""
+        if share.is_alone:
+            return
+        counts = torch.tensor([self.num_images, self.num_vectors, self.cka.count], dtype=torch.float64)
+        self.num_images, self.num_vectors, num_rows = (int(count) for count in share.add_up(counts))
+        names = share.first_does(lambda: list(self.sums))  # the first process has the first images
+        zero = torch.zeros_like(self.squared_error)
+        self.sums = {name: share.add_up(self.sums.get(name, zero)) for name in names}
+        self.squared_error = share.add_up(self.squared_error)
+        self.cka.add_up(share.add_up, num_rows)
 
     def _some(self, features: Tensor) -> Tensor:
         """[N, D]: all summaries, or evenly spaced cells of the maps."""
@@ -210,7 +253,6 @@ class Comparison:
 
     def values(self) -> dict[str, float]:
         """By the names of `MEASURES`."""
-        assert self.cka is not None
         means = with_norm_ratio({name: float(total) / self.num_images for name, total in self.sums.items()})
         fidelity = self.variance / max(float(self.squared_error) / self.num_vectors, 1e-30)
         values = means | {"fidelity": fidelity, "cka": self.cka.value()}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +18,7 @@ from ...files import disk_errors, user_path, write_aside
 from ...image_input import one_picture
 from ..base import Bench, Evaluation, Metric, Predictors, Result
 from ..inputs import Counts
+from ..sharing import windows_of
 from .settings import QuestionsSettings
 
 GUESSES = 20
@@ -137,6 +138,8 @@ class YesOrNo:
 class QuestionAnswering(Evaluation):
     """Accuracy of a vision-language model's answers: the evaluations `gqa`, `pope`, `textvqa` and `vqav2`."""
 
+    is_shared = True
+
     def __init__(self, settings: QuestionsSettings, files: Files, scoring: Scoring, submission: Path | None = None):
         """files: questions by the name of their file. submission: EvalAI's file, to be written.
 
@@ -167,14 +170,10 @@ class QuestionAnswering(Evaluation):
         """Asks all questions with the image, and where the settings say so without, and scores the answers."""
         self.check(predict, bench)
         inputs: Counts = {}
-        given = {row: {name: list(self._ask(name, row, bench, inputs)) for name in self.files} for row in self.settings.models}
+        given = {row: {name: self._ask(name, row, bench, inputs) for name in self.files} for row in self.settings.models}
         everything = [question for questions in self.files.values() for question in questions]
         is_scored = bool(everything[0].answers)
-        if self.answers is not None:
-            self._write(given, is_scored)
-        if self.submission is not None:
-            rows = zip(everything, (text for name in self.files for text in given["vlm"][name]), strict=True)
-            _write(self.submission, json.dumps([{"question_id": question.id, "answer": text} for question, text in rows]))
+        bench.share.first_does(lambda: self._write(given, is_scored))
         details = {row: {name: self.scoring.row({name: self.files[name]}, texts) for name in self.files} for row, texts in given.items()}
         return Result(
             self.scoring.metrics(self.files) if is_scored else [],
@@ -188,18 +187,29 @@ class QuestionAnswering(Evaluation):
             details={"by_file": details} if len(self.files) > 1 else {},
         )
 
-    def _ask(self, name: str, row: str, bench: Bench, inputs: Counts) -> Iterator[str]:
-        """The answers to the questions of a file. inputs: takes the sizes of images that the model receives."""
+    def _ask(self, name: str, row: str, bench: Bench, inputs: Counts) -> list[str]:
+        """The answers to the questions of a file; several processes share the batches out. inputs: takes the sizes of images that the
+        model of this process receives.
+        """
+        questions = self.files[name]
+        batches = windows_of(len(questions), self.settings.batch_size)
+        title = f"{row}: {name or 'questions'}"
+
+        def work(numbers: range) -> dict[int, list[str]]:
+            chosen = {number: [questions[index] for index in batches[number]] for number in numbers}
+            asked = bench.progress(self._answers(chosen.values(), row == "vlm", bench, inputs), title, len(chosen))
+            return dict(zip(chosen, asked, strict=True))
+
+        return [text for batch in bench.share.collect(work, len(batches)) for text in batch]
+
+    def _answers(self, batches: Collection[Sequence[Question]], with_image: bool, bench: Bench, inputs: Counts) -> Iterator[list[str]]:
+        """The answers to each batch. inputs: as of `_ask`."""
         from ...downstream.vlm.generation import answer
 
         assert bench.vlm is not None
-        questions, settings = self.files[name], self.settings
-        reader = _Reader(self.folder, [question.image for question in questions])
-        starts = range(0, len(questions), settings.batch_size)
-        with_image = row == "vlm"
-        with closing(read_each(reader, range(len(questions)), bench.num_workers)) as images:
-            for start in bench.progress(starts, f"{row}: {name or 'questions'}", len(starts)):
-                batch = questions[start : start + settings.batch_size]
+        settings, names = self.settings, [question.image for batch in batches for question in batch]
+        with closing(read_each(_Reader(self.folder, names), range(len(names)), bench.num_workers)) as images:
+            for batch in batches:
                 replies = answer(
                     bench.vlm,
                     [question.prompt for question in batch],
@@ -210,18 +220,24 @@ class QuestionAnswering(Evaluation):
                 )
                 for size in replies.sizes:
                     inputs[size] = inputs.get(size, 0) + 1
-                yield from replies.texts
+                yield replies.texts
 
     def _write(self, given: Mapping[str, Given], is_scored: bool) -> None:
-        assert self.answers is not None
-        lines = []
+        """The files of answers that are asked for."""
+        if self.answers is not None:
+            _write(self.answers, "\n".join(self._lines(given, is_scored)) + "\n")
+        if self.submission is not None:
+            everything = [question for questions in self.files.values() for question in questions]
+            rows = zip(everything, (text for name in self.files for text in given["vlm"][name]), strict=True)
+            _write(self.submission, json.dumps([{"question_id": question.id, "answer": text} for question, text in rows]))
+
+    def _lines(self, given: Mapping[str, Given], is_scored: bool) -> Iterator[str]:
         for row, texts in given.items():
             for name, questions in self.files.items():
                 for question, text in zip(questions, texts[name], strict=True):
                     line = {"model": row, "file": name, "question_id": question.id, "image": question.image, "question": question.text}
                     line |= {"answer": text} | ({"score": self.scoring.score(text, question)} if is_scored else {})
-                    lines.append(json.dumps(line, ensure_ascii=False))
-        _write(self.answers, "\n".join(lines) + "\n")
+                    yield json.dumps(line, ensure_ascii=False)
 
 
 class _Reader:
