@@ -6,7 +6,7 @@
 Faster R-CNN in small (64 channels), boxes alone. scenes: generated, 512 to learn from and 128 to measure. photographs: a folder with
 `instances.json` and `images` in COCO's format, the first 300 by id to learn from and the others to measure. That is tiny: it shows that the
 path works and cannot rank backbones. Each row is trained `--seeds` times; the JSON has all numbers, the table means and spreads (highest
-less lowest).
+less lowest). The same command again trains what the JSON lacks.
 
 What it should show, written before it was run in full: on scenes, which the student knows, trained above LoRA above frozen, and frozen far
 above a backbone of random weights; on photographs, of which the student has seen none, all rows below 5 AP50 and no order among them.
@@ -20,13 +20,12 @@ import time
 from pathlib import Path
 
 import torch
+from stored_runs import StoredRuns
 
 import amradio
 from amradio.commands.detect import train_detector
 from amradio.console import note
 from amradio.downstream.detection.settings import DetectionRecipe
-from amradio.environment import environment
-from amradio.files import write_aside
 from amradio.formats.model_folder import write_folder
 
 SMALL = (
@@ -94,14 +93,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     chosen = {"steps": options.steps, "photograph_steps": options.photograph_steps, "image_size": options.image_size}
-    about = {"model": options.model, **chosen, "environment": environment()}
-    runs: list[dict] = []
+    stored = StoredRuns(options.out, {"model": options.model} | chosen)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         students = {"student": options.model, "random": random_student(amradio.load(options.model), folder / "random")}
         for name, words in data_sets(options, folder).items():
             for seed in range(options.seeds):
                 for row, (weights, backbone) in ROWS.items():
+                    if stored.has(data=name, row=row, seed=seed):
+                        continue
                     start, out = time.perf_counter(), folder / f"{name}_{row}_{seed}".replace(", ", "_")
                     chosen = (
                         f"model={students[weights]}",
@@ -112,12 +112,11 @@ def main() -> None:
                     )
                     train_detector(DetectionRecipe.load(*words, *chosen, "engine.precision=float32", f"out={out}"))
                     scores = json.loads(next((out / "evaluations").glob("step_*/detection.json")).read_text())
-                    runs.append({"data": name, "row": row, "seed": seed, "seconds": time.perf_counter() - start} | scores)
-                    write_aside(options.out, (json.dumps(about | {"runs": runs}, indent=1) + "\n").encode())
+                    stored.add({"data": name, "row": row, "seed": seed, "seconds": time.perf_counter() - start} | scores)
                     note(f"{name}, {row}, seed {seed}: AP {scores['box_ap']:.1f}, AP50 {scores['box_ap50']:.1f}")
     print("| data | backbone | AP | spread | AP50 | spread | s a run |\n|---|---|--:|--:|--:|--:|--:|")
-    for name, row in dict.fromkeys((run["data"], run["row"]) for run in runs):
-        of_row = [run for run in runs if (run["data"], run["row"]) == (name, row)]
+    for name, row in dict.fromkeys((run["data"], run["row"]) for run in stored.runs):
+        of_row = [run for run in stored.runs if (run["data"], run["row"]) == (name, row)]
         cells = []
         for metric in ("box_ap", "box_ap50"):
             values = [run[metric] for run in of_row]
