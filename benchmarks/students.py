@@ -169,22 +169,25 @@ def legal_size(model: nn.Module, side: int) -> tuple[int, int]:
 # quality
 
 
-def distilled(recipe: Recipe) -> dict[str, Any]:
-    """Distils (or resumes); the seconds of the steps alone, and the feature-distillation loss on held-out images."""
+def distilled(recipe: Recipe, teachers: Mapping[str, Teacher] | None = None) -> dict[str, Any]:
+    """Distils (or resumes); the seconds of the steps alone, and the feature-distillation loss on held-out images.
+
+    teachers: objects for those of type `custom`, by name.
+    """
     begun = time.perf_counter()
-    folder = distill(recipe)
+    folder = distill(recipe, teachers)
     seconds = time.perf_counter() - begun
     run = RunFolder(folder)
     speed = statistics.median(run.metrics()["images_per_second"].values)
     images = sum(stage.steps * sum(p.batch_size for p in stage.partitions) for stage in recipe.stages)
     found = {"steps": recipe.num_steps, "training_images_per_second": speed, "training_seconds": images / speed, "seconds": seconds}
-    return found | {LOSS: held_out_loss(recipe), "agreement": run.records()[-1]}
+    return found | {LOSS: held_out_loss(recipe, teachers or {}), "agreement": run.records()[-1]}
 
 
 @torch.no_grad()
-def held_out_loss(recipe: Recipe) -> float:
+def held_out_loss(recipe: Recipe, teachers: Mapping[str, Teacher]) -> float:
     """The loss of the recipe's last stage in evaluation mode, mean over the held-out batches that the recipe measures agreement on."""
-    trainer = Trainer(recipe, load_teachers(recipe, {}), Processes(find_device(recipe.engine.device, "engine.device")), Log(None))
+    trainer = Trainer(recipe, load_teachers(recipe, teachers), Processes(find_device(recipe.engine.device, "engine.device")), Log(None))
     assert trainer.resume() == recipe.num_steps
     context = trainer.context
     task, device, autocast = context.task.eval(), context.processes.device, context.autocast

@@ -202,6 +202,7 @@ ELSEWHERE = {
     "EmbeddedSettings.name": "teachers/test_teachers.py::test_embedded",
     "EmbeddedSettings.type": "teachers/test_teachers.py::test_embedded",
     "EngineSettings.compile": "test_settings.py::test_compiling_and_tracking_change_no_number_beyond_rounding",
+    "EngineSettings.channels_last": "training/test_memory_format.py::test_wide_kernels_have_the_format_that_the_setting_names",
     "RunEngineSettings.device": "gpu/test_gpu.py::test_a_run_on_a_gpu_is_the_run_on_a_cpu",
     "RunEngineSettings.track": "test_settings.py::test_compiling_and_tracking_change_no_number_beyond_rounding",
     "RunEngineSettings.wandb": "engine/test_track.py::test_a_run_logs_all_its_numbers_to_weights_and_biases",

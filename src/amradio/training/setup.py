@@ -131,6 +131,8 @@ def build_context(recipe: Recipe, teachers: Teachers, initial: InitialNetwork, d
     teachers: loaded, on the CPU; they are moved. initial: its network is moved and trained in place.
     """
     network, device = initial.network, processes.device
+    if recipe.engine.channels_last:
+        network.student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     processes.share_batch_statistics(network)
     clock = Clock(device)
     objective = _objective(recipe, network, processes)
