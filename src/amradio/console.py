@@ -181,7 +181,11 @@ def outlive_console() -> Iterator[None]:
     """Makes stdout and stderr silent where they fail, and a hang-up of the terminal (SIGHUP) ignored, as nohup does."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (output if output is None or isinstance(output, Outliving) else Outliving(output) for output in before)
-    hangs_up = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    hangs_up = (
+        hasattr(signal, "SIGHUP")  # not on Windows
+        and threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    )
     if hangs_up:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # ignored rather than handled: processes that are started inherit it
     try:

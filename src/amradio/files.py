@@ -244,8 +244,10 @@ def gone_on_failure(folder: Path) -> Iterator[None]:
 
 
 def to_disk(path: Path) -> None:
-    """Waits until a file or folder is on the disk; raises OSError where the disk refuses."""
-    handle = os.open(path, os.O_RDONLY)
+    """Waits until a file or folder is on the disk; raises OSError where the disk refuses. Windows has no way to ask it of a folder."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

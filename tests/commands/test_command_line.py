@@ -255,9 +255,18 @@ def test_listings_name_every_type(capsys):
         assert all(settings.model_fields["type"].default in printed for settings in choices)
 
 
-def test_a_recipe_is_printed_as_it_is(capsys):
-    assert main(["recipes", "starter"]) == 0
-    assert capsys.readouterr().out == next(entry.path for entry in shipped() if entry.name == "starter").read_text()
+@pytest.mark.parametrize(
+    ("name", "schema"),
+    [("starter", "recipe"), ("smoke", "recipe"), ("detection_short", "detection"), ("vlm_llava", "vlm"), ("scenes", "evaluation")],
+)
+def test_a_recipe_is_printed_as_it_is_below_a_line_for_editors(name, schema, capsys):
+    assert main(["recipes", name]) == 0
+    first, _, rest = capsys.readouterr().out.partition("\n")
+    assert first.startswith(f"# yaml-language-server: $schema={schema}.schema.json  (")
+    assert rest == next(entry.path for entry in shipped() if entry.name == name).read_text()
+
+
+def test_a_recipe_that_is_not_there(capsys):
     assert main(["recipes", "strater"]) == 2
     assert capsys.readouterr().err == "error: there is no recipe 'strater'; did you mean 'starter'?\n"
 
@@ -324,6 +333,12 @@ def test_a_table_that_is_too_wide_folds_no_name(monkeypatch, capsys):
     assert "    licence: Apache-2.0, of the weights\n" in printed
     tables.print_table("Data", ("key", "found"), [("data.train", f"24 images in /{'photos/' * 12}")])
     assert capsys.readouterr().out.split() == f"Data data.train: 24 images in /{'photos/' * 12}".split()
+
+
+def test_brackets_in_a_table_are_no_styles(capsys):
+    tables.print_table("[a]", ("[b]", "if missing"), [("trl", "pip install amradio[vlm]"), ("[bold]", "[/]")])
+    printed = capsys.readouterr().out
+    assert all(cell in printed for cell in ("[a]", "[b]", "pip install amradio[vlm]", "[bold]", "[/]"))
 
 
 def test_a_table_of_numbers_that_is_too_wide_is_split(monkeypatch, capsys):

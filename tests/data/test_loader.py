@@ -208,6 +208,8 @@ def test_default_workers_leave_a_core(monkeypatch):
     assert default_workers() == 7
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     assert default_workers() == 1
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
+    assert default_workers() == 0, "Windows"
 
 
 # --- chance

@@ -1,8 +1,9 @@
-"""The wheel, as a user installs it: into a folder of its own, away from the sources."""
+"""The sdist, and the wheel that is built from it, as a user installs it: into a folder of its own, away from the sources."""
 
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -22,20 +23,34 @@ assert main(["distill", "quickstart", "--dry-run", "--quiet", "data.num_workers=
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("setuptools")
-    folder = tmp_path_factory.mktemp("wheel")
-    sources = folder / "sources"
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sources = tmp_path_factory.mktemp("sdist") / "sources"
     sources.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "src"):
         (sources / name).symlink_to(ROOT / name)  # a build writes beside what it reads
-    build = folder / "build"
-    program = f"import setuptools.build_meta as b; print(b.build_wheel({str(build)!r}))"
-    environment = os.environ | {"DIST_EXTRA_CONFIG": str(_apart(folder))}
+    return _built("sdist", sources)
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the unpacked sdist, as pip builds it: what the sdist lacks, the wheel lacks."""
+    folder = tmp_path_factory.mktemp("wheel")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    (sources,) = folder.iterdir()
+    return _built("wheel", sources)
+
+
+def _built(what: str, sources: Path) -> Path:
+    """What setuptools builds of `sources`, without network and without an environment of its own."""
+    pytest.importorskip("setuptools")
+    build = sources.parent / "build"
     build.mkdir()
+    program = f"import setuptools.build_meta as b; print(b.build_{what}({str(build)!r}))"
+    environment = os.environ | {"DIST_EXTRA_CONFIG": str(_apart(sources.parent))}
     ended = subprocess.run([sys.executable, "-c", program], cwd=sources, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    (file,) = build.glob("*.whl")
+    (file,) = build.iterdir()
     return file
 
 
@@ -44,6 +59,18 @@ def _apart(folder: Path) -> Path:
     file = folder / "setup.cfg"
     file.write_text(f"[build]\nbuild_base = {folder / 'lib'}\n[egg_info]\negg_base = {folder}\n")
     return file
+
+
+@pytest.mark.slow
+def test_an_sdist_has_all_sources_and_is_named_for_the_version(sdist):
+    import amradio
+
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert sdist.name == f"amradio-{amradio.__version__}.tar.gz"
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "src" / "amradio").rglob("*.py")} <= names
+    assert {"pyproject.toml", "README.md", "LICENSE", "NOTICE", "PKG-INFO", "src/amradio/py.typed"} <= names
+    assert not [name for name in names if "__pycache__" in name]
 
 
 @pytest.mark.slow

@@ -51,6 +51,48 @@ def test_several_runs_are_compared(run, recipe, tmp_path, capsys):
     assert '<span class="good">*0.9</span>' in page
 
 
+DETECTOR = """
+model: runs/student
+backbone: {type: lora}
+detector: {type: mask_rcnn}
+schedule: {epochs: 2.0}
+"""
+VLM = "{model: runs/student, language_model: a/language-model, alignment: {}, instruction: {}}"
+
+
+@pytest.mark.parametrize(
+    ("config", "metrics", "about", "drawn"),
+    [
+        (
+            DETECTOR,
+            [{"loss": 1.0, "rpn_box": 0.25, "box": 0.5, "mask": 0.125}, {"val/box_ap": 31.5, "val/mask_ap50": 55.0, "val/box_ar1": 9.0}],
+            "a mask_rcnn detector on runs/student, backbone lora; 40 steps",
+            {"Loss of the step": {"loss: 1"}, "Loss by part": {"rpn_box: 0.25", "box: 0.5", "mask: 0.125"}}
+            | {"Average precision on held-out images": {"box_ap: 31.5", "mask_ap50: 55"}},
+        ),
+        (
+            VLM,
+            [{"alignment/loss": 3.0, "alignment/learning_rate": 0.5}, {"instruction/loss": 2.0, "instruction/learning_rate": 0.25}],
+            "a vision-language model of runs/student and a/language-model; 40 steps",
+            {"Loss by part": {"alignment: 3", "instruction: 2"}, "Learning rate": {"alignment: 0.5", "instruction: 0.25"}},
+        ),
+    ],
+    ids=["detector", "vlm"],
+)
+def test_a_detector_and_a_vision_language_model_have_their_page(config, metrics, about, drawn, tmp_path, capsys):
+    run = RunFolder(tmp_path / "trained")
+    run.write("config.yaml", config)
+    run.write("metrics.jsonl", "".join(json.dumps({"step": 40} | line) + "\n" for line in metrics))
+    run.write("evaluations/step_000000040/detection.json", json.dumps({"box_ap": 31.5, "box_ap50": 60.0}))
+    assert main(["report", str(run.path), "--out", str(tmp_path / "r.html")]) == 0, capsys.readouterr().err
+    page = (tmp_path / "r.html").read_text()
+    assert about in page
+    charts = {title: set(re.findall("</i>(.*?)</li>", rest)) for title, rest in re.findall("<figure><h3>(.*?)</h3>(.*?)</figure>", page)}
+    assert charts == drawn
+    assert "box ap50, detector (%)" in page
+    assert config.strip().splitlines()[0] in page, "the recipe as it was written"
+
+
 @pytest.mark.slow
 def test_a_run_records_its_data_and_commit_and_draws_held_out_images(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("amradio.environment.commit", lambda: "0123abcd-dirty")

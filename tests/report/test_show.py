@@ -8,8 +8,10 @@ from amradio import distill, embed, load
 from amradio.__main__ import main
 from amradio.drawing.panels import Panel, heat, overlay, principal_components, sheet
 from amradio.errors import UserError
+from amradio.features import Features
 from amradio.model import EmbeddedSet
-from amradio.model.showing import distinct
+from amradio.model.showing import Prompts, distinct, panels
+from amradio.teachers.base import Teacher
 
 
 def test_components_are_those_of_the_covariance_and_do_not_depend_on_signs():
@@ -70,6 +72,24 @@ def test_masks_are_chosen_as_by_iou_in_float64_one_pair_after_another():
             kept.append(number)
     assert 3 < len(kept) < 37
     assert torch.equal(distinct(masks, scores), masks[sorted(kept, key=lambda number: -float(masks[number].double().mean()))])
+
+
+def test_a_teacher_sees_a_large_picture_as_small_as_the_student_does():
+    """Else the teacher would have 187,500 tokens of a telephone's photograph (12 megapixels), and its attention never end."""
+
+    sizes = []
+
+    class Seeing(Teacher):
+        def encode(self, images):
+            sizes.append(tuple(images.shape[-2:]))
+            return Features(torch.ones(1, 4), torch.rand(1, 3, 4, 128, generator=torch.Generator().manual_seed(0)))
+
+    teacher = Seeing(mean=(0, 0, 0), std=(1, 1, 1), patch_size=8, dims=(4, 128), input_size=None, licence="", source="")
+    model = load("embedded/quickstart")
+    panels(model, torch.rand(3, 600, 800), {"dino": teacher}, Prompts())
+    panels(model, torch.rand(3, 600, 800), {"dino": teacher}, Prompts(), size=128)
+    assert model.config.image_size == 64
+    assert sizes == [(64, 88), (128, 168)]
 
 
 def test_a_sheet_has_a_row_for_each_kind():

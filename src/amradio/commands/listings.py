@@ -78,7 +78,7 @@ def list_students(as_json: bool = False) -> None:
 
 
 def list_recipes(name: str | None = None, as_json: bool = False) -> None:
-    """Prints the files that come with the package, with their command, cost and result; or the file `name` as it is.
+    """Prints the files that come with the package, with their command, cost and result; or the file `name`, below a line for editors.
 
     Raises UserError where there is none of this name.
     """
@@ -87,6 +87,8 @@ def list_recipes(name: str | None = None, as_json: bool = False) -> None:
         one = next((entry for entry in entries if entry.name == name.removesuffix(".yaml")), None)
         if one is None:
             raise UserError(f"there is no recipe '{name}'; {nearest(name, [entry.name for entry in entries])}")
+        schema = "recipe" if one.kind == "part" else one.kind
+        print(f"# yaml-language-server: $schema={schema}.schema.json  (beside this file: amradio schema {schema} > {schema}.schema.json)")
         print(one.path.read_text(encoding="utf-8"), end="")
     elif as_json:
         print(json.dumps([entry._asdict() | {"path": str(entry.path)} for entry in entries], indent=1))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..console import columns, print_text
 
@@ -41,9 +42,9 @@ def _print_columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> No
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, heading in enumerate(headings):
         numeric = all(_is_number(row[index]) for row in rows)
-        table.add_column(heading, justify="right" if numeric else "left", overflow="ignore", no_wrap=True)
+        table.add_column(Text(heading), justify="right" if numeric else "left", overflow="ignore", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # a plain string would lose what stands in brackets, as a style
     Console(width=max(columns(), natural_width(headings, rows))).print(table)
 
 

@@ -205,7 +205,12 @@ def _nothing() -> None:
 
 
 def default_workers() -> int:
-    """The cores that each process of this machine may take, less the one that it computes with; at least 1, at most 16."""
+    """The cores that each process of this machine may take, less the one that it computes with; at least 1, at most 16.
+
+    0 where processes cannot be forked from a server (Windows): images are loaded in the main process.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(16, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -13,6 +12,11 @@ from typing import Self
 from ..console import note
 from ..errors import UserError, shown
 from ..files import disk_errors
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 IN_USE = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 NAME = ".lock"
@@ -43,15 +47,17 @@ class Lock:
     def take(self) -> None:
         """Takes the lock unless it is held; raises UserError, which names the holder, where another process has it.
 
-        Where the file system has no locks (some network disks), prints a warning and continues without.
+        Where the file system has no locks (some network disks, Windows), prints a warning and continues without.
         """
         while self._handle is None:
             with disk_errors(self.file.parent):
                 handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
             try:
+                if fcntl is None:
+                    raise OSError(errno.ENOLCK, "no flock on this system")
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                holder = _holder(handle)
+                holder = _holder(handle) if error.errno in IN_USE else ""
                 os.close(handle)
                 if error.errno in IN_USE:
                     raise UserError(f"{self.what} is in use by {holder}; wait until it ends or stop it, or give another out") from None

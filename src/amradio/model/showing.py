@@ -11,7 +11,7 @@ from torch import Tensor
 from ..drawing.panels import Panel, as_picture, heat, mark, overlay, panel_size, principal_components, sheet
 from ..errors import UserError, shown
 from ..features import Features
-from ..image_input import Picture, one_picture
+from ..image_input import Picture, one_picture, scaled_size
 from ..images import resize, to_float
 from ..teachers.base import Teacher
 from .embedded_set import EmbeddedSet, Embedder
@@ -109,16 +109,17 @@ def panels(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], pr
 
     Maps are drawn in the colours of their three principal components. Those of a head and of its teacher have the same components (the
     teacher's, where it is there), so equal colours are equal features; those of two heads cannot be compared.
-    image: float [3, H, W] in [0, 1]. teachers: by the name of their head; they see the whole picture, stretched to the size that is legal.
+    image: float [3, H, W] in [0, 1]. teachers: by the name of their head; they see what the student sees, stretched to a legal size.
     size: that at which the student sees it, as of `Model.features`. Raises UserError where a text or a mask is asked for and no head
     has an encoder or a decoder for it.
     """
     height, width = image.shape[-2:]
     features: dict[str, Features] = model.features(image, model.heads, size)
+    seen = scaled_size(height, width, model.config.image_size if size is None else None if size == "own" else size)
     drawn = [Panel("picture", f"picture, {width} x {height} px", as_picture(image.permute(1, 2, 0), height, width, smooth=True))]
     drawn += [panel._replace(row="picture") for panel in _pair("backbone", features["backbone"].spatial, None, image)]
     for name in model.heads:
-        drawn += _pair(f"head {name}", features[name].spatial, _of_teacher(teachers.get(name), image, model.device), image)
+        drawn += _pair(f"head {name}", features[name].spatial, _of_teacher(teachers.get(name), image, seen, model.device), image)
     if prompts.texts:
         drawn += _heat_maps(model, image, teachers, prompts.texts, size)
     if prompts.wants_masks:
@@ -136,10 +137,11 @@ def _nearest(model: ShownModel, image: Tensor, known: EmbeddedSet) -> Iterator[P
         yield Panel("neighbours", f"neighbour {number}, {shown(key)}: cosine {similarity:.3f}", drawn)
 
 
-def _of_teacher(teacher: Teacher | None, image: Tensor, device: torch.device) -> Tensor | None:
+def _of_teacher(teacher: Teacher | None, image: Tensor, seen: tuple[int, int], device: torch.device) -> Tensor | None:
+    """The map [H, W, D] of the whole picture. seen: (height, width) in px at which the student has it, however large the picture is."""
     if teacher is None:
         return None
-    spatial = teacher(resize(image[None], teacher.size_for(*image.shape[-2:])).to(device)).spatial
+    spatial = teacher(resize(image[None], teacher.size_for(*seen)).to(device)).spatial
     return None if spatial is None else spatial[0]
 
 

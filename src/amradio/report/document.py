@@ -8,6 +8,7 @@ from ..config import to_yaml
 from ..distillation.metrics import HEADLINE
 from ..drawing.figures import figure
 from ..errors import UserError
+from ..files import read_text
 from ..formats.model_folder import read_config
 from ..image_input import one_picture
 from ..run_folder import Series
@@ -15,6 +16,11 @@ from .charts import line_chart
 from .comparison import Row, changed_keys, final_rows
 from .page import Cell, page, section, table, text
 from .runs import Run
+
+DETECTOR_LOSSES = ("objectness", "rpn_box", "class", "box", "mask")
+"""Parts of the loss of a detector, as metrics.jsonl names them."""
+PRECISIONS = ("_ap", "_ap50", "_ap75")
+"""Endings of the names of its scores that are drawn."""
 
 
 def build_page(runs: Sequence[Run]) -> str:
@@ -25,10 +31,7 @@ def build_page(runs: Sequence[Run]) -> str:
 
 
 def _about(runs: Sequence[Run]) -> str:
-    items = []
-    for run in runs:
-        state = f"{run.step:,} of {run.num_steps:,} steps" + ("" if run.step >= run.num_steps else ", not finished")
-        items.append(f"<li><b>{text(run.name)}</b>: a {text(run.student)} student of {text(', '.join(run.teachers))}; {text(state)}</li>")
+    items = [f"<li><b>{text(run.name)}</b>: {text(run.about)}; {text(run.state)}</li>" for run in runs]
     return f"<ul>{''.join(items)}</ul>"
 
 
@@ -53,10 +56,13 @@ def _curves(runs: Sequence[Run]) -> str:
         }
 
     charts = (
-        line_chart("Loss of the step", "loss", {name: line for name, line in of("loss").items() if "/" not in name.rpartition(": ")[2]}),
-        line_chart("Loss by teacher and kind", "loss", of("/loss")),
+        line_chart("Loss of the step", "loss", {n: line for n, line in of("").items() if n.rpartition(": ")[2] == "loss"}),
+        line_chart(
+            "Loss by part", "loss", of("/loss") | {n: line for n, line in of("").items() if n.rpartition(": ")[2] in DETECTOR_LOSSES}
+        ),
         line_chart("Agreement in training", "standardized cosine", of("/standardized_cosine")),
         line_chart("Agreement on held-out images", "standardized cosine", of("/standardized_cosine", "val/")),
+        line_chart("Average precision on held-out images", "%", {n: line for n, line in of("", "val/").items() if n.endswith(PRECISIONS)}),
         line_chart("Learning rate", "rate", of("learning_rate")),
         line_chart("Speed", "images per second", of("images_per_second")),
         line_chart("Shares of time", "share of the interval", of("_share")),
@@ -155,8 +161,8 @@ def _calibration(run: Run) -> list[list[str]]:
 def _recipe(run: Run) -> str:
     try:
         return to_yaml(run.folder.recipe())
-    except UserError:  # of another version
-        return str(dict(run.config))
+    except UserError:  # of another version, or no distillation
+        return read_text(run.folder.path / "config.yaml")
 
 
 def _licences(run: Run) -> list[list[str]]:

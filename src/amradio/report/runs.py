@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..evaluation.stored import HELD_OUT
+from ..recipes import kind_of
 from ..run_folder import RunFolder, Series
 
 
@@ -29,22 +30,43 @@ class Run:
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the whole run, as its recipe has them."""
+        """Optimizer steps of the whole run, as its recipe has them; 0 where it counts epochs (detectors, vision-language models)."""
         stages = self.config.get("stages")
         steps = [stage.get("steps") for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
         return sum(count for count in steps if isinstance(count, int))
 
     @property
+    def about(self) -> str:
+        """What is trained from what, in words."""
+        kind = kind_of(self.config)
+        if kind == "detection":
+            backbone = self._type("backbone")
+            return f"a {self._type('detector')} detector on {self.config.get('model', '?')}, backbone {backbone}"
+        if kind == "vlm":
+            return f"a vision-language model of {self.config.get('model', '?')} and {self.config.get('language_model', '?')}"
+        return f"a {self.student} student of {', '.join(self.teachers)}"
+
+    @property
+    def state(self) -> str:
+        """How far it is, in words."""
+        if not self.num_steps:
+            return f"{self.step:,} steps"
+        return f"{self.step:,} of {self.num_steps:,} steps" + ("" if self.step >= self.num_steps else ", not finished")
+
+    @property
     def student(self) -> str:
         """Its type in the recipe; ? where a recipe of another version has none."""
-        student = self.config.get("student")
-        return str(student.get("type", "?") if isinstance(student, dict) else student or "?")
+        return self._type("student")
 
     @property
     def teachers(self) -> list[str]:
         """Their names in the recipe."""
         teachers = self.config.get("teachers")
         return [str(name) for name in teachers] if isinstance(teachers, dict) else []
+
+    def _type(self, key: str) -> str:
+        value = self.config.get(key)
+        return str(value.get("type", "?") if isinstance(value, dict) else value or "?")
 
     def latest(self) -> dict[str, tuple[int, Mapping[str, Any]]]:
         """{name: (step, result)} of the newest result of each evaluation of the suite; `held_out` is not among them."""
