@@ -175,6 +175,21 @@ def at_step(step: int, act: Callable[[], None]) -> None:
     Monitor.take = watched
 
 
+def at_step_of_vlm(stage: str, step: int, act: Callable[[], None]) -> None:
+    """Calls `act` when `step` of a stage of a vision-language model is done, before its checkpoint."""
+    from amradio.downstream.vlm.run import _Reporter
+
+    end = _Reporter.on_step_end
+
+    def watched(self: _Reporter, *given, **rest) -> None:
+        _, state, _ = given
+        if self.stage.name == stage and state.global_step == step:
+            act()
+        end(self, *given, **rest)
+
+    _Reporter.on_step_end = watched
+
+
 def terminate_self() -> None:
     """SIGTERM, as a cluster sends it."""
     os.kill(os.getpid(), signal.SIGTERM)

@@ -14,17 +14,21 @@ LONGEST = 400
 """Characters of a library's message that are passed on."""
 EXTRA_OF = {"transformers": ("transformers", "train"), "open_clip": ("open_clip_torch", "train")}
 """Module -> (name of its package, the extra of amradio that installs it)."""
+PACKAGE_OF = {"mteb": "mteb", "clip_benchmark": "clip-benchmark", "webdataset": "webdataset"}
+"""Module -> name of its package, for those of no extra."""
 
 
 def need(module: str, where: str) -> Any:
-    """The module of an extra; raises UserError, after `where`, with the `pip install` that brings it where it is missing."""
+    """The module of an optional library; raises UserError, after `where`, with the `pip install` that brings it where it is missing."""
+    top = module.partition(".")[0]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module:
+        if error.name != top:
             raise
-        package, extra = EXTRA_OF[module]
-        raise UserError(f"{where}: it takes the library '{package}', which is not installed; pip install 'amradio[{extra}]'") from None
+        package, extra = (PACKAGE_OF[top], None) if top in PACKAGE_OF else EXTRA_OF[top]
+        advice = package if extra is None else f"'amradio[{extra}]'"
+        raise UserError(f"{where}: it takes the library '{package}', which is not installed; pip install {advice}") from None
 
 
 def first_line(error: BaseException) -> str:
@@ -101,4 +105,4 @@ def refuse_code(config: Any, where: str) -> None:
         raise UserError(*wrong)
 
 
-__all__ = ["EXTRA_OF", "NO_CODE", "NO_PICKLE", "first_line", "need", "no_remote_code", "refuse_code", "wants_code"]
+__all__ = ["EXTRA_OF", "NO_CODE", "NO_PICKLE", "PACKAGE_OF", "first_line", "need", "no_remote_code", "refuse_code", "wants_code"]

@@ -150,13 +150,14 @@ def _add_evaluate(evaluate: Parser) -> None:
     evaluate.add_argument("--json", metavar="FILE", help="write all results with their settings, counts and seconds")
     evaluate.add_argument(
         "--suite",
-        choices=("paper", "dense", "detection", "vlm"),
+        choices=("paper", "dense", "detection", "vlm", "mieb", "clip"),
         help="published benchmarks, the published numbers beside; words change them",
     )
     evaluate.add_argument(
         "--data",
         metavar="FILE",
-        help="for --suite: a YAML file with the folders: imagenet, ade20k, voc, coco, navi, nyu, spair, gqa, pope, textvqa, vqav2",
+        help="for --suite: a YAML file with the folders: imagenet, ade20k, voc, coco, navi, nyu, spair, gqa, pope, textvqa, vqav2, "
+        "clip_benchmark",
     )
 
 

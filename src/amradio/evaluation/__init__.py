@@ -14,6 +14,7 @@ from .dense.multiview_correspondence import MultiviewCorrespondenceSettings
 from .dense.open_vocabulary_segmentation import OpenVocabularySegmentationSettings
 from .dense.promptable_segmentation import PromptableSegmentationSettings
 from .dense.surface_normals import NormalsSettings
+from .external.settings import ClipBenchmarkSettings, MiebSettings
 from .features.statistics import StatisticsSettings
 from .features.teacher_agreement import AgreementSettings
 from .language.settings import GqaSettings, PopeSettings, TextvqaSettings, Vqav2Settings
@@ -39,6 +40,8 @@ EVALUATIONS: tuple[type[EvaluationSettings], ...] = (
     PopeSettings,
     TextvqaSettings,
     Vqav2Settings,
+    MiebSettings,
+    ClipBenchmarkSettings,
 )
 """Every kind of evaluation; a new one is one file and one entry here."""
 

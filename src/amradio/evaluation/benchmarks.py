@@ -38,6 +38,17 @@ class BenchmarkPaths(Settings):
     """TextVQA: `TextVQA_0.5.1_val.json`, `TextVQA_Rosetta_OCR_v0.2_val.json` and `train_images`."""
     vqav2: UserPath | None = None
     """VQAv2: `v2_OpenEnded_mscoco_val2014_questions.json` and `v2_mscoco_val2014_annotations.json`."""
+    clip_benchmark: UserPath | None = None
+    """Shards of clip_benchmark: a folder `wds_NAME` for each data set, with `test/nshards.txt`."""
+
+
+CLIP_BENCHMARK = (
+    *("imagenet1k", "imagenetv2", "imagenet_sketch", "imagenet-a", "imagenet-r", "objectnet", "cars", "country211", "fer2013"),
+    *("fgvc_aircraft", "food101", "gtsrb", "mnist", "renderedsst2", "stl10", "sun397", "voc2007"),
+    *(f"vtab/{name}" for name in ("caltech101", "cifar10", "cifar100", "dtd", "eurosat", "flowers", "pcam", "pets", "resisc45", "svhn")),
+    *("flickr8k", "flickr30k", "mscoco_captions"),
+)
+"""Data sets of the suite clip by their names in the library, which has their shards on the hub."""
 
 
 def _instances(data: str) -> dict[str, Any]:
@@ -51,6 +62,10 @@ def _classes(data: str, part: str) -> dict[str, Any]:
 def _maps(kind: str, data: str, *splits: str) -> dict[str, Any]:
     train, test = ({"type": kind, "path": data, "split": split} for split in splits)
     return {"train": train, "test": test}
+
+
+def _shards(name: str, data: str) -> dict[str, Any]:
+    return {"type": "clip_benchmark", "dataset": f"wds/{name}", "root": f"{data}/wds_{{dataset_cleaned}}"}
 
 
 def _answers(paths: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -95,6 +110,8 @@ def evaluations_of(suite: SuiteName, paths: Mapping[str, str]) -> dict[str, dict
         },
         "detection": {"COCO": {"type": "coco_detection", "data": _instances(paths["coco"])}},
         "vlm": _answers(paths),
+        "mieb": {"MIEB": {"type": "mieb"}},
+        "clip": {name: _shards(name, paths["clip_benchmark"]) for name in CLIP_BENCHMARK},
     }
     return suites[suite]
 

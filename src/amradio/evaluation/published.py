@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from .base import Result
 
-SuiteName = Literal["paper", "dense", "detection", "vlm"]
+SuiteName = Literal["paper", "dense", "detection", "vlm", "mieb", "clip"]
 
 
 class Published(NamedTuple):
@@ -71,8 +71,10 @@ PUBLISHED: Mapping[SuiteName, Sequence[Published]] = {
         *_answers("RADIOv2.5-L, 768 px", README, 64.13, 87.68, 61.93, 81.02),
         *_answers("RADIOv2.5-H, 768 px", README, 65.03, 87.36, 62.39, 81.56),
     ),
+    "mieb": (),
+    "clip": (),
 }
-"""No number of detection is of this detector and schedule, so none stands beside it."""
+"""No number of detection is of this detector and schedule, so none stands beside it; mieb and clip have no table of these models."""
 
 
 class Comparison(NamedTuple):
