@@ -73,6 +73,8 @@ MAPS_SMALL, MAPS_LARGE = "maps, cosine at 32 px", "maps, cosine at 128 px"
 WORST = "maps, worst teacher and size from 64 px"
 MODES = "maps, the worse of 32 and 128 px over the better, worst teacher"
 MEASURES = (ZERO_SHOT, KNN, MIOU, CLICK, SUMMARY, MAPS, MAPS_SMALL, MAPS_LARGE, WORST, MODES)
+ALWAYS = (ZERO_SHOT, KNN, MIOU, CLICK, MAPS)
+"""Shown of every group, beside what its claims are about."""
 
 
 class Claim(NamedTuple):
@@ -296,7 +298,8 @@ def report(table: Table, steps: int) -> dict[str, dict[str, Any]]:
         found = of_group(table, name, tuple(group.variants))
         if len(found) < 2:
             continue
-        measured_here = [m for m in MEASURES if any(m in run for numbers in found.values() for run in numbers)]
+        shown = {*ALWAYS, *(claim.measure for claim in group.claims)}
+        measured_here = [m for m in MEASURES if m in shown and any(m in run for numbers in found.values() for run in numbers)]
         rows = {v: {m: [run[m] for run in numbers if m in run] for m in measured_here} for v, numbers in found.items()}
         groups_run[name] = {"question": group.question, "rows": rows, "claims": list(claims(table, name, group))}
         if group.by_size:

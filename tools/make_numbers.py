@@ -31,9 +31,9 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown: first column left, the others right."""
-    lines = [heads, ["---", *["--:"] * (len(heads) - 1)], *rows]
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 0) -> str:
+    """A table of Markdown: the first column and the last `texts` ones left, the others right."""
+    lines = [heads, ["---", *["--:"] * (len(heads) - 1 - texts), *["---"] * texts], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -129,7 +129,7 @@ def ablation(name: str) -> str:
     measures = list(group["rows"]["recipe"])
     rows = [[variant, *(spread(cells.get(measure, [])) for measure in measures)] for variant, cells in group["rows"].items()]
     heads = ["claim", "gap", "spread of the recipe", "verdict", "source"]
-    return f"{table(['variant', *measures], rows)}\n\n{table(heads, [claim(stated) for stated in group['claims']])}"
+    return f"{table(['variant', *measures], rows)}\n\n{table(heads, [claim(stated) for stated in group['claims']], texts=2)}"
 
 
 def ablation_by_size(name: str) -> str:
