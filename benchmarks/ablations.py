@@ -65,6 +65,7 @@ evaluations:
   agreement:
     type: agreement
     data: {type: scenes, length: 128, seed: 1}
+    image_size: 64  # of the teachers, whatever the student sees
     image_sizes: [32, 64, 80, 96, 112, 128]
 """
 ZERO_SHOT, KNN, MIOU, CLICK = "zero-shot, %", "20-NN, %", "mIoU, %", "one click, IoU %"
@@ -101,7 +102,8 @@ NORMALIZERS = ("none", "global", "per_channel", "phi_s", "pca", "zca", "hadamard
 LOSSES = {"mse": "loss.spatial=mse", "match": "loss.spatial=match"}
 TIMM = "{type: timm, model: test_vit, image_size: 64, summary: %s}"
 PARTITION = "stages.0.partitions.0"
-BOTH_SIZES = "{steps: %d, partitions: [{image_size: 32, batch_size: 16%s}, {image_size: 128, batch_size: 8%s}]}"
+DINO_AT_64 = "{size: %d, teachers: {dino: 64}}"  # as clip and sam: a teacher's own change with the size would look like a student's
+LOW, HIGH = f"image_size: 32, image_sizes: [{DINO_AT_64 % 32}], batch_size: 16", "image_size: 128, batch_size: 8"
 SPLIT, TOGETHER = "clip and dino at 32, sam at 128 px", "all at 32 and 128 px"
 
 
@@ -192,8 +194,8 @@ def groups(steps: int) -> dict[str, Group]:
         "modes": Group(
             "Does a teacher that is seen at one size only make the student switch modes between sizes? (Three times the steps.)",
             {
-                SPLIT: (f"stages=[{BOTH_SIZES % (3 * steps, ', teachers: [clip, dino]', ', teachers: [sam]')}]",),
-                TOGETHER: (f"stages=[{BOTH_SIZES % (3 * steps, '', '')}]",),
+                SPLIT: (f"stages=[{{steps: {3 * steps}, partitions: [{{{LOW}, teachers: [clip, dino]}}, {{{HIGH}, teachers: [sam]}}]}}]",),
+                TOGETHER: (f"stages=[{{steps: {3 * steps}, partitions: [{{{LOW}}}, {{{HIGH}, image_sizes: [{DINO_AT_64 % 128}]}}]}}]",),
             },
             (Claim(MODES, TOGETHER, SPLIT, "RADIOv2.5, finding 2 and figure 5"),),
             by_size=True,
