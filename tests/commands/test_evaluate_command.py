@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import amradio
+import vlms
 from amradio.__main__ import main
 from amradio.commands.results import best_of, gap, headline_columns
 from amradio.errors import UserError
@@ -111,3 +112,20 @@ def test_results_overwrite_nothing_and_are_refused_before_anything_is_measured(k
     assert "error: --json: " in printed.err
     assert "reading" not in printed.err
     assert (run_folder / "config.yaml").read_bytes() == before
+
+
+def test_results_before_an_error_are_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second evaluation meets images that cannot be read; the first one's results are not lost, and a repetition overwrites them."""
+    student = vlms.write_student(tmp_path / "student")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.png").write_bytes(b"no picture")
+    scenes, broken = "{type: scenes, length: 4, image_size: 32}", f"{{type: folder, path: {tmp_path / 'images'}}}"
+    words = [f"evaluations={{first: {{type: statistics, data: {scenes}}}, second: {{type: statistics, data: {broken}}}}}", "device=cpu"]
+    file = tmp_path / "results.json"
+    assert main(["evaluate", str(student), *words, "--json", str(file)]) == 2
+    printed = capsys.readouterr()
+    assert "error: evaluations.second: 1 images in" in printed.err
+    assert "RankMe" in printed.out
+    assert "results.json: the results of first, which were measured before" in " ".join(printed.out.split())
+    assert list(json.loads(file.read_text())["results"]) == ["first"]
+    assert main(["evaluate", str(student), *words, "evaluations.second=null", "--json", str(file)]) == 0

@@ -192,6 +192,17 @@ def test_bad_input(words: tuple[str, ...], message: str, folder: Path, suite: Pa
     assert message in capsys.readouterr().err
 
 
+def test_an_image_that_is_no_picture_is_refused_before_a_question_is_asked(
+    folder: Path, suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(generation, "answer", None)
+    (suite.parent / "images" / "1.jpg").write_bytes(b"no picture")
+    assert main(["evaluate", str(folder), str(suite), "evaluations.VQA=null", "evaluations.POPE=null"]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert all("1.jpg: the image cannot be read (not a picture in JPEG" in error for error in errors)
+
+
 def test_a_student_is_no_vision_language_model(folder: Path, suite: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["evaluate", str(folder.parent / "student"), str(suite)]) == 2
     assert "evaluations.GQA: gqa: a vision-language model is needed; give as PATH" in capsys.readouterr().err

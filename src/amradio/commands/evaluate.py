@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import validate
-from ..console import PHASES
+from ..console import PHASES, print_text
 from ..devices import find_device
 from ..distillation.metrics import UNCALIBRATED, AgreementProtocol
 from ..downstream.vlm.recognition import is_vlm
@@ -75,11 +75,18 @@ def evaluate(
 
     with failures_of_peers(), closing(Processes(find_device(suite.device, "device"))) as processes:
         loaded = Share(processes).all_do(load_models)
-        results = evaluate_models(loaded.model, loaded.teachers, suite, loaded.agreement, processes, loaded.vlm)
+        about = {"path": str(path), "teachers": {name: teacher.source for name, teacher in loaded.teachers.items()}}
+        results: dict[str, Result] = {}
+        try:
+            evaluate_models(loaded.model, loaded.teachers, suite, loaded.agreement, processes, loaded.vlm, results=results)
+        except (UserError, KeyboardInterrupt):
+            if file is not None and results and processes.is_first:
+                write_json(results, file, about)
+                print_text(f"{shown(file)}: the results of {', '.join(results)}, which were measured before")
+            raise
         if benchmarks is not None and processes.is_first:
             print_published(comparison(benchmarks.name, results))
         if file is not None:
-            about = {"path": str(path), "teachers": {name: teacher.source for name, teacher in loaded.teachers.items()}}
             processes.first_does(lambda: write_json(results, file, about))
     return results
 
@@ -147,18 +154,25 @@ def evaluate_models(
     agreement: AgreementProtocol = UNCALIBRATED,
     processes: Processes | None = None,
     vlm: "Vlm | None" = None,
+    *,
+    results: dict[str, Result] | None = None,
 ) -> dict[str, Result]:
     """The same for models that are loaded: measures, prints the table, returns the results by evaluation.
 
+    Where an evaluation fails, the table has those before it.
+
     agreement: see `agreement_of`. processes: those of `torchrun`, None for this one alone. vlm: the vision-language model whose tower is
-    `model`, None where there is none.
+    `model`, None where there is none. results: takes each result when it is there.
     """
+    results = {} if results is None else results
     is_first = processes is None or processes.is_first
     bench = suite.bench(model, teachers, PHASES.progress if is_first else silent, agreement, processes)
     bench.vlm = vlm
-    results = run_suite(suite, bench, PHASES.phase)
-    if is_first:
-        print_results(results)
+    try:
+        run_suite(suite, bench, PHASES.phase, results)
+    finally:
+        if is_first and results:
+            print_results(results)
     return results
 
 

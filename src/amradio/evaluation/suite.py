@@ -115,17 +115,22 @@ def prepare(suite: Suite, bench: Bench) -> dict[str, Evaluation]:
     return built
 
 
-def run_suite(suite: Suite, bench: Bench, phase: Phase = unannounced) -> dict[str, Result]:
+def run_suite(suite: Suite, bench: Bench, phase: Phase = unannounced, results: dict[str, Result] | None = None) -> dict[str, Result]:
     """Runs every evaluation; what is missing of any of them is found out before the first one starts. Deterministic on a CPU.
 
     The processes of `bench.share` share the images out, return the same results and raise the same errors.
-    phase: opened around each evaluation with a line that names it.
+
+    Args:
+        suite: what is measured.
+        bench: on what.
+        phase: opened around each evaluation with a line that names it.
+        results: takes each result when it is there, so that those before an error are not lost; None for a new one.
     """
-    return bench.share.all_do(lambda: _run_suite(suite, bench, phase))
+    kept: dict[str, Result] = {} if results is None else results
+    return bench.share.all_do(lambda: _run_suite(suite, bench, phase, kept))
 
 
-def _run_suite(suite: Suite, bench: Bench, phase: Phase) -> dict[str, Result]:
-    results: dict[str, Result] = {}
+def _run_suite(suite: Suite, bench: Bench, phase: Phase, results: dict[str, Result]) -> dict[str, Result]:
     with phase("opening the data of the evaluations"):
         prepared = prepare(suite, bench)
     for number, (name, evaluation) in enumerate(prepared.items(), 1):

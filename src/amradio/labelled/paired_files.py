@@ -89,6 +89,8 @@ class PairedFiles:
 def existing(path: str, *below: str) -> Path:
     """The folder `path` if it and all folders `below` are there; else UserError that names what is missing."""
     folder = user_path(path)
+    if folder.is_file():
+        raise UserError(f"{shown(folder)}: this is a file; give {f'the folder that holds {below[0]}' if below else 'a folder'}")
     missing = [shown(needed) for needed in (folder, *(folder / name for name in below)) if not needed.is_dir()]
     if missing:
         holds = f"the folder that holds {' and '.join(below)}" if below else "a folder that is there"

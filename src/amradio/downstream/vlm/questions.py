@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ...errors import UserError, brief, shown
 from ...files import LARGEST_ANNOTATIONS, read_json, read_lines
 from ...labelled.annotations import Id, Problems, WrongError, entries, field, identifier, plain_text, whole_number, within
+from ...labelled.paired_files import image_size
 
 INSTRUCTION = "Answer the question using a single word or phrase."
 """What LLaVA-1.5 puts behind every question of these four sets."""
@@ -121,6 +122,11 @@ def _read(file: Path, images: Path, rows: Iterable[tuple[str, Any]], id_key: str
     for image in dict.fromkeys(question.image for question in questions):
         if not (images / image).is_file():
             problems.add("", f"its image {shown(images / image)} is not there; give the folder of its images")
+            continue
+        try:
+            image_size(images / image)
+        except UserError as error:  # now rather than after hours of answers
+            problems.add("", error.problems[0])
     problems.refuse()
     return questions
 
