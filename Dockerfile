@@ -6,7 +6,7 @@ RUN apt-get update \
 COPY pyproject.toml constraints.txt README.md LICENSE NOTICE /src/
 COPY src /src/src
 RUN python3 -m venv /opt/amradio \
-    && /opt/amradio/bin/pip install --no-cache-dir --constraint /src/constraints.txt "/src[coco,data,onnx,track,train]"
+    && /opt/amradio/bin/pip install --no-cache-dir --constraint /src/constraints.txt "/src[coco,data,onnx,track,train,vlm]"
 ENV PATH=/opt/amradio/bin:$PATH PYTHONUNBUFFERED=1
 WORKDIR /work
 ENTRYPOINT ["amradio"]

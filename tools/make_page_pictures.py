@@ -5,7 +5,7 @@
     .venv/bin/python tools/make_page_pictures.py runs/quickstart runs/shorter
 
 With `--review FOLDER` it writes instead every page at 390 and 1,440 px, light and dark, to be looked at.
-Needs `pip install amradio[dev]` and Debian's chromium and chromium-driver.
+Needs `pip install 'amradio[dev]'` and Debian's chromium and chromium-driver.
 """
 
 import argparse

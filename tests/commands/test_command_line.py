@@ -336,9 +336,9 @@ def test_a_table_that_is_too_wide_folds_no_name(monkeypatch, capsys):
 
 
 def test_brackets_in_a_table_are_no_styles(capsys):
-    tables.print_table("[a]", ("[b]", "if missing"), [("trl", "pip install amradio[vlm]"), ("[bold]", "[/]")])
+    tables.print_table("[a]", ("[b]", "if missing"), [("trl", "pip install 'amradio[vlm]'"), ("[bold]", "[/]")])
     printed = capsys.readouterr().out
-    assert all(cell in printed for cell in ("[a]", "[b]", "pip install amradio[vlm]", "[bold]", "[/]"))
+    assert all(cell in printed for cell in ("[a]", "[b]", "pip install 'amradio[vlm]'", "[bold]", "[/]"))
 
 
 def test_a_table_of_numbers_that_is_too_wide_is_split(monkeypatch, capsys):

@@ -87,7 +87,7 @@ def test_pictures_are_read_by_the_guarded_reader_and_brought_to_the_size_of_the_
 def test_what_is_missing_is_one_message(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     assert main(["demo", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == "error: demo: gradio is not installed; pip install amradio[demo]\n"
+    assert capsys.readouterr().err == "error: demo: gradio is not installed; pip install 'amradio[demo]'\n"
 
 
 def test_a_port_that_is_taken_is_refused():
@@ -103,7 +103,7 @@ def test_a_port_that_is_taken_is_refused():
 def address(explorer, pictures, tmp_path_factory):
     """Where `amradio demo` serves the page while the tests of this file run."""
     if importlib.util.find_spec("gradio") is None:
-        pytest.skip("gradio is not installed (pip install amradio[demo])")
+        pytest.skip("gradio is not installed (pip install 'amradio[demo]')")
     folder = tmp_path_factory.mktemp("demo")
     write_folder(folder / "student", explorer.model.config, explorer.model.network, NOTES)
     words = ("demo", folder / "student", *sorted(pictures.rglob("*.jpg"))[:3], "--port", "0")

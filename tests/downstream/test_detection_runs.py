@@ -80,7 +80,7 @@ def test_event_files_have_the_numbers(student: Path, tmp_path: Path, monkeypatch
     words = ["detect", "train", f"model={student}", *WORDS, "schedule.epochs=0.5", "data.val=null", "engine.track=true"]
     monkeypatch.setattr("amradio.engine.settings.find_spec", lambda name: None)
     assert main([*words, f"out={tmp_path / 'refused'}"]) == 2
-    assert "engine.track: tensorboard is not installed; pip install amradio[track], or leave the key out" in capfd.readouterr().err
+    assert "engine.track: tensorboard is not installed; pip install 'amradio[track]', or leave the key out" in capfd.readouterr().err
     monkeypatch.undo()
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
     assert main([*words, f"out={tmp_path / 'run'}"]) == 0

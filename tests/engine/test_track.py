@@ -93,5 +93,5 @@ def test_a_run_logs_all_its_numbers_to_weights_and_biases(wandb, recipe_file, tm
 
 def test_without_the_library_the_run_is_refused_before_it_starts(recipe_file, tmp_path, capsys):
     assert main(["distill", str(recipe_file), "engine.wandb=offline"]) == 2
-    assert "engine.wandb: wandb is not installed; pip install amradio[wandb], or leave the key out" in capsys.readouterr().err
+    assert "engine.wandb: wandb is not installed; pip install 'amradio[wandb]', or leave the key out" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -1,9 +1,11 @@
 """The sdist, and the wheel that is built from it, as a user installs it: into a folder of its own, away from the sources."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -100,6 +102,16 @@ def test_an_installed_wheel_works_away_from_the_sources(wheel, tmp_path):
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert "eradio" in ended.stdout
     assert "teachers:" in ended.stdout
+
+
+def test_the_image_of_docker_has_extras_and_files_that_exist():
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (extras,) = re.findall(r'"/src\[(.*)\]"', dockerfile)
+    assert {"train", "vlm"} <= set(extras.split(",")) <= project["optional-dependencies"].keys()
+    copied = [name for line in re.findall("^COPY (.*)$", dockerfile, re.MULTILINE) for name in line.split()[:-1]]
+    assert {"pyproject.toml", "constraints.txt", project["readme"], *project["license-files"], "src"} <= set(copied)
+    assert all((ROOT / name).exists() for name in copied)
 
 
 def test_the_files_of_a_project_are_there_and_agree():

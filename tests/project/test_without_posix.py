@@ -62,6 +62,7 @@ def taken_at_the_top(tree: ast.AST) -> Iterator[str]:
         yield from taken_at_the_top(node)
 
 
+@pytest.mark.slow
 def test_no_module_takes_at_its_top_what_only_posix_has():
     taken = {str(file.relative_to(SOURCES)): list(taken_at_the_top(ast.parse(file.read_text()))) for file in SOURCES.rglob("*.py")}
     assert len(taken) > 200

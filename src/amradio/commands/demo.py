@@ -25,7 +25,7 @@ def demo(path: str | Path, images: Sequence[str | Path] = (), *, port: int = POR
     that is free. Raises UserError with what is wrong before anything is served.
     """
     if find_spec("gradio") is None:
-        raise UserError("demo: gradio is not installed; pip install amradio[demo]")
+        raise UserError("demo: gradio is not installed; pip install 'amradio[demo]'")
     with PHASES.phase(f"reading {path}"):
         model, gallery = together(lambda: load(path), lambda: first_pictures(images) if images else [])
     teachers = find_teachers(user_path(path), model)

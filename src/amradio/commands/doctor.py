@@ -78,4 +78,4 @@ def _libraries() -> Iterator[tuple[str, str, str]]:
             yield name, importlib.metadata.version(name), ""
         except importlib.metadata.PackageNotFoundError:
             extra = EXTRAS.get(name)
-            yield name, "not installed", f"pip install amradio[{extra}]" if extra else "pip install amradio"
+            yield name, "not installed", f"pip install 'amradio[{extra}]'" if extra else "pip install amradio"

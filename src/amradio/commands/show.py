@@ -57,7 +57,7 @@ def show(path: str | Path, images: str | Path | Sequence[str | Path], out: str |
     )
     with disk_errors(folder):
         write_aside(folder / "index.html", page(f"What {Path(path).name} knows", [about, *parts]).encode())
-    print_text(f"{len(chosen)} pictures -> {folder / 'index.html'}")
+    print_text(f"{len(chosen)} {'picture' if len(chosen) == 1 else 'pictures'} -> {folder / 'index.html'}")
     return folder / "index.html"
 
 

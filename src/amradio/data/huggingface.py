@@ -32,7 +32,7 @@ class HuggingFace(Source):
         try:
             import datasets
         except ImportError:
-            raise UserError(f"{path}: reading it takes the library 'datasets'; pip install amradio[data]") from None
+            raise UserError(f"{path}: reading it takes the library 'datasets'; pip install 'amradio[data]'") from None
         table = _open_table(datasets, path, split)
         if image not in table.column_names:
             raise UserError(f"{path}: there is no column '{image}'; {nearest(image, table.column_names)}")

@@ -116,7 +116,7 @@ def find_writer(out: Path) -> Writer:
         try:
             import pyarrow  # noqa: F401
         except ImportError:
-            raise UserError(f"out: {out}: Parquet takes the library pyarrow; pip install amradio[data], or write .safetensors") from None
+            raise UserError(f"out: {out}: Parquet takes the library pyarrow; pip install 'amradio[data]', or write .safetensors") from None
     return WRITERS[out.suffix]
 
 

@@ -70,11 +70,11 @@ class RunEngineSettings(Settings):
     keep: Positive = 2
     """Checkpoints that are kept, the newest."""
     track: bool = False
-    """Also write TensorBoard event files (needs `pip install amradio[track]`)."""
+    """Also write TensorBoard event files (needs `pip install 'amradio[track]'`)."""
 
     wandb: Literal["offline", "online"] | None = None
-    """Also log to Weights & Biases (needs `pip install amradio[wandb]`): offline writes files into `wandb/` of the run, which `wandb sync`
-    uploads; online sends the numbers while the run goes."""
+    """Also log to Weights & Biases (needs `pip install 'amradio[wandb]'`): offline writes files into `wandb/` of the run, which
+    `wandb sync` uploads; online sends the numbers while the run goes."""
 
     def trackers(self) -> Sequence[Opener]:
         """The loggers of other projects that these settings ask for."""
@@ -84,7 +84,7 @@ class RunEngineSettings(Settings):
         """What these settings ask for and is not installed, one sentence each."""
         wanted = {("track", "tensorboard"): self.track, ("wandb", "wandb"): self.wandb is not None}
         return [
-            f"engine.{key}: {library} is not installed; pip install amradio[{key}], or leave the key out"
+            f"engine.{key}: {library} is not installed; pip install 'amradio[{key}]', or leave the key out"
             for (key, library), is_wanted in wanted.items()
             if is_wanted and find_spec(library) is None
         ]

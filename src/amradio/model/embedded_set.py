@@ -151,7 +151,9 @@ def _read_parquet(path: Path) -> _Read:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise UserError(f"{shown(path)}: Parquet takes the library pyarrow; pip install amradio[data], or embed to .safetensors") from None
+        raise UserError(
+            f"{shown(path)}: Parquet takes the library pyarrow; pip install 'amradio[data]', or embed to .safetensors"
+        ) from None
     try:
         file = parquet.ParquetFile(path)
         about = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
