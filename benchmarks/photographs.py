@@ -43,7 +43,7 @@ from amradio.words import read_words
 from students import distilled
 
 ROOT = Path(__file__).parents[1]
-LABELS, TEACHERS = "labels", "teachers"
+LABELS = "labels"
 HELD_OUT = 5
 """Every fifth photograph of a class is measured on with `--choose`."""
 
@@ -111,9 +111,10 @@ class Photographs:
                 print(name, flush=True)
                 self.train(name, row)
                 self.publish()
-        if not only or TEACHERS in only:
-            self.measure_teachers()
-            self.publish()
+        for name, zoom in self.comparison.zooms.items():
+            if not only or f"teacher/{name}" in only:
+                self.measure_teacher(name, zoom)
+                self.publish()
 
     @cached_property
     def listed(self) -> Any:
@@ -197,15 +198,14 @@ class Photographs:
             }
         return validate(Suite, {"image_size": self.comparison.views.image_size, "evaluations": evaluations})
 
-    def measure_teachers(self) -> None:
-        """Scores of the teachers, and the floors."""
-        for name, zoom in self.comparison.zooms.items():
-            row, settings = f"teacher/{name}", {"zoom": zoom, "views": self.comparison.views.model_dump(mode="json")}
-            if not self.book.has(row, "scores", settings):
-                results = self.run_suite([row], [row], None, {name: self.teacher(name)})
-                self.book.write(row, "scores", settings, {"scores": _scores(results)})
-                floors = {f"{key}/{metric}": value for key, result in results.items() for metric, value in result.floors.items()}
-                self.book.write("floor", "scores", settings, {"scores": {"floor": floors}})
+    def measure_teacher(self, name: str, zoom: float) -> None:
+        """Scores of a teacher, and the floors, unless they are in the book."""
+        row, settings = f"teacher/{name}", {"zoom": zoom, "views": self.comparison.views.model_dump(mode="json")}
+        if not self.book.has(row, "scores", settings):
+            results = self.run_suite([row], [row], None, {name: self.teacher(name)})
+            self.book.write(row, "scores", settings, {"scores": _scores(results)})
+            floors = {f"{key}/{metric}": value for key, result in results.items() for metric, value in result.floors.items()}
+            self.book.write("floor", "scores", settings, {"scores": {"floor": floors}})
 
     def recipe(self, name: str, row: RowSettings) -> Recipe:
         """The recipe of a row. Nothing is cropped or flipped: the views are."""
@@ -294,14 +294,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="LIST.yaml|key=value")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="ROW", help="this row, or `teachers` for theirs and the floors (may be given again)"
+        "--only",
+        action="append",
+        default=[],
+        metavar="ROW",
+        help="this row, or `teacher/NAME` for that of a teacher and the floors (may be given again)",
     )
     parser.add_argument("--runs", type=Path, help="receives views, answers and run folders; runs/photographs unless given")
     parser.add_argument("--choose", action="store_true", help="measure on a part of the training photographs")
     options = parser.parse_intermixed_args()
     try:
         comparison = validate(Comparison, read_words(options.words))
-        there = [*comparison.rows, TEACHERS]
+        there = [*comparison.rows, *(f"teacher/{name}" for name in comparison.zooms)]
         unknown = [name for name in options.only if name not in there]
         if unknown:
             raise UserError(*(f"--only: there is no row '{name}'; {nearest(name, there)}" for name in unknown))

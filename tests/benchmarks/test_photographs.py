@@ -34,7 +34,7 @@ TINY = {
     "recipe": [
         "normalize.batches=1",
         "evaluate={every: null, batches: 1}",
-        "engine={device: cpu, precision: float32, log_every: 1, channels_last: true}",
+        "engine={device: cpu, precision: float32, log_every: 1, channels_last: true, report: false}",
     ],
 }
 CONVNEXT = {"type": "timm", "model": "test_convnext", "level": 1}

@@ -23,7 +23,7 @@ WORDS = (
     "stages.0.partitions.0.image_size=64",
     "stages.0.steps=2",
     "evaluate.every=2",
-    "engine={checkpoint_every: 1, keep: 9, ema: 0.5, precision: float32}",
+    "engine={checkpoint_every: 1, keep: 9, ema: 0.5, precision: float32, report: false}",
 )
 LAST = "engine.channels_last=true"
 
