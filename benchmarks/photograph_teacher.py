@@ -45,7 +45,7 @@ class Lite0(Teacher):
 
     def __init__(self, network: nn.Module, zoom: float, half: bool = True):
         """network: a backbone of timm with a map of 16 px a cell at level 3. zoom: side of what it sees over that of the image; 16 / zoom
-        is whole. half: compute in bfloat16, which is 2.7 times as fast on a CPU that multiplies in it (AVX512-BF16, AMX)."""
+        is whole. half: compute in bfloat16 by autocast, for CPUs that multiply in it (AVX512-BF16, AMX)."""
         patch_size = round(STRIDE / zoom)
         assert abs(patch_size * zoom - STRIDE) < 1e-6, f"zoom {zoom}: a cell of the map must be a whole number of px"
         facts: Any = network

@@ -254,7 +254,7 @@ class Photographs:
             size = {"M parameters": parts["scores"]["parameters_m"]} if "parameters_m" in parts["scores"] else {}
             measured = parts["scores"]["scores"]
             flat += [{"model": f"{name}{_suffix(model)}"} | size | found for model, found in measured.items()]
-        columns = list(dict.fromkeys(key for row in flat for key in row))
+        columns = list(dict.fromkeys(key for row in flat if row["model"] != "floor" for key in row))
         self.book.path.with_suffix(".md").write_text(markdown(flat, columns, []), encoding="utf-8")
 
 

