@@ -275,6 +275,9 @@ def test_all_problems_of_spair_at_once(spair):
         SpairSettings(path=str(spair)).build()
     with pytest.raises(UserError, match=r"PairAnnotation/trn.* missing"):
         SpairSettings(path=str(spair), split="train").build()
+    (spair / "c.txt").write_text("")
+    with pytest.raises(UserError, match=r"c.txt: this is a file; give a folder"):
+        SpairSettings(path=str(spair / "c.txt")).build()
     shutil.rmtree(folder)
     folder.mkdir()
     with pytest.raises(UserError, match="there is no annotation"):
