@@ -93,6 +93,15 @@ def test_a_detector_and_a_vision_language_model_have_their_page(config, metrics,
     assert config.strip().splitlines()[0] in page, "the recipe as it was written"
 
 
+@pytest.mark.parametrize("largest", [1e-5, 1.3e-3, 0.9, 99.0, 1e5, 3e7])
+def test_numbers_of_the_axis_do_not_touch_its_title(largest):
+    chart = ET.fromstring(line_chart("x", "a unit", {"a": Series([0, 1], [0.13 * largest, largest])}))
+    texts = list(chart.iter("text"))
+    (title,) = (text for text in texts if text.get("transform"))
+    left = min(float(text.attrib["x"]) - 6.3 * len(text.text or "") for text in texts if text.get("text-anchor") == "end")
+    assert left > float(title.attrib["x"]) + 3, "11 px: 6.3 px a character"
+
+
 @pytest.mark.slow
 def test_a_run_records_its_data_and_commit_and_draws_held_out_images(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("amradio.environment.commit", lambda: "0123abcd-dirty")

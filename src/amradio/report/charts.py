@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from ..run_folder import Series
 from .page import text
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 230, 48, 10, 8, 34
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 230, 68, 10, 8, 34
+"""px; on the left is room for the title of the axis and for ticks of 8 characters, as 1.25e-05."""
 COLOURS = ("#3b82f6", "#e4572e", "#2f9e59", "#a855f7", "#d99a08", "#0fa3b1", "#d6337f", "#7d8597")
 """Legible on white and on black."""
 DASHES = ("", "6 3", "2 3")

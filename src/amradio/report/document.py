@@ -55,10 +55,11 @@ def _curves(runs: Sequence[Run]) -> str:
             if name.endswith(ending) and name.startswith(start) and (bool(start) or not name.startswith(("val/", "eval/")))
         }
 
+    parts = "teacher and kind" if all(run.teachers for run in runs) else "part"
     charts = (
         line_chart("Loss of the step", "loss", {n: line for n, line in of("").items() if n.rpartition(": ")[2] == "loss"}),
         line_chart(
-            "Loss by part", "loss", of("/loss") | {n: line for n, line in of("").items() if n.rpartition(": ")[2] in DETECTOR_LOSSES}
+            f"Loss by {parts}", "loss", of("/loss") | {n: line for n, line in of("").items() if n.rpartition(": ")[2] in DETECTOR_LOSSES}
         ),
         line_chart("Agreement in training", "standardized cosine", of("/standardized_cosine")),
         line_chart("Agreement on held-out images", "standardized cosine", of("/standardized_cosine", "val/")),
@@ -140,7 +141,7 @@ def _of_run(run: Run) -> str:
         ),
         table("Data of the training", ["key", "source", "fingerprint of the names"], data),
         table("Data of the evaluations", ["evaluation", "fingerprint", "counts"], prints),
-        table("Environment", ["what", "value"], [[name, str(value)] for name, value in facts.items()]),
+        table("Environment", ["what", "value"], [[name, "none" if value in ([], None) else str(value)] for name, value in facts.items()]),
         f"<details><summary>Recipe</summary><pre>{text(_recipe(run))}</pre></details>",
     )
 
