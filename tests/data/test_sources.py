@@ -269,7 +269,7 @@ def test_what_can_be_wrong_with_a_table(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="there is no such folder"):
         HuggingFaceSettings(path=str(tmp_path / "nowhere")).build()
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install amradio\[data\]"):
+    with pytest.raises(UserError, match=r"pip install 'amradio\[data\]'"):
         HuggingFaceSettings(path="owner/name").build()
 
 

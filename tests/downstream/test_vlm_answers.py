@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from amradio.downstream.vlm.answers import is_exact, is_yes, normalized, vqa_accuracy, yes_no_scores
 from amradio.downstream.vlm.questions import INSTRUCTION, read_gqa, read_pope, read_textvqa, read_vqav2
@@ -48,10 +49,10 @@ def test_pope_counts_what_was_predicted() -> None:
     assert yes_no_scores([False], [True]).f1 == 0.0
 
 
-def touch(folder: Path, *names: str) -> Path:
+def pictures(folder: Path, *names: str) -> Path:
     folder.mkdir()
     for name in names:
-        (folder / name).write_bytes(b"")
+        Image.new("RGB", (8, 8)).save(folder / name)
     return folder
 
 
@@ -61,7 +62,7 @@ def written(path: Path, content: object) -> Path:
 
 
 def vqav2(tmp_path: Path) -> tuple[Path, Path, Path]:
-    images = touch(tmp_path / "images", "COCO_val2014_000000000042.jpg")
+    images = pictures(tmp_path / "images", "COCO_val2014_000000000042.jpg")
     question = {"image_id": 42, "question": "What is it?", "question_id": 42000}
     questions = written(tmp_path / "questions.json", {"data_subtype": "val2014", "questions": [question]})
     answers = [{"answer": "cat", "answer_confidence": "yes", "answer_id": number} for number in range(1, 11)]
@@ -76,7 +77,7 @@ def test_official_layouts(tmp_path: Path) -> None:
     assert question.prompt == f"What is it?\n{INSTRUCTION}"
     assert read_vqav2(questions, None, coco)[0].answers == ()
 
-    images = touch(tmp_path / "gqa", "n1.jpg", "2.jpg")
+    images = pictures(tmp_path / "gqa", "n1.jpg", "2.jpg")
     file = written(tmp_path / "gqa.json", {"07": {"imageId": "n1", "question": "Red?", "answer": "yes", "types": {}}})
     assert read_gqa(file, images)[0][:4] == ("07", "n1.jpg", "Red?", ("yes",))
 
@@ -115,13 +116,13 @@ def coco_name(number: int) -> str:
 )
 def test_wrong_files_are_named_with_the_place(read: Callable, content: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        read(written(tmp_path / "file.json", content), touch(tmp_path / "images", "a.jpg"))
+        read(written(tmp_path / "file.json", content), pictures(tmp_path / "images", "a.jpg"))
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
     content = {"1": {"imageId": "a"}, "2": {"imageId": "a", "question": "Q"}, "3": {"imageId": "a", "question": "Q", "answer": 1}}
     with pytest.raises(UserError) as found:
-        read_gqa(written(tmp_path / "file.json", content), touch(tmp_path / "images", "a.jpg"))
+        read_gqa(written(tmp_path / "file.json", content), pictures(tmp_path / "images", "a.jpg"))
     assert len(found.value.problems) == 3
 
 

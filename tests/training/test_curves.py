@@ -45,6 +45,9 @@ RUNS: dict[str, tuple[str, ...]] = {
     "ema": (SMALL, "engine.ema=0.9", "normalize.summary=none", "loss.summary=cosine", "loss.spatial=match"),
 }
 """Those that one process runs from a recipe alone, beside the words in `COMMON`."""
+FIRST_STEPS = {"eradio": 3}
+"""How many of a run's steps are compared between kinds of machines, where not all: BatchNorm over two images makes the last digits of
+E-RADIO's first steps into percents of its twentieth (measured: AVX2 against AVX-512). On the kind of machine of the record all 20 are."""
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
@@ -93,10 +96,13 @@ def check(name: str, found: dict[str, Any]) -> None:
         STORED.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         return
     wanted = stored[name]
+    same_machine = wanted["machine"] == machine()
     assert found["values"].keys() == wanted["values"].keys()
     for key, values in wanted["values"].items():
-        assert found["values"][key] == pytest.approx(values, **TOLERANCE), (name, key)
-    if wanted["machine"] == machine() and "digest" in wanted:
+        assert len(found["values"][key]) == len(values), (name, key)
+        count = len(values) if same_machine or name not in FIRST_STEPS else 1 if key.startswith("val/") else FIRST_STEPS[name]
+        assert found["values"][key][:count] == pytest.approx(values[:count], **TOLERANCE), (name, key)
+    if same_machine and "digest" in wanted:
         assert found["digest"] == wanted["digest"], f"{name}: the numbers are near the stored ones, but not the same to the bit"
 
 
