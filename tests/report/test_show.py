@@ -10,7 +10,7 @@ from amradio.drawing.panels import Panel, heat, overlay, principal_components, s
 from amradio.errors import UserError
 from amradio.features import Features
 from amradio.model import EmbeddedSet
-from amradio.model.showing import Prompts, distinct, panels
+from amradio.model.showing import Prompts, panels, worth_drawing
 from amradio.teachers.base import Teacher
 
 
@@ -46,32 +46,14 @@ def test_heat_is_red_where_values_are_large_and_a_mask_is_coloured_inside_alone(
     assert not torch.allclose(drawn[:4], image.permute(1, 2, 0)[:4])
 
 
-def test_of_masks_of_one_object_the_best_is_kept_and_grain_is_left_out():
+def test_masks_everywhere_are_drawn_the_largest_first_and_grain_is_left_out():
     masks = torch.zeros(4, 20, 20, dtype=torch.bool)
-    masks[0, :10] = True
-    masks[1, :9] = True
-    masks[2, 15:] = True
-    masks[3, 0, 0] = True
-    kept = distinct(masks, torch.tensor([0.8, 0.9, 0.7, 0.99]))
-    assert torch.equal(kept, masks[[1, 2]])
-    assert len(distinct(masks, torch.full((4,), 0.1))) == 0
-
-
-def test_masks_are_chosen_as_by_iou_in_float64_one_pair_after_another():
-    draws = torch.Generator().manual_seed(3)
-    masks = (torch.rand(40, 30, 30, generator=draws) < torch.rand(40, 1, 1, generator=draws)).logical_and(
-        torch.rand(1, 30, 30, generator=draws) < 0.97
-    )
-    masks[20:30] = masks[:10]
-    scores = torch.rand(40, generator=draws) * 0.5 + 0.5
-    kept: list[int] = []
-    for number in sorted(range(40), key=lambda number: -float(scores[number])):
-        mask, share = masks[number].double(), float(masks[number].double().mean())
-        ious = [float((mask * masks[k]).sum() / (mask + masks[k]).clamp(max=1).sum()) for k in kept]
-        if scores[number] >= 0.6 and 0.003 <= share <= 0.9 and all(iou <= 0.7 for iou in ious):
-            kept.append(number)
-    assert 3 < len(kept) < 37
-    assert torch.equal(distinct(masks, scores), masks[sorted(kept, key=lambda number: -float(masks[number].double().mean()))])
+    masks[0, :4] = True
+    masks[1, :10] = True
+    masks[2, 0, 0] = True
+    masks[3] = True
+    assert torch.equal(worth_drawing(masks), masks[[1, 0]])
+    assert len(worth_drawing(masks[:0])) == 0
 
 
 def test_a_teacher_sees_a_large_picture_as_small_as_the_student_does():

@@ -13,6 +13,7 @@ from ..errors import UserError, shown
 from ..features import Features
 from ..image_input import Picture, one_picture, scaled_size
 from ..images import resize, to_float
+from ..teachers.automatic_masks import MaskFilters
 from ..teachers.base import Teacher
 from .embedded_set import EmbeddedSet, Embedder
 
@@ -20,10 +21,8 @@ NEIGHBOURS = 4
 """Images of an embedded set that are drawn."""
 GRID = 8
 """Clicks along each side of an image where masks are wanted everywhere."""
-CERTAIN = 0.6
-"""Predicted IoU from which a mask of the grid is drawn."""
-SAME = 0.7
-"""IoU of two masks from which only the one of higher predicted IoU is drawn."""
+DRAWN = MaskFilters(min_iou=0.6, min_stability=0.0)
+"""Which masks of the grid are drawn. The logits of a student's masks are smaller than SAM's, so that few reach its stability."""
 SMALLEST, LARGEST = 0.003, 0.9
 """Share of the image that a mask of the grid covers at least and at most: smaller ones are grain, larger ones the whole picture."""
 
@@ -215,9 +214,7 @@ def _masks(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], pr
         best = decoder(encoded, boxes=[list(box) for box in prompts.boxes])
         panel(f"{_count(prompts.boxes, 'box', 'boxes')}, predicted IoU {_scores(best.scores)}", best.masks[:, 0], (), prompts.boxes)
     if prompts.everywhere:
-        grid = [((x + 0.5) * width / GRID, (y + 0.5) * height / GRID) for y in range(GRID) for x in range(GRID)]
-        best = decoder(encoded, points=[list(point) for point in grid])
-        masks = distinct(best.masks[:, 0], best.scores[:, 0])
+        masks = worth_drawing(decoder.everything(image, points_per_side=GRID, filters=DRAWN).masks)
         panel(f"{len(masks)} masks of {GRID} x {GRID} clicks everywhere", masks)
     return drawn
 
@@ -230,18 +227,8 @@ def _scores(scores: Tensor) -> str:
     return ", ".join(f"{score:.2f}" for score in scores[:, 0].tolist())
 
 
-def distinct(masks: Tensor, scores: Tensor) -> Tensor:
-    """Of masks bool [N, H, W] those that are worth drawing, the largest first: of good predicted IoU [N], neither tiny nor the whole image,
-    and of masks of one object the best alone."""
-    masks, scores = masks.cpu(), scores.cpu()
-    flat = masks.flatten(1)
-    share = flat.sum(1) / flat.shape[1]
-    kept: list[int] = []
-    for number in scores.argsort(descending=True).tolist():
-        if scores[number] < CERTAIN or not SMALLEST <= share[number] <= LARGEST:
-            continue
-        both = (flat[kept] & flat[number]).sum(1)
-        either = flat[kept].sum(1) + flat[number].sum() - both
-        if not (both / either > SAME).any():
-            kept.append(number)
-    return masks[sorted(kept, key=lambda number: -float(share[number]))]
+def worth_drawing(masks: Tensor) -> Tensor:
+    """Of masks bool [N, H, W] those that are neither grain nor the whole image, the largest first, so that a part lies on its object."""
+    share = masks.flatten(1).float().mean(1)
+    order = share.argsort(descending=True, stable=True)
+    return masks[order[(share[order] >= SMALLEST) & (share[order] <= LARGEST)]]
