@@ -9,6 +9,7 @@ import pytest
 from amradio.config import Settings, validate
 from amradio.distillation.losses import LossSettings
 from amradio.downstream.detection.settings import DetectionRecipe
+from amradio.downstream.vlm.settings import VlmRecipe
 from amradio.embedding.settings import EmbedSettings
 from amradio.errors import UserError
 from amradio.evaluation.suite import Suite
@@ -17,7 +18,7 @@ from amradio.recipe import Recipe
 from amradio.words import read_words
 from settings_tree import settings_below
 
-ROOTS: tuple[type[Settings], ...] = (Recipe, Suite, EmbedSettings, NetworkConfig, DetectionRecipe)
+ROOTS: tuple[type[Settings], ...] = (Recipe, Suite, EmbedSettings, NetworkConfig, DetectionRecipe, VlmRecipe)
 ALL = sorted({cls for root in ROOTS for cls in settings_below(root, set())}, key=lambda cls: f"{cls.__module__}.{cls.__name__}")
 NEGATIVE = {("students.timm_settings", "level")}
 """Where -1 is legal: the last level."""
