@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+import torch
+
 from ..batch import Batch
 from ..features import Features
 from ..teachers.base import Teacher
@@ -30,4 +32,5 @@ class OnlineTeachers:
     def __call__(self, batch: Batch, views: Views) -> dict[str, Features]:
         """Runs each teacher on its view; see `Targets`."""
         count = len(batch.images)
-        return {name: view.features_of_images(self.teachers[name](view.images), count) for name, view in views.teachers.items()}
+        with torch.no_grad():  # whoever calls: a compiled teacher has a graph for each mode in which it is called
+            return {name: view.features_of_images(self.teachers[name](view.images), count) for name, view in views.teachers.items()}

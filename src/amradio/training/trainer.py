@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Generator, Sequence
-from typing import cast
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from ..batch import Batch
 from ..data import OpenData
 from ..distillation.metrics import headline
+from ..engine.compilation import compile_in_place, compiled, many_graphs
 from ..engine.distributed import Processes
 from ..engine.lock import Lock
 from ..engine.log import Log
@@ -18,7 +19,6 @@ from ..errors import UserError
 from ..recipe import Recipe
 from ..run_folder import RunFolder
 from ..students.base import Student
-from ..teachers.base import Teacher
 from .calibration import Calibration
 from .checks import check_network
 from .held_out import HeldOut
@@ -85,11 +85,10 @@ class Trainer:
         """Trains from the last checkpoint, or from the start, to the end or until a signal asks to stop; returns the step reached."""
         context = self.context
         first = self.resume()
-        if context.recipe.engine.compile:
-            self._compile()
         start = time.perf_counter()
         try:
-            step = self.loop.run(first, self._take_step, self.hooks)
+            with self._compiled() if context.recipe.engine.compile else nullcontext():
+                step = self.loop.run(first, self._take_step, self.hooks)
         finally:
             self._close_steps()
             context.log.close()
@@ -118,12 +117,13 @@ class Trainer:
             self._steps.close()
             self._steps = None
 
-    def _compile(self) -> None:
-        """Compiles what the steps run; evaluations beside them run copies of the student, and the teachers as they are."""
-        self.context.log.say("compiling student and teachers: the first step takes minutes")
+    def _compiled(self) -> AbstractContextManager[None]:
+        """Compiles what steps and held-out agreement run; suites beside them run copies of the student, and the teachers as they are."""
+        self.context.log.say("compiling student and teachers, once for each size: the first step of a size takes minutes")
         task = self.context.task
-        task.network.student.compile()
-        task.teachers.update({name: cast(Teacher, torch.compile(teacher)) for name, teacher in task.teachers.items()})
+        compile_in_place(task.network.student)
+        task.teachers.update({name: compiled(teacher) for name, teacher in task.teachers.items()})
+        return many_graphs()
 
     def resume(self) -> int:
         """Fills everything from the last checkpoint and completes the run folder; returns its step, 0 where there is none."""
