@@ -50,11 +50,12 @@ class Parallel:
 class DataParallel(Parallel):
     """Every process holds the module, and gradients are averaged (DDP)."""
 
-    def __init__(self, module: nn.Module, processes: Processes):
+    def __init__(self, module: nn.Module, processes: Processes, one_pass: bool):
+        """one_pass: see `parallelize`."""
         super().__init__(module)
         device_ids = [processes.device.index] if processes.device.type == "cuda" else None
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch 2.7 knows no other name for broadcast_buffers
-            self.wrapped = DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False)
+            self.wrapped = DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False, static_graph=one_pass)
 
     def __call__(self, *positional: Any, **named: Any) -> Any:
         """The wrapped module's forward pass."""
@@ -69,6 +70,10 @@ class DataParallel(Parallel):
         return loss + sum((parameter.sum() * 0 for parameter in unused), start=torch.zeros_like(loss))
 
 
-def parallelize(module: nn.Module, processes: Processes) -> Parallel:
-    """The strategy for these processes."""
-    return DataParallel(module, processes) if processes.world_size > 1 else Parallel(module)
+def parallelize(module: nn.Module, processes: Processes, one_pass: bool = False) -> Parallel:
+    """The strategy for these processes.
+
+    one_pass: a step has one forward and backward pass, always with a gradient for the same parameters, so that DDP may take its graph as
+    static; with several pieces a step it may not (torch 2.15 ends with an internal error).
+    """
+    return DataParallel(module, processes, one_pass) if processes.world_size > 1 else Parallel(module)

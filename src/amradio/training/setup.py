@@ -148,6 +148,7 @@ def build_context(recipe: Recipe, teachers: Teachers, initial: InitialNetwork, d
     ema = Ema(averaged, recipe.engine.ema, plain_state) if recipe.engine.ema else None
     mesa = recipe.regularize.self_distillation
     task.self_distillation = SelfDistillation(ema.average, mesa.weight, mesa.max_shift) if ema and mesa else None
+    one_pass = recipe.engine.accumulate == 1 and all(len(stage.partitions) == 1 for stage in recipe.stages)
     spared = network.student.no_decay() | initial.partly_trained | without_decay(network.student)
     return Context(
         recipe=recipe,
@@ -156,7 +157,7 @@ def build_context(recipe: Recipe, teachers: Teachers, initial: InitialNetwork, d
         folder=RunFolder(recipe.out, recipe.engine.keep),
         config=initial.config,
         task=task,
-        parallel=parallelize(task, processes),
+        parallel=parallelize(task, processes, one_pass),
         optimizer=build_optimizer(task, recipe.optimizer, {f"network.student.{name}" for name in spared}, factors),
         ema=ema,
         stages=list(find_stages(recipe, task.views)),
