@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from written_documents import main
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- /numbers -->)", re.S)
@@ -176,16 +178,5 @@ def _filled_documents() -> Iterator[tuple[Path, str]]:
         yield path, filled(path.read_text(encoding="utf-8"))
 
 
-def main() -> int:
-    """Writes the documents, or with `--check` returns 1 where one is out of date."""
-    found = outdated()
-    if "--check" in sys.argv[1:]:
-        print("\n".join(f"{file} is out of date; run python tools/make_numbers.py" for file in found) or "up to date")
-        return int(bool(found))
-    for file, text in found.items():
-        file.write_text(text, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(outdated, "make_numbers.py", __doc__))

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import pydantic
 from pydantic.fields import FieldInfo
+from written_documents import main
 
 from amradio.config import Settings
 from amradio.downstream.detection.settings import DetectionRecipe
@@ -201,16 +202,5 @@ def outdated() -> dict[Path, str]:
     return found
 
 
-def main() -> int:
-    """Writes the documents, or with `--check` returns 1 where one is out of date."""
-    found = outdated()
-    if "--check" in sys.argv[1:]:
-        print("\n".join(f"{file} is out of date; run python tools/make_reference.py" for file in found) or "up to date")
-        return int(bool(found))
-    for file, text in found.items():
-        file.write_text(text, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(outdated, "make_reference.py", __doc__))
