@@ -1,18 +1,16 @@
 """A setting that does nothing is a defect: each of these changes what three steps log or leave behind."""
 
-import inspect
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from amradio import distill as run_distill
-from amradio.config import Settings
 from amradio.recipe import Recipe
 from runs import metrics, state
-from settings_tree import settings_below
+from settings_tree import changed_settings, name_of, settings_below
 
 pytestmark = pytest.mark.slow
 
@@ -331,32 +329,6 @@ def test_a_setting_changes_the_outcome(recipe, unchanged, tmp_path, start, word)
 @pytest.mark.parametrize("word", WITHOUT_EFFECT)
 def test_a_setting_of_the_machine_changes_nothing(recipe, unchanged, tmp_path, word):
     assert same(outcome(recipe, tmp_path / "changed", *BASES["vit"], word), unchanged("vit"))
-
-
-def name_of(cls: type[Settings], field: str) -> str:
-    """`Class.field`, of the class that declares the field."""
-    declaring = [base for base in cls.__mro__ if field in inspect.get_annotations(base)]
-    return f"{declaring[-1].__name__}.{field}" if field != "type" else f"{cls.__name__}.type"
-
-
-def all_settings(value: object) -> Iterator[tuple[str, object]]:
-    """Every setting below a recipe that has a value, by name, with the value where it is a leaf."""
-    if isinstance(value, Settings):
-        for field in type(value).model_fields:
-            yield name_of(type(value), field), getattr(value, field)
-            yield from all_settings(getattr(value, field))
-    elif isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from all_settings(item)
-
-
-def changed_settings(first: Recipe, second: Recipe) -> set[str]:
-    """The settings in which two recipes differ."""
-    values: tuple[dict, dict] = ({}, {})
-    for recipe, into in ((first, values[0]), (second, values[1])):
-        for name, value in all_settings(recipe):
-            into.setdefault(name, []).append(value)
-    return {name for name in values[0] | values[1] if values[0].get(name) != values[1].get(name)}
 
 
 @pytest.fixture
