@@ -216,6 +216,8 @@ ELSEWHERE = {
     "InternvlSettings.model": "teachers/test_new_families_parity.py::test_internvl",
     "InternvlSettings.revision": "teachers/test_teachers_bad_input.py::test_a_revision_on_the_hub",
     "InternvlSettings.type": "teachers/test_new_families_parity.py::test_internvl",
+    "LabelsSettings.path": "teachers/test_labels.py::test_a_class_is_the_folder_in_the_key",
+    "LabelsSettings.type": "teachers/test_labels.py::test_a_student_from_scratch_on_labels_beside_a_distilled_one",
     "LastBlocksSettings.count": "training/test_trained.py::test_the_last_blocks_are_counted_from_the_end",
     "LastBlocksSettings.type": "training/test_trained.py::test_the_last_blocks_are_counted_from_the_end",
     "LoraSettings.alpha": "training/test_trained.py::test_the_addition_is_alpha_over_rank_times_the_product",

@@ -21,7 +21,8 @@ def compare(*paths: str | Path, against: str | Path | Sequence[str | Path] = (),
     """Prints how runs differ: the keys of their recipes, and their last numbers with floors; returns the same as JSON takes it.
 
     paths: two run folders or more, finished or not. against: print instead whether distillation helps: `scratch`, the same student at step
-    0, or run folders, one for each seed of `paths` (of which one is enough here). as_json: print the result as JSON instead of tables.
+    0, or run folders, one for each seed of `paths` (of which one is enough here), e.g. of the same student trained on labels. as_json:
+    print the result as JSON instead of tables.
     Raises UserError where one is no run folder, or a file in it is damaged.
     """
     if against:
@@ -50,7 +51,7 @@ def _compare_pairs(paths: Sequence[str | Path], against: Sequence[str | Path], a
     runs = known[: len(paths)]
     baselines = pair_up(runs, known[len(paths) :])
     rows = paired_rows(runs, baselines)
-    text = sentence(rows, "the same student at step 0" if is_scratch else "the other runs")
+    text = sentence(rows, "the same student at step 0" if is_scratch else _about(known[len(paths) :]))
     pairs = [{"run": run.name, "against": other.name, "seed": run.config.get("seed")} for run, other in zip(runs, baselines, strict=True)]
     numbers = [{**asdict(row), "verdict": row.verdict} for row in rows]
     content = {"pairs": pairs, "points": POINTS, "rows": numbers, "sentence": text}
@@ -66,6 +67,12 @@ def _compare_pairs(paths: Sequence[str | Path], against: Sequence[str | Path], a
     if len({pair["seed"] for pair in pairs}) < FEW_SEEDS:
         print_text(f"warning: fewer than {FEW_SEEDS} seeds: how much these numbers vary from seed to seed is not known")
     return content
+
+
+def _about(others: Sequence[Run]) -> str:
+    """What the other runs are, as the sentence names them."""
+    kinds = {settings.get("type") for run in others for settings in run.config.get("teachers", {}).values() if settings}
+    return "students trained on labels" if kinds == {"labels"} else "the other runs"
 
 
 def _paired_cells(row: PairedRow) -> list[str]:

@@ -106,7 +106,7 @@ def find_teachers(path: Path, model: Model) -> Mapping[str, Teacher]:
                 teachers[name] = _of_run(run, name) if run.is_run else find(name, model.config.heads[name].teacher).freeze()
             except UserError as error:
                 note(f"warning: teacher of head {name}: not drawn, as it cannot be loaded: {error.problems[0]}")
-    return {name: teacher.to(model.device) for name, teacher in teachers.items()}
+    return {name: teacher.to(model.device) for name, teacher in teachers.items() if not teacher.needs_keys}
 
 
 def _of_run(run: RunFolder, name: str) -> Teacher:

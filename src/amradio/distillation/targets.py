@@ -8,7 +8,7 @@ import torch
 from ..batch import Batch
 from ..features import Features
 from ..teachers.base import Teacher
-from .views import Views
+from .views import View, Views
 
 
 class Targets(Protocol):
@@ -33,4 +33,11 @@ class OnlineTeachers:
         """Runs each teacher on its view; see `Targets`."""
         count = len(batch.images)
         with torch.no_grad():  # whoever calls: a compiled teacher has a graph for each mode in which it is called
-            return {name: view.features_of_images(self.teachers[name](view.images), count) for name, view in views.teachers.items()}
+            return {name: view.features_of_images(self._features(name, batch, view), count) for name, view in views.teachers.items()}
+
+    def _features(self, name: str, batch: Batch, view: View) -> Features:
+        teacher = self.teachers[name]
+        if not teacher.needs_keys:
+            return teacher(view.images)
+        known = teacher.of_keys(batch.keys)
+        return Features(*(None if tensor is None else tensor.to(batch.images.device) for tensor in known))

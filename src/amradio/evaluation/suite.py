@@ -57,13 +57,13 @@ class Suite(Settings):
 
         Args:
             model: the student with its heads, None where only teachers are measured.
-            teachers: by the names of their heads; they are moved.
+            teachers: by the names of their heads; they are moved. Those that know the images of a run alone are left out.
             progress: shows how far a loop is.
             agreement: of the run that made the model.
             processes: those of `torchrun`, which share the images out; None for this one alone.
         """
         device = find_device(self.device, "device")
-        moved = {name: teacher.to(device) for name, teacher in teachers.items()}
+        moved = {name: teacher.to(device) for name, teacher in teachers.items() if not teacher.needs_keys}
         bench = Bench(
             model.to(device) if model is not None else None,
             moved,

@@ -15,6 +15,7 @@ from .settings import (
     Dinov3Settings,
     EmbeddedSettings,
     InternvlSettings,
+    LabelsSettings,
     Metaclip2Settings,
     ModelSettings,
     OpenClipSettings,
@@ -47,6 +48,7 @@ TEACHERS: tuple[type[TeacherSettings], ...] = (
     TimmSettings,
     EmbeddedSettings,
     ModelSettings,
+    LabelsSettings,
     CustomSettings,
 )
 """Every kind of teacher; a new one is one file and one entry here."""
@@ -68,6 +70,7 @@ __all__ = [
     "EmbeddedSettings",
     "InternvlSettings",
     "Known",
+    "LabelsSettings",
     "Metaclip2Settings",
     "ModelSettings",
     "OpenClipSettings",

@@ -61,6 +61,8 @@ class Teacher(nn.Module):
     """Models that the teacher itself was distilled from, where that is known."""
     has_text: bool = False
     """Whether `encode_text` works: the summary is then in the space of its text encoder."""
+    needs_keys: bool = False
+    """Whether its features are known by the keys of a run's images (`of_keys`) and cannot be computed from pixels."""
 
     def __init__(
         self,
@@ -112,6 +114,10 @@ class Teacher(nn.Module):
 
     def encode(self, images: Tensor) -> Features:
         """Features of normalised images [B, 3, H, W] of a legal size, in `compute_dtype`."""
+        raise NotImplementedError
+
+    def of_keys(self, keys: Sequence[str]) -> Features:
+        """float32 features of the images with these keys, on the CPU; for teachers with `needs_keys`."""
         raise NotImplementedError
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:  # noqa: ARG002 - for those that have a text encoder

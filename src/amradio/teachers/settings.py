@@ -326,6 +326,25 @@ class ModelSettings(TeacherSettings):
         return {"path": source}
 
 
+class LabelsSettings(TeacherSettings):
+    """The classes of labelled images, one folder each, in a teacher's place: what the same student learns without distillation."""
+
+    type: Literal["labels"] = "labels"
+    path: UserPath
+    """A folder with one folder a class; the images of `data.train` and `data.val` are known by the folder of this name in their path."""
+
+    def build(self) -> "Teacher":
+        """Raises UserError where the folder is not there or holds fewer than two classes."""
+        from .labels import build
+
+        return build(self)
+
+    @classmethod
+    def keys_of_source(cls, source: str) -> dict[str, Any]:
+        """A folder."""
+        return {"path": source}
+
+
 class CustomSettings(TeacherSettings):
     """The place of a teacher that is passed as an object: `amradio.distill(recipe, teachers={"name": teacher})`."""
 

@@ -122,7 +122,7 @@ class Trainer:
         self.context.log.say("compiling student and teachers, once for each size: the first step of a size takes minutes")
         task = self.context.task
         compile_in_place(task.network.student)
-        task.teachers.update({name: compiled(teacher) for name, teacher in task.teachers.items()})
+        task.teachers.update({name: compiled(teacher) for name, teacher in task.teachers.items() if not teacher.needs_keys})
         return many_graphs()
 
     def resume(self) -> int:
