@@ -139,7 +139,7 @@ def test_a_detector_gives_at_most_so_many_objects() -> None:
     for num_detections in (3, 100):
         torch.manual_seed(0)
         network = NetworkConfig(student=VIT, num_summaries=1).build()
-        settings = FasterRcnnSettings(**SMALL, anchor_size=16, num_detections=num_detections)
+        settings = FasterRcnnSettings.model_validate(SMALL | {"anchor_size": 16, "num_detections": num_detections})
         counts.append(len(Detector(network, settings, ("a", "b"), 64).eval().detect(images, [(64, 64)])[0]["scores"]))
     assert counts[0] == 3 < counts[1]
 

@@ -47,6 +47,7 @@ def test_a_class_is_the_folder_in_the_key(classes: Path) -> None:
     assert isinstance(teacher, LabelsTeacher)
     assert (teacher.summary_dim, teacher.spatial_dim) == (3, None)
     found = teacher.of_keys(["red/0.png", "mixed/blue/deeper/5.png", "green/red.png"])
+    assert found.summary is not None
     assert found.summary.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
     assert found.spatial is None
     with pytest.raises(UserError, match=r"image 'red\.png' is in no folder of a class there; labels need a source of type folder"):
