@@ -18,8 +18,8 @@ from amradio.teachers.sam_settings import SamSettings
 from amradio.teachers.settings import ClipSettings, CustomSettings, EmbeddedSettings, ModelSettings
 from model_folders import layer_scale_vit
 
-NOT_FROM_FILES = ("embedded", "custom", "model")
-"""Tested elsewhere: by the files that the package ships, and by what raises."""
+NOT_FROM_FILES = ("embedded", "custom", "model", "labels")
+"""Tested elsewhere: by the files that the package ships, by what raises, and in test_labels.py."""
 
 
 def kind_of(settings: type[TeacherSettings]) -> str:
