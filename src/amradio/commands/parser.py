@@ -43,6 +43,12 @@ class Parser(argparse.ArgumentParser):
         print(f"error: {message}{example}", file=sys.stderr)
         raise SystemExit(2)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Answers a word that is none of the choices with the nearest one."""
+        if action.choices is not None and value not in action.choices:
+            named = action if action.option_strings else None
+            raise argparse.ArgumentError(named, f"there is no '{value}'; {nearest(str(value), [str(c) for c in action.choices])}")
+
 
 LISTINGS = {
     "teachers": "well-known teachers: dims, licences, what is on this machine",
