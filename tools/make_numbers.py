@@ -197,7 +197,8 @@ def claim(stated: Mapping[str, Any]) -> list[str]:
 ABLATIONS = tuple(read("ablations")["groups"]) if (RESULTS / "ablations.json").is_file() else ()
 """Groups of variants that were run."""
 PARTS: dict[str, Callable[[], str]] = {
-    part.__name__: part for part in (quickstart, quickstart_agreement, quickstart_cost, recipe_cost, students_scenes, photographs)
+    part.__name__: part
+    for part in (quickstart, quickstart_agreement, quickstart_cost, recipe_cost, students_scenes, photographs, detection, vlm)
 } | {f"ablation_{name}": partial(ablation, name) for name in ABLATIONS}
 PARTS |= {
     f"ablation_{name}_by_size": partial(ablation_by_size, name) for name in ABLATIONS if "by_size" in read("ablations")["groups"][name]
