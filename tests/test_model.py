@@ -437,6 +437,7 @@ def test_cards_lead_to_the_settings_of_every_kind() -> None:
         "timm": "resnet50.a1_in1k",
         "embedded": "embedded sam",
         "model": "runs/x/model",
+        "labels": "photos/train",
     }
     assert set(cards) | {"custom"} == {settings.model_fields["type"].default for settings in TEACHERS}
     for kind, source in cards.items():
