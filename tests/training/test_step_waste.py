@@ -18,6 +18,8 @@ from amradio.training.optimization import Optimization
 from amradio.training.schedule import Stage
 from runs import losses
 
+pytestmark = pytest.mark.slow
+
 WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.is_nonzero.default}
 """Operations whose result the host needs before it goes on: on a GPU each waits for all that was begun."""
 SIZES = "stages.0.partitions.0={image_size: 48, image_sizes: [{size: 32}, {size: 48}], batch_size: 4}"
@@ -80,7 +82,6 @@ def test_models_of_one_size_share_a_view(recipe: Callable[..., Recipe], monkeypa
     assert views.student.images is not views.teachers["sam"].images
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ahead", ["false", "true"])
 def test_each_size_is_compiled_once(recipe: Callable[..., Recipe], monkeypatch, tmp_path: Path, ahead: str):
     """With a backend that runs the graphs as they are: the losses are those of the eager run, and no size is compiled a second time."""
