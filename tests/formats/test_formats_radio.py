@@ -593,7 +593,6 @@ def tensors(**changes: Tensor) -> Callable[[dict[str, Any]], None]:
         (tensors(input_conditioner__norm_mean=torch.ones(1)), "1 means and 3 deviations"),
         (arguments(model="vit_large_patch16_224", model_kwargs={}), "embed_dim 64, args.model and model_kwargs say 1024"),
         (arguments(model="dino_v2_g_student"), r"missing: base_model\.blocks\.0\.mlp\.w12\.weight"),
-        (arguments(model="radio1d_huge_patch16_224"), r"'radio1d_huge_patch16_224' \(RADIO1D, which merges patches.*is not read here"),
         (
             arguments(model_kwargs={"embed_dim": 64, "depth": 4, "num_heads": 4, "scaled_ln": True}),
             r"model_kwargs\.scaled_ln: not known here",

@@ -23,9 +23,10 @@ from amradio.downstream.vlm.settings import VlmRecipe
 from amradio.evaluation.benchmarks import BenchmarkPaths
 from amradio.evaluation.suite import Suite
 from amradio.formats.model_folder import write_folder
+from amradio.network import NetworkConfig
 from amradio.recipe import Recipe
 from amradio.recipes import FOLDER, shipped
-from amradio.students import StudentSettings
+from amradio.students import Radio1dSettings, StudentSettings
 from amradio.teachers import TEACHERS, EmbeddedSettings, TeacherSettings
 from amradio.training.initialization import network_config
 from amradio.yaml12 import parse_yaml
@@ -209,6 +210,8 @@ def lines_of(document: str | tuple[str, ...], folder: Path, monkeypatch: pytest.
     and a folder of pictures."""
     monkeypatch.chdir(folder)
     write_quickstart(folder / "runs" / "quickstart")
+    ordered = NetworkConfig(student=Radio1dSettings(dim=32, depth=2, num_heads=2, decoder_depth=1, max_image_size=128), num_summaries=1)
+    write_folder(folder / "C-RADIOv4-1D-H", ordered, ordered.build(), {"step": 1, "num_steps": 1, "data": "nothing"})
     pixels = torch.randint(0, 256, (60, 90, 3), dtype=torch.uint8).numpy()
     (folder / "photos").mkdir()
     for path in (folder / "photo.jpg", folder / "photos" / "a.jpg", folder / "photos" / "b.jpg"):
@@ -257,6 +260,8 @@ def test_lines_of_the_page_on_models_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert found["large"].shape == (1, 2, 480, 640)
     assert found["shares"].sum(1).allclose(torch.ones(()))
     assert found["clicked"].masks.shape == (2, 1, 90, 120)
+    assert torch.equal(found["first_five"], found["code"][:, :5])
+    assert found["decoded"].shape == (2, 4, 6, 32)
 
 
 @pytest.mark.slow

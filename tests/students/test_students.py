@@ -19,6 +19,7 @@ TINY = {
     "vit": {"dim": 48, "depth": 2, "num_heads": 4, "patch_size": 8, "num_registers": 2, "max_image_size": 64},
     # at 32 x 64 px the optimal window would be one cell, in which attention has nothing to choose from
     "eradio": {"dim": 8, "stem_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [2, 4], "neck_dim": 24, "window_size": 2, "window": "fixed"},
+    "radio1d": {"dim": 48, "depth": 3, "num_heads": 4, "patch_size": 8, "max_image_size": 64, "decoder_depth": 2, "filler_side": 3},
     "timm": {"model": "test_convnext"},
     "timm, a summary per teacher": {"model": "test_vit", "summaries": "per_teacher"},
     "timm, neck": {"model": "test_efficientnet", "level": 2, "neck": True, "neck_dim": 24, "summary": "map"},

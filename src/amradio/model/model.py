@@ -196,6 +196,33 @@ class Model(DescribedNetwork):
         """
         self.network.student.set_windows(size, num_global, num_windowed)
 
+    def set_tokens(self, num_tokens: int | None) -> None:
+        """How many tokens of its code a RADIO1D keeps: features are made of these alone, at their usual shape.
+
+        Args:
+            num_tokens: 1 or more, cut to as many as an image has; None for all.
+
+        Raises UserError for another student or number.
+        """
+        from ..students.radio1d import radio1d
+
+        if num_tokens is not None or self.config.student.type == "radio1d":
+            radio1d(self.network.student, "num_tokens").set_tokens(num_tokens)
+
+    def code(self, images: Tensor) -> Tensor:
+        """The ordered tokens that a RADIO1D writes an image into, of which any first few stand for the whole.
+
+        Args:
+            images: as for `forward`.
+
+        Returns: [B, k, D], k as of `set_tokens`; there are H/p * W/p, divided by 4 for every merge.
+        Raises UserError as `forward`, for another student and in training mode.
+        """
+        from ..students.radio1d import radio1d
+
+        self._check(images)
+        return radio1d(self.network.student, "code").code(images)
+
 
 def _numbers(indices: int | Iterable[int] | None) -> int | list[int] | None:
     return indices if isinstance(indices, int) or indices is None else list(indices)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ..config import one_of
 from ..lazy import lazily
 from .eradio_settings import EradioSettings
+from .radio1d_settings import Radio1dSettings
 from .settings import CustomSettings, StudentRow, StudentSettings
 from .timm_settings import TimmSettings
 from .vit_settings import VitSettings
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from .base import Student
     from .custom import CustomStudent
 
-STUDENTS: tuple[type[StudentSettings], ...] = (VitSettings, EradioSettings, TimmSettings, CustomSettings)
+STUDENTS: tuple[type[StudentSettings], ...] = (VitSettings, EradioSettings, TimmSettings, Radio1dSettings, CustomSettings)
 
 if TYPE_CHECKING:
     AnyStudent = StudentSettings
@@ -32,6 +33,7 @@ __all__ = [
     "CustomSettings",
     "CustomStudent",
     "EradioSettings",
+    "Radio1dSettings",
     "Student",
     "StudentRow",
     "StudentSettings",

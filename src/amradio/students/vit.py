@@ -13,7 +13,7 @@ from .base import NUM_DRAWS, Aggregation, PackedImages, Student, block_numbers
 from .checkpointing import checkpointed
 from .mlps import change_mlp
 from .packing import Packing
-from .patch_generator import PatchGenerator, PositionRule
+from .patch_generator import PatchGenerator
 from .vit_pretrained import TOKENS, start_from
 from .vit_settings import MlpKind, VitSettings, VitShape
 from .windows import Parted, Windows, global_blocks
@@ -22,9 +22,8 @@ from .windows import Parted, Windows, global_blocks
 def build(settings: VitSettings, num_summaries: int) -> "Vit":
     """A ViT with `num_summaries` summary tokens, on the default device, with random weights or those of `start_from`."""
     shape = settings.shape()
-    rule = PositionRule(settings.align_corners, settings.position_dropout, settings.viewport_scale if settings.viewport else None)
     num_prefix = num_summaries + settings.num_registers
-    patch_generator = PatchGenerator(shape.dim, settings.patch_size, settings.table_side(), num_prefix, rule)
+    patch_generator = PatchGenerator(shape.dim, settings.patch_size, settings.table_side(), num_prefix, settings.position_rule())
     blocks = [make_block(shape, settings.layer_scale, settings.mlp) for _ in range(shape.depth)]
     vit = Vit(patch_generator, blocks, num_summaries, settings.gradient_checkpointing, settings.final_norm)
     if settings.start_from is not None:
@@ -32,13 +31,13 @@ def build(settings: VitSettings, num_summaries: int) -> "Vit":
     return vit
 
 
-def make_block(shape: VitShape, layer_scale: float | None, mlp: MlpKind = "gelu") -> Block:
-    """A pre-norm block: qkv bias, erf GELU, LayerNorm eps 1e-6, scaled dot product attention, LayerScale from `layer_scale` or none."""
+def make_block(shape: VitShape, layer_scale: float | None, mlp: MlpKind = "gelu", qkv_bias: bool = True) -> Block:
+    """A pre-norm block: erf GELU, LayerNorm eps 1e-6, scaled dot product attention, LayerScale from `layer_scale` or none."""
     block = Block(
         shape.dim,
         shape.num_heads,
         mlp_ratio=(shape.mlp_dim + 0.5) / shape.dim,  # the half keeps int() of the product from falling one short
-        qkv_bias=True,
+        qkv_bias=qkv_bias,
         init_values=layer_scale,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),  # pyright: ignore[reportArgumentType]
     )
@@ -74,7 +73,7 @@ class Vit(Student):
         self.summary_dim = self.spatial_dim = dim
         self.gradient_checkpointing = gradient_checkpointing
         self.windows: Windows | None = None
-        self.apply(_initialise)
+        self.apply(initialise)
 
     @property
     def step(self) -> int:
@@ -238,7 +237,8 @@ class Vit(Student):
         return Features(summary, spatial)
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
+    """Linear layers from a normal distribution of deviation 0.02, cut at 2 deviations, and biases of zero."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
 
 import pydantic
 
@@ -11,6 +11,7 @@ from ..config import AsTuple, Depth, Heads, Pixels, Share, Width
 from .settings import StudentRow, StudentSettings
 
 if TYPE_CHECKING:
+    from .patch_generator import PositionRule
     from .vit import Vit
 
 
@@ -43,10 +44,9 @@ def swiglu_dim(mlp_dim: int) -> int:
     return (int(mlp_dim * 2 / 3) + 7) // 8 * 8
 
 
-class VitSettings(StudentSettings):
-    """A ViT student."""
+class TransformerSettings(StudentSettings):
+    """What all students of transformer blocks on patches have in common: width and depth, and how positions are read."""
 
-    type: Literal["vit"] = "vit"
     size: Literal["tiny", "small", "base", "large", "so400m", "huge", "giant"] = "small"
     """Width and depth: tiny 192 x 12, small 384 x 12, base 768 x 12, large 1024 x 24, so400m 1152 x 27, huge 1280 x 32, giant 1536 x 40."""
     patch_size: Annotated[int, pydantic.Field(ge=1, le=1024)] = 16
@@ -59,8 +59,6 @@ class VitSettings(StudentSettings):
     """Attention heads, in place of the size's own; divides the channels."""
     mlp_dim: Width | None = None
     """Hidden channels of a block's MLP, in place of the size's own; for swiglu those are two thirds of them, as it has three matrices."""
-    mlp: MlpKind = "gelu"
-    """Of a block: gelu; gelu_norm, with a LayerNorm behind it (the first C-RADIO); swiglu, as in DINOv2-g (RADIOv2.5-g)."""
     final_norm: bool = False
     """A LayerNorm on all tokens after the last block; published RADIO models have none."""
     num_registers: Annotated[int, pydantic.Field(ge=0, le=4096)] = 4
@@ -79,11 +77,9 @@ class VitSettings(StudentSettings):
     """Least and greatest side of that rectangle, as a share of the table."""
     gradient_checkpointing: bool = False
     """Computes each block again in the backward pass: less memory, more time, the same numbers."""
-    start_from: str | None = None
-    """Weights to begin with: a timm model name, a .safetensors file, or a model folder; null begins at random."""
 
     @pydantic.model_validator(mode="after")
-    def _consistent(self) -> VitSettings:
+    def _consistent(self) -> Self:
         shape = self.shape()
         if shape.dim % shape.num_heads:
             raise ValueError(f"num_heads {shape.num_heads} does not divide dim {shape.dim}; set num_heads to a divisor of dim")
@@ -99,13 +95,35 @@ class VitSettings(StudentSettings):
         """The size's shape with the overrides put in."""
         size = SIZES[self.size]
         dim = self.dim or size.dim
-        full = 4 * dim if self.dim else size.mlp_dim
-        mlp_dim = self.mlp_dim or (swiglu_dim(full) if self.mlp == "swiglu" else full)
+        mlp_dim = self.mlp_dim or self._mlp_dim(4 * dim if self.dim else size.mlp_dim)
         return VitShape(dim, self.depth or size.depth, self.num_heads or size.num_heads, mlp_dim)
+
+    def _mlp_dim(self, full: int) -> int:
+        """Hidden channels of MLPs that have as many weights as one with a GELU and `full` channels."""
+        return full
 
     def table_side(self) -> int:
         """Positions per side of the table."""
         return round(self.max_image_size / self.patch_size)
+
+    def position_rule(self) -> PositionRule:
+        """How the position table is read."""
+        from .patch_generator import PositionRule
+
+        return PositionRule(self.align_corners, self.position_dropout, self.viewport_scale if self.viewport else None)
+
+
+class VitSettings(TransformerSettings):
+    """A ViT student."""
+
+    type: Literal["vit"] = "vit"
+    mlp: MlpKind = "gelu"
+    """Of a block: gelu; gelu_norm, with a LayerNorm behind it (the first C-RADIO); swiglu, as in DINOv2-g (RADIOv2.5-g)."""
+    start_from: str | None = None
+    """Weights to begin with: a timm model name, a .safetensors file, or a model folder; null begins at random."""
+
+    def _mlp_dim(self, full: int) -> int:
+        return swiglu_dim(full) if self.mlp == "swiglu" else full
 
     def build(self, num_summaries: int) -> Vit:
         """A ViT with `num_summaries` summary tokens, on the default device; UserError where `start_from` cannot be read."""

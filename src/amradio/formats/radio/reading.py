@@ -7,18 +7,27 @@ from ...config import validate
 from ...features import KINDS
 from ...network import HeadConfig, NetworkConfig, TrainingFacts
 from ...students.settings import StudentSettings
-from ...students.vit_settings import VitSettings
+from ...students.vit_settings import TransformerSettings
 from ..base import LoadedModel
 from ..building import filled
 from ..model_folder import ancestors_in
 from .eradio import STEM, read_eradio
 from .heads import OWN_KEY, head_config, own_part
 from .layout import Published, check_settings
+from .radio1d import is_radio1d, read_radio1d
 from .tokens import first_of, teachers_in, tokens_of
 from .vit import read_vit
 
-DEAD = ("student.reg_token", "student.patch_generator.video_embedder.", "student.mask_token")
-"""Starts of names that do nothing to an image: timm's unused registers, the patches of video models, DINOv2's token for hidden patches."""
+DEAD = (
+    "student.reg_token",
+    "student.patch_generator.video_embedder.",
+    "student.mask_token",
+    "student._iter_count",
+    "student.dynamic_rate_vec",
+    "student.dynamic_rate_projector.",
+)
+"""Starts of names that do nothing to an image: timm's unused registers, the patches of video models, DINOv2's token for hidden patches, and
+of RADIO1D the count of its steps and the part that chooses how many tokens to keep, which is not asked in evaluation."""
 PREFERRED = 512
 """px that E-RADIO, C-RADIOv3 and v4 prefer."""
 
@@ -38,7 +47,8 @@ def network_of(published: Published, where: str, align_corners: bool | None, sum
         tokens = tokens_of(published.settings, where)
         slots = summary_slots or tokens.summary_slots
         num_summaries = max(tokens.num_summaries, max(slots) + 1)
-        student, published = read_vit(published, where, bool(align_corners), num_summaries)
+        read = read_radio1d if is_radio1d(published.settings) else read_vit
+        student, published = read(published, where, bool(align_corners), num_summaries)
     stored = own_part(published.settings)
     config = NetworkConfig(
         student=student,
@@ -86,6 +96,6 @@ def _image_size(settings: Mapping[str, Any], student: StudentSettings) -> int:
     """What we wrote, else the size of the training images, else a quarter of the position table (512 of 2048 px); whole patches."""
     size_stored, stated = own_part(settings).get("image_size"), settings.get("input_size")
     size = size_stored or (stated[-1] if isinstance(stated, (list, tuple)) and stated else None)
-    if not isinstance(student, VitSettings):
+    if not isinstance(student, TransformerSettings):
         return size or PREFERRED
     return max(round((size or student.max_image_size / 4) / student.patch_size), 1) * student.patch_size

@@ -23,13 +23,12 @@ DINO: dict[str, tuple[str, MlpKind]] = {"dino_v2_g_student": ("giant", "swiglu")
 MLPNORM = "_mlpnorm"
 """End of the names of architectures with a norm in their MLPs."""
 NOT_READ = (
-    (r"^radio1d_", "RADIO1D, which merges patches between blocks and has a decoder"),
     (r"^hybrid_", "a ConvNeXt beside a ViT"),
     (r"_dyt", "tanh in place of norms"),
     (r"xpos", "rotary positions"),
 )
 """Pattern in the name of a published architecture that is not built here -> what it is."""
-WHAT_IS_READ = "RADIO's plain ViTs with a cropped position table are read, and E-RADIO"
+WHAT_IS_READ = "RADIO's plain ViTs with a cropped position table are read, RADIO1D and E-RADIO"
 SHAPE = frozenset({"embed_dim", "depth", "num_heads", "mlp_ratio", "init_values", "patch_size", "img_size", "class_token", "reg_tokens"})
 OF_TRAINING = frozenset({"drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate"})
 HARMLESS = SHAPE | OF_TRAINING | {"num_classes", "weight_init", "no_embed_class", "dynamic_img_size", "global_pool"}
@@ -82,7 +81,7 @@ def read_vit(published: Published, where: str, align_corners: bool, num_summarie
         student = VitSettings(**given, patch_size=patch_size, num_registers=num_registers, align_corners=align_corners)
     except pydantic.ValidationError as error:
         raise UserError(*(f"{where}: {problem['msg'].removeprefix('Value error, ')}" for problem in error.errors())) from None
-    return student, _conditioned(_without_bias(published) if architecture.is_dino else published, where)
+    return student, conditioned(_without_bias(published) if architecture.is_dino else published, where)
 
 
 def _first_layer(mlp: MlpKind) -> str:
@@ -149,7 +148,7 @@ def _without_bias(published: Published) -> Published:
     return published._replace(weights={**rest, TABLE: (table.double() + bias.double()).to(table.dtype)})
 
 
-def _conditioned(published: Published, where: str) -> Published:
+def conditioned(published: Published, where: str) -> Published:
     """Another mean and std than CLIP's, folded into the patches and, as a constant, into the position table: exactly."""
     if same_conditioner(published, where):
         return published
