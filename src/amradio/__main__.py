@@ -64,10 +64,7 @@ def call(options: argparse.Namespace) -> None:
 
         embed(options.path, options.images, options.out, **chosen_options(options))
     elif options.verb == "export":
-        from .commands.export import export
-
-        heads = None if options.heads is None else [name for name in options.heads.split(",") if name]
-        export(options.path, options.format, options.out, heads=heads, dtype=options.dtype, image_size=options.image_size)
+        _export(options)
     elif options.verb in ("show", "demo"):
         _show(options)
     elif options.verb == "report":
@@ -88,6 +85,14 @@ def call(options: argparse.Namespace) -> None:
         doctor()
     else:
         _list(options)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from .commands.export import export
+
+    heads = None if options.heads is None else [name for name in options.heads.split(",") if name]
+    chosen = {"dtype": options.dtype, "image_size": options.image_size, "spectral": options.spectral}
+    export(options.path, options.format, options.out, heads=heads, **chosen)
 
 
 def _vlm(options: argparse.Namespace) -> None:

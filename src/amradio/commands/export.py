@@ -76,6 +76,7 @@ def export(
     heads: str | Sequence[str] | None = None,
     dtype: str | None = None,
     image_size: int | None = None,
+    spectral: bool = False,
 ) -> Exported:
     """Writes a model in another format, reads it back there, compares all outputs, and prints how to use it.
 
@@ -86,6 +87,7 @@ def export(
         heads: names of the heads to include (a text is one name); None for all that the format can hold.
         dtype: of the weights, `float32`, `float16` or `bfloat16`; None for that of the model.
         image_size: px of the side, for `onnx`; None for every size where the student is a ViT, else for the size of the last training.
+        spectral: for `torchhub`: linear layers in the form of spectral reparametrisation, for training that goes on in it.
 
     Raises UserError, and leaves nothing behind, where the format cannot hold the model or outputs differ after reading it back.
     """
@@ -93,13 +95,17 @@ def export(
     _check_out(form, target)
     if image_size is not None and not form.takes_image_size:
         raise UserError(f"image_size: what is written as '{form.name}' takes images of every legal size; leave it out")
+    if spectral and not form.takes_spectral:
+        raise UserError(f"spectral: what is written as '{form.name}' has no place for reparametrised layers; 'torchhub' has")
     with PHASES.phase(f"reading {path}"):
         loaded = formats.read(path)
     (chosen, left_out), _, _ = together(
         lambda: _choose_heads(loaded, form, heads), lambda: _check_dtype(dtype), lambda: _check_image_size(loaded, image_size)
     )
     model = _cast(_with_licences(chosen), dtype)
-    settings = ExportSettings(tuple(model.config.heads), _dtype_of(model.network), image_size)
+    settings = ExportSettings(tuple(model.config.heads), _dtype_of(model.network), image_size, spectral)
+    if spectral and settings.dtype != "float32":
+        raise UserError(f"spectral: {settings.dtype} is too coarse for the norms of layers; give dtype float32")
     reasons = form.unsupported_reasons(model.config, model.network)
     if reasons:
         raise UserError(*(f"{path}: cannot be written as '{form.name}': {reason}" for reason in reasons))

@@ -184,6 +184,7 @@ def _add_export(export: Parser) -> None:
     export.add_argument("--heads", metavar="A,B", help="heads to include; default: all that the format can hold")
     export.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights; default: as they are")
     export.add_argument("--image-size", type=int, metavar="N", help="px, for a format of one fixed size")
+    export.add_argument("--spectral", action="store_true", help="torchhub: linear layers in the form of spectral reparametrisation")
 
 
 def _add_small(verb: Callable[[str, str, str], Parser]) -> None:

@@ -35,6 +35,8 @@ class ExportSettings(NamedTuple):
     """`float32`, `float16` or `bfloat16`: of the weights."""
     image_size: int | None = None
     """Pixels at which a format of one fixed size is made; None for the model's own."""
+    spectral: bool = False
+    """Whether linear layers are written in the form of spectral reparametrisation, for training code that goes on in it."""
 
 
 class Format:
@@ -49,6 +51,8 @@ class Format:
 
     takes_image_size: bool = False
     """Whether `ExportSettings.image_size` means something to it; the command refuses it elsewhere."""
+    takes_spectral: bool = False
+    """The same of `ExportSettings.spectral`."""
 
     def recognises(self, path: Path) -> bool:
         """Whether the file or folder is of this format: from its content, reading little, running nothing, raising nothing."""

@@ -1,6 +1,7 @@
 """The official `.pth.tar` of NVlabs/RADIO's torch hub: `arch, epoch, args, state_dict`, all heads included."""
 
 import argparse
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from ...errors import UserError
 from ...features import Features
 from ...network import Network, NetworkConfig
+from ...students.reparametrization import reparametrize
 from ..base import ExportSettings, Format, LoadedModel
 from ..model_folder import ANCESTRY
 from . import Published, compare_rules, network_of, publish, supported_heads, to_our_names, unsupported_reasons, weights_in_file
@@ -32,6 +34,7 @@ class TorchHub(Format):
     name = "torchhub"
     suffix = ".pth.tar"
     reader = "amradio's own reader, in a fresh model, because the official code is not run"
+    takes_spectral = True
 
     def recognises(self, path: Path) -> bool:
         """Any file of torch.save: `read` says what it lacks."""
@@ -51,8 +54,10 @@ class TorchHub(Format):
         return supported_heads(config)
 
     def write(self, target: Path, model: LoadedModel, settings: ExportSettings) -> None:
-        """Writes a checkpoint with the arguments of the published training code."""
-        del settings
+        """Writes a checkpoint with the arguments of the published training code; UserError where `spectral` finds no linear layers."""
+        if settings.spectral:
+            model = model._replace(network=copy.deepcopy(model.network))
+            reparametrize(model.network.student, spectral=True, deviation=0)
         published = publish(model)
         conditioner = {CONDITIONER + key: tensor for key, tensor in published.conditioner.items()}
         state = weights_in_file(published, groups_of({name: name for name in model.config.heads})) | conditioner

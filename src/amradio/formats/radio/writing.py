@@ -12,6 +12,7 @@ from ...network import HeadConfig, NetworkConfig
 from ...students.base import CLIP_MEAN, CLIP_STD
 from ...students.eradio import Eradio
 from ...students.eradio_settings import EradioSettings
+from ...students.reparametrization import parametrizations
 from ...students.vit_settings import VitSettings
 from ..base import LoadedModel
 from ..model_folder import ANCESTRY, plain_ancestors
@@ -67,7 +68,8 @@ def publish(model: LoadedModel) -> Published:
                 silent = silent_head(in_dim, silent_part(head).dim, dtype)
                 weights |= {f"heads.{name}.{kind}.{key}": tensor for key, tensor in silent.items()}
     conditioner = {"norm_mean": torch.tensor(CLIP_MEAN).view(3, 1, 1), "norm_std": torch.tensor(CLIP_STD).view(3, 1, 1)}
-    return Published(_settings(config, dtype), weights, conditioner, {})
+    spectral = {"spectral_reparam": any(parametrizations(network.student))}
+    return Published(_settings(config, dtype) | spectral, weights, conditioner, {})
 
 
 def _settings(config: NetworkConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -97,7 +99,6 @@ def _settings(config: NetworkConfig, dtype: torch.dtype) -> dict[str, Any]:
         "mlp_version": "v2",
         "spatial_mlp_version": None,
         "spectral_heads": False,
-        "spectral_reparam": False,
         OWN_KEY: stored,
     }
 
