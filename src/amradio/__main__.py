@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .commands.parser import parse
-from .console import note, only_results, open_standard_streams, outlive_console
+from .commands.grammar import parse
+from .console import fitted, note, only_results, open_standard_streams, outlive_console
 from .errors import UserError
 from .interruption import Interruptible, RunStoppedError
 
@@ -82,7 +82,7 @@ def call(options: argparse.Namespace) -> None:
     elif options.verb == "doctor":
         from .commands.doctor import doctor
 
-        doctor()
+        doctor(options.json)
     else:
         _list(options)
 
@@ -181,7 +181,7 @@ def _ended(options: argparse.Namespace) -> int:
         rank = int(os.environ.get("RANK", "0"))
         if rank == 0 or not error.on_all_processes:
             where = f"error on process {rank}" if rank else "error"
-            print("\n".join(f"{where}: {problem}" for problem in error.problems), file=sys.stderr)
+            print(fitted("\n".join(f"{where}: {problem}" for problem in error.problems), sys.stderr), file=sys.stderr)
         return 2
     return 0
 

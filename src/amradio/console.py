@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO, TypeVar
 
 Item = TypeVar("Item")
@@ -18,6 +19,12 @@ NARROWEST = 40
 """Characters below which lines are not made shorter."""
 PERIOD = 30.0
 """Seconds between two lines of a long phase where the console is no terminal."""
+WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|\S)+""")
+"""A word of a command, with its quotes."""
+CONTINUED = " \\"
+"""At the end of a line of a command that continues on the next."""
+INDENT = " " * 4
+"""Before what stands below the first line of a text."""
 
 
 _quiet = False
@@ -43,7 +50,48 @@ def note(line: str, stream: TextIO | None = None) -> None:
     """One line on stderr, beside the results on stdout; of several processes only the first one prints. stream: another one."""
     stream = stream or sys.stderr
     if os.environ.get("RANK", "0") == "0" and stream is not None and not is_left_out(line):
-        print(line, file=stream, flush=True)
+        print(fitted(line, stream), file=stream, flush=True)
+
+
+def line_width(stream: TextIO | None) -> int | None:
+    """Characters a line of progress and errors: COLUMNS where it is set, else those of the terminal; None, no limit, for a file or a pipe,
+    where one message is one line that can be searched."""
+    if os.environ.get("COLUMNS", "").isdecimal() or is_terminal(stream):
+        return max(shutil.get_terminal_size((PAGE, 24)).columns, NARROWEST)
+    return None
+
+
+def fitted(text: str, stream: TextIO | None) -> str:
+    """The text in lines of at most `line_width(stream)` characters; no word is cut."""
+    width = line_width(stream)
+    if width is None:
+        return text
+    options: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": INDENT, "expand_tabs": False}
+    return "\n".join(textwrap.fill(line, width, **options) if len(line) > width else line for line in text.split("\n"))
+
+
+def joined(parts: Sequence[str], stream: TextIO | None, gap: str = "  ") -> str:
+    """The parts side by side, of which those at the end are left out that `line_width(stream)` has no room for."""
+    width = line_width(stream)
+    kept = list(parts)
+    while width is not None and len(kept) > 1 and len(gap.join(kept)) > width:
+        kept.pop()
+    return gap.join(kept)
+
+
+def command_text(command: str, first: str, width: int) -> str:
+    r"""A command as it can be pasted into a shell; what is too long for a line is continued with `\`.
+
+    first: what stands before it on its first line.
+    """
+    lines, line = [], first
+    for word in WORD.findall(command):
+        is_begun = line != first and bool(line.strip())
+        if is_begun and len(line) + len(" ") + len(word) + len(CONTINUED) > width:
+            lines.append(line + CONTINUED)
+            line = f"{INDENT} "
+        line += f" {word}"
+    return "\n".join([*lines, line])
 
 
 def columns() -> int:

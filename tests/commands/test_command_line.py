@@ -15,8 +15,10 @@ from amradio import console
 from amradio.__main__ import main
 from amradio.commands import tables
 from amradio.commands.embed_options import chosen_options
-from amradio.commands.parser import FAMILIAR, parse, parser
+from amradio.commands.grammar import FAMILIAR, parse
+from amradio.commands.parser import parser
 from amradio.embedding import EmbedSettings
+from amradio.engine.log import Log
 from amradio.errors import UserError
 from amradio.problems import FLAGS, SYNONYMS, _keys, key_of_flag
 from amradio.recipe import Recipe
@@ -46,6 +48,16 @@ def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("detect trian a.yaml", "error: there is no 'trian'; did you mean 'train'?"),
         ("evaluate runs/x --suite papre", "error: argument --suite: there is no 'papre'; did you mean 'paper'?"),
         ("completion bassh", "error: there is no 'bassh'; did you mean 'bash'?"),
+        ("trian x.yaml", "error: there is no command 'trian'; did you mean 'distill'?"),
+        ("versoin", "error: there is no command 'versoin'; there is: compare, "),
+        ("--versoin", "error: there is no option '--versoin'; did you mean '--version'?"),
+        ("embed m images --ot f.parquet", "error: there is no option '--ot'; did you mean '--out'?\n"),
+        ("export m fromat=onnx out=x", "error: there is no option '--fromat'; did you mean '--format'?\n"),
+        ("show m a.jpg ot=shown", "error: there is no option '--ot'; did you mean '--out'?\n"),
+        ("evaluate", "error: missing: PATH\nexample: amradio evaluate "),
+        ("demo", "error: missing: PATH\n"),
+        ("detect", "error: missing: train, RECIPE|key=value\n"),
+        ("vlm", "error: missing: train|export, RECIPE|key=value\n"),
         ("xyzzy", "error: there is no command 'xyzzy'; there is: compare, completion, demo, detect, distill, doctor, embed, evaluate, "),
         ("distill a.yaml --dryrun", "error: there is no option '--dryrun'; did you mean '--dry-run'?"),
         ("distill a.yaml --steps 5", "error: there is no option '--steps'; settings are written without dashes: stages.0.steps=5"),
@@ -60,8 +72,9 @@ def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("distill a.yaml --out", "error: --out: expected one value; write it as out=VALUE"),
         ("evaluate runs/x --image-size 64", "error: there is no option '--image-size'; settings are written without dashes: image_size=64"),
         ("embed m images --out f.parquet --sptial full", "error: there is no option '--sptial'; did you mean '--spatial'?"),
-        ("embed m images --out f.parquet head=clip", "error: 'head=clip' does not belong here; see amradio embed --help"),
-        ("students json=true", "error: 'json=true' does not belong here; write it as --json true"),
+        ("embed m images --out f.parquet head=clip", "error: there is no option '--head'; did you mean '--heads'?\n"),
+        ("embed m images --out f.parquet frob=clip", "error: 'frob=clip' does not belong here; see amradio embed --help"),
+        ("students json=true", "error: 'json=true' does not belong here; write it as --json\n"),
         ("distill", "error: missing: RECIPE|key=value\nexample: amradio distill starter data.train.path=photos"),
         ("export m", "error: missing: --format, --out\nexample: amradio export runs/first --format onnx --out student.onnx"),
         ("distill a.yaml --steps 5 --dryrun", "stages.0.steps=5; there is no option '--dryrun'; did you mean '--dry-run'?"),
@@ -71,7 +84,8 @@ def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:
 def test_what_does_not_fit_is_answered_with_how_to_write_it(words, message, capsys):
     printed = refused(words, capsys)
     assert message in printed
-    verb = next((word for word in words.split() if word in VERBS), "")
+    meant = re.search("there is no command .*; did you mean '(.*)'", printed)
+    verb = meant[1] if meant else next((word for word in words.split() if word in VERBS), "[-h] ")
     assert f"usage: amradio {verb}".rstrip() in printed  # the usage of the verb, where there is one
     assert "Traceback" not in printed
 
@@ -115,7 +129,64 @@ def test_dotted_options_are_words_and_json_may_stand_anywhere():
     words = ["distill", "--optimizer.learning_rate=1e-3", "a.yaml", "--stages.0.steps", "5", "--dry-run"]
     assert parse(words, "").words == ["optimizer.learning_rate=1e-3", "a.yaml", "stages.0.steps=5"]
     assert parse(["--json", "students"], "").json
+    assert parse(["show", "m", "a.jpg", "out=s", "--click", "-5", "3"], "").click == [[-5.0, 3.0]]
     assert parse(["embed", "m", "images", "out=f.parquet", "image_size=64"], "").image_size == "64"
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        ("evaluate m --json", "-"),
+        ("--json evaluate m", "-"),
+        ("evaluate --json m", "-"),
+        ("evaluate m --json real_evaluation", "-"),
+        ("evaluate --json a.json m", "a.json"),
+        ("evaluate m --json=a.txt", "a.txt"),
+        ("evaluate m json=a.json", "a.json"),
+        ("evaluate m --json /dev/stdout", "/dev/stdout"),
+        ("evaluate m", None),
+    ],
+)
+def test_the_json_of_an_evaluation_goes_into_a_file_that_is_named_and_else_to_stdout(words, file):
+    options = parse(words.split(), "")
+    assert (options.path, options.json) == ("m", file)
+    assert options.words == [word for word in words.split() if word == "real_evaluation"]
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_as_a_verb_is_the_help_of_a_verb(verb, capsys):
+    printed = []
+    for words in (["help", verb], [verb, "--help"]):
+        with pytest.raises(SystemExit, match="0"):
+            main([word for word in words if word])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert printed[0].startswith(f"usage: amradio {verb or '[-h]'}")
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_the_help_fits_the_terminal(verb, width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"] if verb is None else [verb, "--help"])
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > width] == []
+
+
+def test_errors_and_lines_of_progress_are_folded_on_a_terminal_and_whole_in_a_file(monkeypatch, capsys):
+    words = ["distill", "starter", "teachers.dino.wieght=2", "optimizer.lr=1e-4"]
+    assert main(words) == 2
+    whole = capsys.readouterr().err
+    assert max(map(len, whole.splitlines())) > 90
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(words) == 2
+    folded = capsys.readouterr().err
+    assert max(map(len, folded.splitlines())) <= 60
+    assert folded.split() == whole.split()
+    log = Log(aloud=True)
+    log.say_parts(("step 7/9", "loss 0.1234", "left 0:10", "clip 0.763/0.787", "dino 0.763/0.787", "41 img/s"))
+    assert capsys.readouterr().out == "step 7/9  loss 0.1234  left 0:10  clip 0.763/0.787\n"
+    assert log._early == ["step 7/9  loss 0.1234  left 0:10  clip 0.763/0.787  dino 0.763/0.787  41 img/s"], "train.log has all"
 
 
 @pytest.mark.slow
@@ -174,7 +245,7 @@ def test_the_help_of_every_verb_has_an_example_that_parses(verb, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([verb, "--help"])
     printed = capsys.readouterr().out
-    example = printed.split("example: amradio ")[1].split()
+    example = shlex.split(printed.split("example: amradio ")[1].replace("\\\n", " "))
     assert example[0] == verb
     parse(example, "")
 
@@ -241,6 +312,14 @@ def test_the_commands_of_the_recipes_are_commands_and_nothing_else():
             assert options.verb in ("distill", "detect", "vlm", "evaluate", "quickstart")
             names = {entry.name} | ({recipe.name for recipe in shipped() if recipe.kind == "recipe"} if entry.kind == "part" else set())
             assert all("=" in word or word in names for word in options.words), command
+
+
+def test_the_doctor_as_json(capsys):
+    assert main(["--json", "doctor"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert {"CPU", "disk", "hub cache"} <= content["machine"].keys()
+    assert content["libraries"]["torch"].count(".") >= 2
+    assert isinstance(content["teachers"], list)
 
 
 def test_listings_as_json(capsys):

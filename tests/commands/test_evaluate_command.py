@@ -106,7 +106,7 @@ def test_the_built_in_file_is_a_suite() -> None:
 def test_results_overwrite_nothing_and_are_refused_before_anything_is_measured(kind, run_folder, evaluation_file, tmp_path, capsys):
     file = {"a folder": tmp_path, "a recipe": run_folder / "config.yaml", "below a file": run_folder / "config.yaml" / "x.json"}[kind]
     before = (run_folder / "config.yaml").read_bytes()
-    assert main(["evaluate", str(run_folder), str(evaluation_file), "--json", str(file)]) == 2
+    assert main(["evaluate", str(run_folder), str(evaluation_file), f"--json={file}"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "error: --json: " in printed.err
@@ -129,3 +129,12 @@ def test_results_before_an_error_are_printed_and_written(tmp_path: Path, capsys:
     assert "results.json: the results of first, which were measured before" in " ".join(printed.out.split())
     assert list(json.loads(file.read_text())["results"]) == ["first"]
     assert main(["evaluate", str(student), *words, "evaluations.second=null", "--json", str(file)]) == 0
+    capsys.readouterr()
+    assert main(["--json", "evaluate", str(student), *words, "evaluations.second=null"]) == 0
+    printed = capsys.readouterr()
+    assert list(json.loads(printed.out)["results"]) == ["first"], "one document and nothing else"
+    assert "RankMe" in printed.err, "the table is beside it"
+    assert main(["--json", "evaluate", str(student), *words]) == 2
+    printed = capsys.readouterr()
+    assert list(json.loads(printed.out)["results"]) == ["first"], "what was measured before an error"
+    assert "error: evaluations.second" in printed.err

@@ -1,6 +1,8 @@
 """A start on Windows: no module takes at its top what only POSIX has, and the first commands work without it."""
 
 import ast
+import errno
+import os
 import subprocess
 import sys
 import textwrap
@@ -10,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import amradio
+from amradio.engine import lock
+from amradio.errors import UserError
 
 MODULES = ("resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog")
 SIGNAL = ("SIGKILL", "SIGBUS", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGQUIT", "SIGPIPE", "pthread_sigmask", "alarm", "setitimer")
@@ -91,3 +95,50 @@ def test_the_first_commands_do_without_posix(tmp_path):
     codes = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("CODE")]
     assert codes == [["recipes", "0"], ["teachers", "0"], ["students", "0"], ["schema", "0"], ["distill", "2"], ["--help", "0"]]
     assert "is on a file system without locks" in done.stderr
+
+
+class Msvcrt:
+    """`msvcrt.locking` as on Windows, in one process: a locked byte belongs to one handle, and unlocking what is not locked fails."""
+
+    LK_NBLCK, LK_UNLCK = 2, 0
+
+    def __init__(self) -> None:
+        self.holders: dict[tuple[int, int, int], int] = {}
+
+    def locking(self, handle: int, mode: int, count: int) -> None:
+        assert count == 1
+        status = os.fstat(handle)
+        byte = status.st_dev, status.st_ino, os.lseek(handle, 0, os.SEEK_CUR)
+        if mode == self.LK_NBLCK:
+            if byte in self.holders:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            self.holders[byte] = handle
+        elif self.holders.pop(byte, None) != handle:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_windows_locks_a_byte_behind_the_text(monkeypatch, tmp_path):
+    windows = Msvcrt()
+    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr(lock, "msvcrt", windows)
+    unlink = Path.unlink
+
+    def unlink_of_windows(path: Path) -> None:
+        if windows.holders:
+            raise PermissionError(errno.EACCES, "The process cannot access the file because it is being used by another process")
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", unlink_of_windows)
+    file = tmp_path / ".lock"
+    with lock.Lock(file, "out: x") as held:
+        held.take()
+        ((_, _, position),) = windows.holders
+        assert position > len(file.read_bytes()) > 0
+        with lock.Lock(file, "out: x") as other, pytest.raises(UserError, match=f"out: x is in use by process {os.getpid()} on "):
+            other.take()
+        assert len(windows.holders) == 1, "who did not get it does not release it"
+    assert windows.holders == {}
+    assert not file.exists()
+    with lock.Lock(file, "out: x") as again:
+        again.take()
+        assert windows.holders

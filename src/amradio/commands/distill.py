@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..config import to_yaml
-from ..console import note, outlive_console, print_text
+from ..console import INDENT, note, outlive_console, print_text
 from ..data import OpenData
 from ..devices import autocast_dtype, find_device
 from ..engine.distributed import Processes, failures_of_peers
@@ -32,7 +32,7 @@ from ..training import (
     initialize,
     load_teachers,
 )
-from .tables import INDENT, print_table
+from .tables import print_table
 
 Say = Callable[[str], None]
 

@@ -1,6 +1,7 @@
 """`amradio doctor`: what this machine can do, and what is missing."""
 
 import importlib.metadata
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from .tables import print_table
 
 LITTLE_SHARED_MEMORY = 2 << 30
 """Bytes: about two batches, of 256 images of 432 px, of each of seven loading processes."""
+MISSING = "not installed"
 EXTRAS = {
     "datasets": "data",
     "tensorboard": "track",
@@ -28,8 +30,14 @@ EXTRAS = {
 }
 
 
-def doctor() -> None:
-    """Prints devices, precision, libraries, extras, the hub cache and the teachers that are here."""
+def doctor(as_json: bool = False) -> None:
+    """Prints devices, precision, libraries, extras, the hub cache and the teachers that are here. as_json: as JSON in place of tables."""
+    if as_json:
+        machine = {what: {"found": state, "what follows": advice} for what, state, advice in _machine()}
+        libraries = {name: version if version != MISSING else None for name, version, _ in _libraries()}
+        here = [{"type": known.kind, "model": known.model} for known in catalogue() if known.is_here]
+        print(json.dumps({"machine": machine, "libraries": libraries, "teachers": here}, indent=1))
+        return
     print_table("This machine", ("what", "found", "what follows"), list(_machine()))
     print_table("Libraries", ("library", "version", "if missing"), list(_libraries()))
     print_table("Teachers on this machine", ("type", "model"), [(k.kind, k.model) for k in catalogue() if k.is_here])
@@ -78,4 +86,4 @@ def _libraries() -> Iterator[tuple[str, str, str]]:
             yield name, importlib.metadata.version(name), ""
         except importlib.metadata.PackageNotFoundError:
             extra = EXTRAS.get(name)
-            yield name, "not installed", f"pip install 'amradio[{extra}]'" if extra else "pip install amradio"
+            yield name, MISSING, f"pip install 'amradio[{extra}]'" if extra else "pip install amradio"

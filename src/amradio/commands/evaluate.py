@@ -1,7 +1,9 @@
 """`amradio evaluate`: student, heads and teachers side by side."""
 
+import contextlib
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -39,6 +41,8 @@ from .results import print_published, print_results
 if TYPE_CHECKING:  # transformers' LLaVA takes seconds to import
     from ..downstream.vlm.assembly import Vlm
 
+STDOUT = "-"
+"""As the file of the results."""
 SCENES = "scenes"
 """The built-in evaluations, on generated scenes."""
 
@@ -58,7 +62,7 @@ def evaluate(
     Args:
         path: a run folder, whose teachers are loaded as its config.yaml says, a model folder, or a vision-language model.
         words: evaluation files and `key=value`, merged left to right; without a word the built-in evaluations on generated scenes.
-        json_file: a file for machine-readable results; None for no file.
+        json_file: a file for machine-readable results, or `-` for stdout, where all else is printed to stderr; None for no file.
         teachers: further teachers as objects, by the names of their heads.
         student: for a student of type `custom`, an object built like the one that was trained; it takes the weights.
         benchmarks: a suite of published benchmarks, which the words change; None for the evaluations of the words alone.
@@ -66,28 +70,41 @@ def evaluate(
     Raises UserError with all that is missing, before anything is measured.
     """
     suite = (_suite(words) if benchmarks is None else load_suite(benchmarks.name, benchmarks.data, words)).beside(str(path))
-    file = None if json_file is None else user_path(json_file, "--json")
+    file = None if json_file in (None, STDOUT) else user_path(json_file, "--json")
 
     def load_models() -> _Loaded:
         if file is not None:
             check_json(file)
         return _load_vlm(user_path(path), suite) if is_vlm(user_path(path)) else _load(path, suite, teachers or {}, student)
 
-    with failures_of_peers(), closing(Processes(find_device(suite.device, "device"))) as processes:
+    stdout = sys.stdout
+    tables = sys.stderr if json_file == STDOUT else stdout
+    with (
+        contextlib.redirect_stdout(tables),
+        failures_of_peers(),
+        closing(Processes(find_device(suite.device, "device"))) as processes,
+    ):
         loaded = Share(processes).all_do(load_models)
         about = {"path": str(path), "teachers": {name: teacher.source for name, teacher in loaded.teachers.items()}}
         results: dict[str, Result] = {}
+
+        def write() -> None:
+            if file is not None:
+                write_json(results, file, about)
+            elif json_file == STDOUT:
+                print(json_text(results, about), end="", file=stdout)
+
         try:
             evaluate_models(loaded.model, loaded.teachers, suite, loaded.agreement, processes, loaded.vlm, results=results)
         except (UserError, KeyboardInterrupt):
+            if results and processes.is_first:
+                write()
             if file is not None and results and processes.is_first:
-                write_json(results, file, about)
                 print_text(f"{shown(file)}: the results of {', '.join(results)}, which were measured before")
             raise
         if benchmarks is not None and processes.is_first:
             print_published(comparison(benchmarks.name, results))
-        if file is not None:
-            processes.first_does(lambda: write_json(results, file, about))
+        processes.first_does(write)
     return results
 
 
@@ -235,12 +252,17 @@ def check_json(file: Path) -> None:
         raise UserError(f"--json: {shown(file)} exists and holds no results of an evaluation; nothing was touched; give another name")
 
 
-def write_json(results: Mapping[str, Result], file: Path, about: Mapping[str, Any]) -> None:
+def json_text(results: Mapping[str, Result], about: Mapping[str, Any]) -> str:
     """All numbers with their settings, counts, seconds and fingerprints, and the machine they were measured on."""
     content = {**about, "environment": environment(), "results": {name: plain(result) for name, result in results.items()}}
+    return json.dumps(content, indent=1) + "\n"
+
+
+def write_json(results: Mapping[str, Result], file: Path, about: Mapping[str, Any]) -> None:
+    """Writes `json_text` to a file, or a device."""
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(content, indent=1) + "\n"
+        text = json_text(results, about)
         if file.exists() and not file.is_file():  # /dev/stdout
             file.write_text(text, encoding="utf-8")
         else:

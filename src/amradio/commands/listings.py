@@ -1,23 +1,18 @@
 """`amradio teachers`, `students`, `recipes`, `schema` and `completion`: what there is. Only the schema of evaluations imports torch."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from .. import students, teachers
 from ..config import Settings
-from ..console import columns, print_text
+from ..console import columns, command_text, print_text
 from ..errors import UserError, nearest
 from ..recipes import shipped
 
 GAP = "  "
-WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|\S)+""")
-"""A word of a command, with its quotes."""
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 """The JSON Schema that pydantic writes."""
-CONTINUED = " \\"
-"""At the end of a line of a command that continues on the next."""
 
 
 def list_teachers(as_json: bool = False) -> None:
@@ -105,7 +100,7 @@ def list_recipes(name: str | None = None, as_json: bool = False) -> None:
                 if entry.kind == kind:
                     print(entry.name)
                     print_text(entry.about, "    ", "    ")
-                    print(*(_command(command) for command in entry.command.splitlines()), sep="\n")
+                    print(*(command_text(command, "    $", columns()) for command in entry.command.splitlines()), sep="\n")
                     print_text(entry.cost, "    cost:   ", " " * 12)
                     print_text(entry.result, "    result: ", " " * 12)
                     print()
@@ -139,17 +134,6 @@ def print_completion(shell: str) -> None:
     from .parser import parser
 
     print(shtab.complete(parser()[0], shell))
-
-
-def _command(command: str) -> str:
-    r"""A command as it can be pasted into a shell; what is too long for a line is continued with `\`."""
-    lines, line = [], "    $"
-    for word in WORD.findall(command):
-        if len(line) + len(word) + len(" ") + len(CONTINUED) > columns() and line.strip() not in ("", "$"):
-            lines.append(line + CONTINUED)
-            line = "     "
-        line += f" {word}"
-    return "\n".join([*lines, line])
 
 
 def _type(settings: type[Settings]) -> str:

@@ -1,46 +1,46 @@
-"""The grammar of the command line, and an answer with a way to fix it for what does not fit."""
+"""The verbs of the command line and their options; `grammar` reads them."""
 
 import argparse
-import difflib
-import re
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ..console import columns, command_text, fitted
 from ..errors import nearest
 
 WORDS_HELP = "recipe files, names of shipped recipes (`amradio recipes`) and key=value words, merged left to right"
-FAMILIAR = {
-    "train": "distill",
-    "fit": "distill",
-    "run": "distill",
-    "resume": "distill",
-    "test": "evaluate",
-    "eval": "evaluate",
-    "validate": "evaluate",
-    "convert": "export",
-    "predict": "embed",
-    "infer": "embed",
-    "extract": "embed",
-    "features": "embed",
-    "list": "recipes",
-    "models": "students",
-    "diff": "compare",
-    "info": "doctor",
-    "check": "doctor",
-}
-"""Verbs of other programs."""
+EXAMPLE = "example:"
+"""Before the command at the end of a help."""
+STDOUT = "-"
+"""In place of the name of a file."""
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Lines of at most the width of the terminal; an example that is longer is continued with a backslash, so that it can be pasted."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        prose, example, command = text.partition(EXAMPLE)
+        lines = textwrap.wrap(prose, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
+        return "\n".join([*lines, *([command_text(command, EXAMPLE, width)] if example else [])])
 
 
 class Parser(argparse.ArgumentParser):
     """Ends with 2 after one line that says what is wrong and how to write it, below the usage."""
 
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, formatter_class=_Formatter, **options)
+
     def error(self, message: str) -> NoReturn:
         """Prints the usage and `error: message` to stderr, with an example where a word is missing, and raises SystemExit(2)."""
         message = message.replace("the following arguments are required", "missing")
-        example = f"\nexample: {self.epilog.split('example: ')[-1]}" if self.epilog and "missing" in message else ""
         self.print_usage(sys.stderr)
-        print(f"error: {message}{example}", file=sys.stderr)
+        print(fitted(f"error: {message}", sys.stderr), file=sys.stderr)
+        if self.epilog and "missing" in message:
+            print(command_text(self.epilog[self.epilog.index(EXAMPLE) + len(EXAMPLE) :], EXAMPLE, columns()), file=sys.stderr)
         raise SystemExit(2)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -57,10 +57,6 @@ LISTINGS = {
 }
 
 
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30)
-
-
 def parser(version: str = "", with_embed_options: bool = True) -> tuple[Parser, dict[str, Parser]]:
     """The command line's parser, and those of its verbs by name.
 
@@ -70,7 +66,6 @@ def parser(version: str = "", with_embed_options: bool = True) -> tuple[Parser, 
         prog="amradio",
         description="Distil any set of vision foundation models into one student.",
         epilog="`amradio VERB --help` shows the options of a verb and an example. example: amradio quickstart",
-        formatter_class=_formatter,
     )
     top.add_argument("--version", action="version", version=f"amradio {version}")
     top.add_argument("--debug", action="store_true", help="show the traceback of an error; may be written anywhere")
@@ -78,13 +73,11 @@ def parser(version: str = "", with_embed_options: bool = True) -> tuple[Parser, 
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, text: str, example: str) -> Parser:
-        return verbs.add_parser(
-            name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=f"example: {example}", formatter_class=_formatter
-        )
+        return verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=f"{EXAMPLE} {example}")
 
     text = "three small teachers into one student on generated scenes: offline, on a CPU, in minutes"
     quickstart = verb("quickstart", text, "amradio quickstart out=runs/mine")
-    quickstart.add_argument("words", nargs="*", metavar="key=value", help="changes to the built-in recipe, e.g. out=DIR")
+    quickstart.add_argument("words", nargs="*", default=[], metavar="key=value", help="changes to the built-in recipe, e.g. out=DIR")
     distill = verb("distill", "run or resume a recipe", "amradio distill starter data.train.path=photos out=runs/first --dry-run")
     distill.add_argument("words", nargs="+", metavar="RECIPE|key=value", help=f"{WORDS_HELP}; a run folder stands for its config.yaml")
     distill.add_argument("--dry-run", action="store_true", help="check everything, print recipe, teachers and data, and train nothing")
@@ -129,7 +122,7 @@ def _add_detect(verb: Callable[[str, str, str], Parser]) -> None:
         "train a detector on a student, or resume its training",
         "amradio detect train model=runs/first data.train.type=scenes out=runs/detector",
     )
-    detect.add_argument("action", choices=("train",), help="train: run or resume a recipe of detection")
+    detect.add_argument("action", choices=("train",), metavar="train", help="train: run or resume a recipe of detection")
     detect.add_argument("words", nargs="+", metavar="RECIPE|key=value", help="files and key=value words, merged left to right")
 
 
@@ -139,7 +132,12 @@ def _add_vlm(verb: Callable[[str, str, str], Parser]) -> None:
         "train a vision-language model on a student, or resume its training",
         "amradio vlm train vlm_llava model=runs/first language_model=lmsys/vicuna-7b-v1.5 out=runs/vlm",
     )
-    vlm.add_argument("action", choices=("train", "export"), help="train: run or resume a recipe; export: a folder for transformers alone")
+    vlm.add_argument(
+        "action",
+        choices=("train", "export"),
+        metavar="train|export",
+        help="train: run or resume a recipe; export: a folder for transformers alone",
+    )
     vlm.add_argument(
         "words",
         nargs="+",
@@ -151,13 +149,24 @@ def _add_vlm(verb: Callable[[str, str, str], Parser]) -> None:
 def _add_evaluate(evaluate: Parser) -> None:
     evaluate.add_argument("path", metavar="PATH", help="a run folder or a model folder")
     evaluate.add_argument(
-        "words", nargs="*", metavar="EVALUATION|key=value", help="evaluation files and key=value words; without one: on generated scenes"
+        "words",
+        nargs="*",
+        default=[],
+        metavar="EVALUATION|key=value",
+        help="evaluation files and key=value words; without one: on generated scenes",
     )
-    evaluate.add_argument("--json", metavar="FILE", help="write all results with their settings, counts and seconds")
+    evaluate.add_argument(
+        "--json",
+        nargs="?",
+        const=STDOUT,
+        metavar="FILE.json",
+        help="write all results with their settings, counts and seconds; without a name: to stdout, and the tables to stderr",
+    )
     evaluate.add_argument(
         "--suite",
         choices=("paper", "dense", "detection", "vlm", "mieb", "clip"),
-        help="published benchmarks, the published numbers beside; words change them",
+        metavar="NAME",
+        help="published benchmarks, the published numbers beside: paper, dense, detection, vlm, mieb or clip; words change them",
     )
     evaluate.add_argument(
         "--data",
@@ -189,7 +198,8 @@ def _add_export(export: Parser) -> None:
 
 def _add_small(verb: Callable[[str, str, str], Parser]) -> None:
     _add_report(verb("report", "one page about runs: curves, tables, pictures", "amradio report runs/first --out report.html"))
-    verb("doctor", "what this machine can do, and what is missing", "amradio doctor")
+    doctor = verb("doctor", "what this machine can do, and what is missing", "amradio doctor")
+    doctor.add_argument("--json", action="store_true", help="print the same as JSON")
     push = verb("push", "upload a model folder to the hub; without --yes only say what would go", "amradio push runs/first me/student")
     push.add_argument("path", metavar="PATH", help="a run folder, or an exported model folder")
     push.add_argument("name", metavar="OWNER/NAME", help="on the hub; created where it is missing")
@@ -221,7 +231,7 @@ def _add_show(show: Parser) -> None:
 
 def _add_demo(demo: Parser) -> None:
     demo.add_argument("path", metavar="PATH", help="a run folder, or a model in any format that is read")
-    demo.add_argument("images", nargs="*", metavar="IMAGES", help="pictures to choose from, as for `amradio show`")
+    demo.add_argument("images", nargs="*", default=[], metavar="IMAGES", help="pictures to choose from, as for `amradio show`")
     demo.add_argument("--port", type=int, default=7860, metavar="N", help="of this machine; 0 for any that is free; default: 7860")
 
 
@@ -240,102 +250,3 @@ def _add_compare(compare: Parser) -> None:
         help="say whether distillation helps: `scratch` (the same student at step 0), or a run for each seed; one RUN is enough then",
     )
     compare.add_argument("--json", action="store_true", help="print the same as JSON")
-
-
-ANYWHERE = ("--debug", "--quiet")
-"""Flags that may stand before the verb and behind it."""
-
-
-def parse(words: Sequence[str], version: str) -> argparse.Namespace:
-    """The options of a command line. Prints what is wrong and raises SystemExit(2) where it does not fit.
-
-    `--debug`, `--quiet` and `--json` may stand anywhere, key=value words may stand behind options, and `--out X`, `--out=X` and `out=X`
-    mean the same for every verb.
-    """
-    top, verbs = parser(version, with_embed_options="embed" in words)
-    flags = {flag for flag in ANYWHERE if flag in words}
-    words = [word for word in words if word not in flags]
-    first = next((number for number, word in enumerate(words) if not word.startswith("-")), None)
-    if first is not None and words[first] not in verbs:
-        top.error(f"there is no command '{words[first]}'; {_other_verb(words[first], verbs)}")
-    if first is not None:
-        leading = [word for word in words[:first] if word == "--json"]
-        kept = [word for word in words[:first] if word != "--json"]
-        words = [*kept, words[first], *_canonical([*words[first + 1 :], *leading], verbs[words[first]])]
-    options, rest = top.parse_known_args(words)
-    for flag in ANYWHERE:
-        setattr(options, flag[2:], flag in flags)
-    late = [word for word in rest if not word.startswith("-")]
-    if late and late == rest and hasattr(options, "words"):
-        options.words += late
-    elif rest:
-        verb = verbs[options.verb]
-        verb.error("; ".join(_stray(word, _after(word, words), verb) for n, word in enumerate(rest) if _is_reported(rest, n)))
-    return options
-
-
-def _canonical(words: Sequence[str], verb: Parser) -> list[str]:
-    """The words with `out=X` as `--out=X` where `--out` is an option, and with `--out X` and `--a.b X` as `out=X` where it is none."""
-    options = {option: action for action in verb._actions for option in action.option_strings}
-    takes_words = any(action.dest == "words" for action in verb._actions)
-    canonical: list[str] = []
-    waiting = list(words)
-    while waiting:
-        word = waiting.pop(0)
-        name, equals, value = word.partition("=")
-        option = f"--{name.replace('_', '-')}"
-        if equals and option in options and options[option].nargs != 0:
-            canonical.append(f"{option}={value}")
-        elif takes_words and name not in options and (name == "--out" or re.fullmatch(r"--[a-z]\w*(\.\w+)+", name)):
-            if not equals and not waiting:
-                verb.error(f"{name}: expected one value; write it as {name[2:]}=VALUE")
-            canonical.append(f"{name[2:]}={value if equals else waiting.pop(0)}")
-        else:
-            canonical.append(word)
-    return canonical
-
-
-def _other_verb(name: str, verbs: Sequence[str] | dict[str, Any]) -> str:
-    return f"did you mean '{FAMILIAR[name.lower()]}'?" if name.lower() in FAMILIAR else nearest(name, verbs)
-
-
-def _after(word: str, words: Sequence[str]) -> list[str]:
-    """The word behind an option, as a list; empty where there is none."""
-    start = words.index(word) + 1 if word in words else len(words)
-    return list(words[start : start + 1])
-
-
-def _is_reported(rest: Sequence[str], number: int) -> bool:
-    """Whether a stray word is no value of the option before it."""
-    return not (number and rest[number - 1].startswith("--") and "=" not in rest[number - 1] and not rest[number].startswith("-"))
-
-
-def _stray(word: str, following: Sequence[str], verb: Parser) -> str:
-    """What to write in place of a word that does not fit."""
-    known = [option for action in verb._actions for option in action.option_strings if option.startswith("--")]
-    name, equals, value = word.partition("=")
-    if word.startswith("-"):
-        takes_words = any(action.dest == "words" for action in verb._actions)
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        hint = f"did you mean '{near[0]}'?" if near else nearest(name, known)
-        if takes_words and not near:
-            value = value if equals else next((word_after for word_after in following if not word_after.startswith("-")), "...")
-            hint = f"settings are written without dashes: {_as_word(name, value, verb)}"
-        return f"there is no option '{name}'; {hint}"
-    option = f"--{name.replace('_', '-')}"
-    return f"'{word}' does not belong here; " + (
-        f"write it as {option} {value}" if equals and option in known else f"see {verb.prog} --help"
-    )
-
-
-def _as_word(flag: str, value: str, verb: Parser) -> str:
-    """The `key=value` that a flag of another trainer stands for."""
-    name = flag.lstrip("-").replace("-", "_")
-    if verb.prog.endswith("evaluate"):
-        return f"{name}={value}"
-    from ..problems import key_of_flag  # pydantic and the settings of a recipe: only where there is a mistake
-    from ..recipe import Recipe
-
-    if "epoch" in name:
-        return "stages.0.steps=N, where a step is an update with one batch; runs are not counted in epochs"
-    return f"{key_of_flag(Recipe, flag) or name}={value}"

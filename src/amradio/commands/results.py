@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from ..console import INDENT, print_text
 from ..console import columns as line_width
-from ..console import print_text
 from ..evaluation.base import Metric, Result, below_floor, floor_warning
 from ..evaluation.inputs import describe
 from ..evaluation.published import Comparison
-from .tables import INDENT, natural_width, print_table
+from .tables import natural_width, print_table
 
 BEST, BELOW, NOTHING = "*", "!", "-"
 """Marks of cells; plain ASCII, so that every console shows them."""

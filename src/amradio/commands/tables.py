@@ -7,12 +7,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..console import columns, print_text
+from ..console import INDENT, columns, print_text
 
 SPACING = 3
 """Characters between two columns."""
-INDENT = " " * 4
-"""Before what stands below the first cell of a row."""
 
 
 def natural_width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:

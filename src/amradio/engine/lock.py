@@ -7,7 +7,7 @@ import os
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ..console import note
 from ..errors import UserError, shown
@@ -17,17 +17,23 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+try:
+    import msvcrt
+except ImportError:  # everywhere else
+    msvcrt: Any = None
 
 IN_USE = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 NAME = ".lock"
 """Of the file in a folder that is locked."""
+LOCKED_BYTE = 1 << 20
+"""What Windows locks, for readers too: a byte far behind the text, so that the holder's name can be read."""
 
 
 class Lock:
     """Held from `take` to the end of the `with` block. The file exists while it is held, or after a kill; it is no sign by itself."""
 
     def __init__(self, file: Path, what: str):
-        """file: what is locked with `flock`, made where it is missing; its folder must exist. what: is in use, for the message."""
+        """file: what is locked, made where it is missing; its folder must exist. what: is in use, for the message."""
         self.file, self.what = file, what
         self._handle: int | None = None
         self._is_locked = False
@@ -38,24 +44,29 @@ class Lock:
     def __exit__(self, *error: object) -> None:
         if self._handle is None:
             return
-        if self._is_locked:
-            with contextlib.suppress(OSError):
-                self.file.unlink()
+        if self._is_locked and fcntl is not None:
+            self._remove()
+        elif self._is_locked:
+            _lock_byte(self._handle, msvcrt.LK_UNLCK)
         os.close(self._handle)
+        if self._is_locked and fcntl is None:  # Windows removes no file that is open; where another process has it by now, it stays
+            self._remove()
         self._handle = None
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
+            self.file.unlink()
 
     def take(self) -> None:
         """Takes the lock unless it is held; raises UserError, which names the holder, where another process has it.
 
-        Where the file system has no locks (some network disks, Windows), prints a warning and continues without.
+        Where the file system has no locks (some network disks), prints a warning and continues without.
         """
         while self._handle is None:
             with disk_errors(self.file.parent):
                 handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                if fcntl is None:
-                    raise OSError(errno.ENOLCK, "no flock on this system")
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(handle)
             except OSError as error:
                 holder = _holder(handle) if error.errno in IN_USE else ""
                 os.close(handle)
@@ -74,7 +85,23 @@ class Lock:
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
         with contextlib.suppress(OSError):  # a full disk takes the text only, not the lock
             os.ftruncate(self._handle, 0)
-            os.pwrite(self._handle, json.dumps(about).encode(), 0)
+            os.lseek(self._handle, 0, os.SEEK_SET)
+            os.write(self._handle, json.dumps(about).encode())
+
+
+def _lock(handle: int) -> None:
+    """Locks an open file until it is closed, without waiting. Raises OSError, with one of `IN_USE` where another process has it locked."""
+    if fcntl is not None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    elif msvcrt is not None:
+        _lock_byte(handle, msvcrt.LK_NBLCK)
+    else:
+        raise OSError(errno.ENOLCK, "neither flock nor msvcrt on this system")
+
+
+def _lock_byte(handle: int, mode: int) -> None:
+    os.lseek(handle, LOCKED_BYTE, os.SEEK_SET)
+    msvcrt.locking(handle, mode, 1)
 
 
 def _is_named(handle: int, file: Path) -> bool:
@@ -86,7 +113,8 @@ def _is_named(handle: int, file: Path) -> bool:
 
 def _holder(handle: int) -> str:
     try:
-        holder = json.loads(os.pread(handle, 4096, 0))
+        os.lseek(handle, 0, os.SEEK_SET)
+        holder = json.loads(os.read(handle, 4096))
         return shown(f"process {holder['pid']} on {holder['host']}, since {holder['since']}")
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

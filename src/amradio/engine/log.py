@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
-from ..console import PERIOD, Phases, is_left_out, is_terminal
+from ..console import PERIOD, Phases, fitted, is_left_out, is_terminal, joined
 from ..files import disk_errors, read_bytes, write_aside
 from .track import Opener, Tracker
 
@@ -90,10 +90,15 @@ class Log:
         self._append("train.log", early)
 
     def say(self, line: str) -> None:
-        """One line for the console and train.log."""
+        """One line for train.log, and for the console, where it is folded at the width of a terminal."""
+        self.say_parts((line,))
+
+    def say_parts(self, parts: Sequence[str]) -> None:
+        """One line for train.log; on a terminal it is never folded: the parts at its end are left out that the width has no room for."""
         if not self.aloud:
             return
-        self._print(line)
+        line = "  ".join(parts)
+        self._print(joined(parts, sys.stdout))
         if self.folder is None:
             self._early.append(line)
         else:
@@ -108,9 +113,9 @@ class Log:
         if is_left_out(line):
             return
         if self._bar is None:
-            print(line, flush=True)
+            print(fitted(line, sys.stdout), flush=True)
         else:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(fitted(line, sys.stdout), markup=False, highlight=False, soft_wrap=True)
 
     def _append(self, name: str, lines: Iterable[str]) -> None:
         assert self.folder is not None

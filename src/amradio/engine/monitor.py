@@ -125,10 +125,17 @@ class Monitor:
         speeds = {"images_per_second": speed, "tokens_per_second": tokens}
         self.log.record({"step": step} | numbers | speeds | {"memory_gib": memory} | timing | skipped)
         share_text = " ".join(f"{name} {share:.0%}" for name, share in sorted(shares.items()))
-        self.log.say(
-            f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}  loss {numbers['loss']:.4f}  {self.headline(numbers)}  "
-            f"{speed:.0f} img/s  {tokens:.0f} tokens/s  {share_text}  {memory:.1f} GiB  left {duration(eta)}"
+        parts = (
+            f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}",
+            f"loss {numbers['loss']:.4f}",
+            f"left {duration(eta)}",
+            *(text for text in self.headline(numbers).split("  ") if text),
+            f"{speed:.0f} img/s",
+            share_text,
+            f"{memory:.1f} GiB",
+            f"{tokens:.0f} tokens/s",
         )
+        self.log.say_parts(parts)
 
     def _estimate(self, step: int) -> None:
         """After the first steps of a stage, one line on how long the rest will take; once, and only where no log line came before."""
