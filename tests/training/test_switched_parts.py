@@ -50,6 +50,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "ladder": ("heads={summary: {type: ladder, hidden_dim: 8}, spatial: {type: ladder, hidden_dim: 8}}", "student.depth=2"),
     "resolutions": (RESOLUTIONS, "loss.token_exponent=0.5", "engine.prepare_ahead=true"),
     "teacher_dropping": ("balance=teacher_dropping", "engine.accumulate=2"),
+    "one_pass": ("balance=teacher_dropping", "regularize.weight_noise=0.05"),  # a step of one pass, whose graph is static under DDP
 }
 
 

@@ -66,15 +66,16 @@ class Format:
         raise NotImplementedError
 
     def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
-        """Why this model cannot be written in this format, one sentence each; empty where it can.
+        """Why this model cannot be written in this format, one sentence each; empty where it can, as in a format for every network.
 
         Heads without a place are no reason: see `supported_heads`.
         """
-        raise NotImplementedError
+        del config, network
+        return ()
 
     def supported_heads(self, config: NetworkConfig) -> tuple[str, ...]:
-        """Names of the heads that this format has a place for."""
-        raise NotImplementedError
+        """Names of the heads that this format has a place for: all, unless a format says otherwise."""
+        return tuple(config.heads)
 
     def write(self, target: Path, model: LoadedModel, settings: ExportSettings) -> None:
         """Writes to `target`: a file that does not exist, or an empty folder where `suffix` is empty. Raises UserError where it cannot.

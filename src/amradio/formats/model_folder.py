@@ -59,15 +59,6 @@ class ModelFolder(Format):
             check_fits(config, _alive(config, tensor_shapes(file)), str(file))
         return LoadedModel(config, filled(config, _alive(config, read_tensors(file)), str(file), custom_student=custom_student), ours=True)
 
-    def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
-        """Nothing: every network can be written."""
-        del config, network
-        return ()
-
-    def supported_heads(self, config: NetworkConfig) -> tuple[str, ...]:
-        """All of them."""
-        return tuple(config.heads)
-
     def write(self, target: Path, model: LoadedModel, settings: ExportSettings) -> None:
         """Writes config.json and model.safetensors."""
         del settings

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UserError
 from ..features import KINDS, Features
-from ..network import Network, NetworkConfig
+from ..network import Network
 from ..students.vit import Vit
 from .base import ExportSettings, Format, LoadedModel
 from .model_folder import ANCESTRY, ancestry
@@ -76,15 +76,6 @@ class Onnx(Format):
         """Raises UserError: a graph is no network that could be trained or exported again."""
         del align_corners
         raise UserError(f"{path}: an ONNX file is run (onnxruntime, TensorRT), not loaded; load the model that it was exported from")
-
-    def unsupported_reasons(self, config: NetworkConfig, network: Network) -> tuple[str, ...]:
-        """None: every network has a graph."""
-        del config, network
-        return ()
-
-    def supported_heads(self, config: NetworkConfig) -> tuple[str, ...]:
-        """All."""
-        return tuple(config.heads)
 
     def write(self, target: Path, model: LoadedModel, settings: ExportSettings) -> None:
         """Writes an ONNX file, with weights beside it where one file cannot hold them.
