@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError, nearest, shown
+from ..features import Kind
 from ..files import read_lines, user_path
 from ..libraries import need
 from ..teachers.base import Teacher
@@ -93,11 +94,15 @@ def summary_rows(groups: Iterable[tuple[Teacher, Predict]]) -> Predict:
     return {row: call for _, rows in groups for row, call in rows.items()}
 
 
-def with_summary(predict: Predict, bench: Bench) -> Predict:
-    """Less the heads that were not taught a summary; raises UserError where none is left."""
+def taught(predict: Predict, bench: Bench, kind: Kind) -> Predict:
+    """Less the heads that have no features of this kind; raises UserError where none is left."""
     config = bench.model.config.heads if bench.model is not None else {}
-    without = [name for name in predict if name.startswith("student/") and config[name.removeprefix("student/")].summary is None]
+    without = [name for name in predict if name.startswith("student/") and config[name.removeprefix("student/")].part(kind) is None]
     left = {name: call for name, call in predict.items() if name not in without}
     if not left:
-        raise UserError(f"{', '.join(without)}: this head has no summary to compare with texts; train it with summary_weight 1")
+        lack = {
+            "summary": "no summary to compare with texts; train it with summary_weight 1",
+            "spatial": "no map; train it with a spatial_weight above 0",
+        }
+        raise UserError(f"{', '.join(without)}: this head has {lack[kind]}")
     return left

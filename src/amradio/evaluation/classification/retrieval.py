@@ -13,7 +13,7 @@ from ...labelled.classification import AnyCaptioned, CaptionedSet
 from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result
 from ..reading import Broken
 from ..summaries import summaries
-from ..text_classifier import summary_rows, texted, with_summary
+from ..text_classifier import summary_rows, taught, texted
 
 CHUNK = 1024
 """Rows of the table of similarities that are looked at at once."""
@@ -56,7 +56,7 @@ class Retrieval(Evaluation):
         """Recall both ways of every row in text space."""
         broken = Broken()
         groups = texted(predict, bench, self.heads)
-        features_of = summaries(self.images, with_summary(summary_rows(groups.values()), bench), bench, broken)
+        features_of = summaries(self.images, taught(summary_rows(groups.values()), bench, "summary"), bench, broken)
         kept = next(iter(features_of.values())).indices.tolist()
         texts = [caption for index in kept for caption in self.captions[index]]
         owner = torch.tensor([row for row, index in enumerate(kept) for _ in self.captions[index]])

@@ -10,7 +10,7 @@ from ...labelled.classification import AnyLabelled, LabelledSet, check_named, sh
 from ..base import Bench, Evaluation, EvaluationSettings, Metric, Predict, Result
 from ..reading import Broken
 from ..summaries import summaries
-from ..text_classifier import class_embeddings, read_templates, same_names, summary_rows, texted, with_summary
+from ..text_classifier import class_embeddings, read_templates, same_names, summary_rows, taught, texted
 
 
 class ZeroShotSettings(EvaluationSettings):
@@ -47,7 +47,7 @@ class ZeroShot(Evaluation):
         """Top-1 (and top-5 where there are more than ten classes) of every row in text space."""
         broken = Broken()
         groups = texted(predict, bench, self.heads)
-        features_of = summaries(self.images, with_summary(summary_rows(groups.values()), bench), bench, broken)
+        features_of = summaries(self.images, taught(summary_rows(groups.values()), bench, "summary"), bench, broken)
         labels = torch.tensor(self.images.labels)
         tops = (1, 5) if len(self.images.classes) > 10 else (1,)
         rows: dict[str, dict[str, float]] = {}

@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import UserError
 from ...labelled.segmentation import AnyMaps, LabelledMaps
 from ...teachers.base import Teacher
 from ..base import Bench, Evaluation, EvaluationSettings, Framing, Predict, Result
-from ..text_classifier import class_embeddings, read_templates, same_names, texted
+from ..text_classifier import class_embeddings, read_templates, same_names, taught, texted
 from .linear_segmentation import with_maps
 from .mean_iou import Priors
 from .refinement import Refinement, refined
@@ -50,7 +49,7 @@ class OpenVocabularySegmentation(Evaluation):
     def check(self, predict: Predict, bench: Bench) -> None:
         """Raises UserError where no teacher has a text encoder, or no head of one has a map."""
         groups = texted(predict, bench, self.heads)
-        _taught({row: predict[row] for _, calls in groups.values() for row in calls}, bench)
+        taught({row: predict[row] for _, calls in groups.values() for row in calls}, bench, "spatial")
 
     def run(self, predict: Predict, bench: Bench) -> Result:
         """`mean_iou`, `accuracy`, `class_accuracy`, in %, of every row in text space that has a map; details: the IoU of each class.
@@ -60,7 +59,7 @@ class OpenVocabularySegmentation(Evaluation):
         """
         groups = texted(predict, bench, self.heads)
         rows = {row: teacher for teacher, calls in groups.values() for row in calls}
-        calls = _taught(with_maps({row: predict[row] for row in rows}, bench.device), bench)
+        calls = taught(with_maps({row: predict[row] for row in rows}, bench.device), bench, "spatial")
         classes = {
             id(teacher): class_embeddings(teacher, self.maps.names, self.templates).to(bench.device) for teacher, _ in groups.values()
         }
@@ -71,16 +70,6 @@ class OpenVocabularySegmentation(Evaluation):
         result = score(self.maps, logits_of, bench, Priors(self.maps))
         notes = (*result.notes, *same_names(self.maps.names))
         return replace(result, counts=dict(result.counts) | {"prompts": len(self.templates)}, notes=notes)
-
-
-def _taught(predict: Predict, bench: Bench) -> Predict:
-    """Less the heads that have no map; raises UserError where none is left."""
-    config = bench.model.config.heads if bench.model is not None else {}
-    without = [name for name in predict if name.startswith("student/") and config[name.removeprefix("student/")].spatial is None]
-    left = {name: call for name, call in predict.items() if name not in without}
-    if not left:
-        raise UserError(f"{', '.join(without)}: this head has no map; train it with a spatial_weight above 0")
-    return left
 
 
 def similarities(teacher: Teacher, spatial: Tensor | None, classes: Tensor, refine: Refinement | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from ...errors import UserError
 from ...libraries import first_line, need
 from ..base import Bench, Evaluation, Metric, Predictors, Result
-from ..text_classifier import texted, with_summary
+from ..text_classifier import taught, texted
 from .clip_model import ClipModel, Loader, Texts
 from .settings import ClipBenchmarkSettings
 
@@ -28,7 +28,7 @@ class ClipBenchmark(Evaluation):
         """Metrics in % of every row in text space. Raises UserError where the library cannot read the data."""
         rows: dict[str, dict[str, float]] = {}
         for teacher, calls in texted(predict, bench, None).values():
-            for name in with_summary(calls, bench):
+            for name in taught(calls, bench, "summary"):
                 try:
                     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
                         scores = self._measure(ClipModel(predict[name], teacher, bench))

@@ -11,7 +11,7 @@ from ...students.radio1d_settings import PUBLISHED, Radio1dSettings
 from ...students.vit_settings import SIZES
 from .layout import Published, square_root
 from .rules import crops_positions
-from .vit import EMBEDDER, HARMLESS, TABLE, TOKENS, conditioned
+from .vit import EMBEDDER, HARMLESS, TABLE, TOKENS, conditioned, token_shape
 
 NAME = re.compile(rf"radio1d_({'|'.join(PUBLISHED)})_patch16_224$")
 FILLER, PREFIX, FIRST_LAYER = "student.decoder.filler_tokens", "student.decoder.prefix_tokens", "student.blocks.0.mlp.fc1.weight"
@@ -37,14 +37,8 @@ def read_radio1d(published: Published, where: str, align_corners: bool, num_summ
     """
     settings, weights = published.settings, published.weights
     size, changes = _checked(published, where)
-    num_registers = len(weights[TOKENS]) - num_summaries
-    if num_registers < 0:
-        raise UserError(
-            f"{where}: its teachers want {num_summaries} summary tokens, {published.name_in_file(TOKENS)} has {len(weights[TOKENS])}"
-        )
-    patch_size = square_root(weights[EMBEDDER].shape[1] // 3, published.name_in_file(EMBEDDER))
-    side = square_root(weights[TABLE].shape[1], published.name_in_file(TABLE))
-    table = changes.get("cpe_max_size")
+    tokens = token_shape(published, where, num_summaries)
+    patch_size, side, table = tokens.patch_size, tokens.table_side, changes.get("cpe_max_size")
     if not crops_positions({**settings, "cpe_max_size": table}, patch_size):
         raise UserError(
             f"{where}: args.model_kwargs.cpe_max_size {table} is the size that args.model is made for, so the official reader crops the "
@@ -57,7 +51,7 @@ def read_radio1d(published: Published, where: str, align_corners: bool, num_summ
         "final_norm": bool(settings.get("model_norm")),
         "max_image_size": table if table and round(table / patch_size) == side else side * patch_size,
         "patch_size": patch_size,
-        "num_registers": num_registers,
+        "num_registers": tokens.num_registers,
         "align_corners": align_corners,
     }
     for theirs, ours in ARGUMENTS.items():

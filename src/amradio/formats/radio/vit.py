@@ -47,6 +47,24 @@ class Architecture(NamedTuple):
     """Whether it is DINOv2's own ViT, whose patches have a bias."""
 
 
+class TokenShape(NamedTuple):
+    """What the weights show of the tokens that enter the first block."""
+
+    num_registers: int
+    patch_size: int
+    table_side: int
+
+
+def token_shape(published: Published, where: str, num_summaries: int) -> TokenShape:
+    """Registers, patches and positions; UserError where there are fewer prefix tokens than summaries, or a number is no square."""
+    num_registers = len(published.weights[TOKENS]) - num_summaries
+    if num_registers < 0:
+        there = f"{published.name_in_file(TOKENS)} has {len(published.weights[TOKENS])}"
+        raise UserError(f"{where}: its teachers want {num_summaries} summary tokens, {there}")
+    patch_size = square_root(published.weights[EMBEDDER].shape[1] // 3, published.name_in_file(EMBEDDER))
+    return TokenShape(num_registers, patch_size, square_root(published.weights[TABLE].shape[1], published.name_in_file(TABLE)))
+
+
 def read_vit(published: Published, where: str, align_corners: bool, num_summaries: int) -> tuple[VitSettings, Published]:
     """The student as the weights show it, and the weights for images that are normalised as ours are.
 
@@ -56,14 +74,8 @@ def read_vit(published: Published, where: str, align_corners: bool, num_summarie
     architecture = _architecture(published.settings, where)
     _check(published, architecture, where)
     settings, weights = published.settings, published.weights
-    num_registers = len(weights[TOKENS]) - num_summaries
-    if num_registers < 0:
-        raise UserError(
-            f"{where}: its teachers want {num_summaries} summary tokens, {published.name_in_file(TOKENS)} has {len(weights[TOKENS])}"
-        )
-    patch_size = square_root(weights[EMBEDDER].shape[1] // 3, published.name_in_file(EMBEDDER))
-    side = square_root(weights[TABLE].shape[1], published.name_in_file(TABLE))
-    stated = settings.get("cpe_max_size")
+    tokens = token_shape(published, where, num_summaries)
+    patch_size, side, stated = tokens.patch_size, tokens.table_side, settings.get("cpe_max_size")
     if not own_part(settings) and not crops_positions(settings, patch_size):
         raise UserError(
             f"{where}: args.cpe_max_size {stated} is the size that args.model is made for, so the official reader crops the position table "
@@ -78,7 +90,7 @@ def read_vit(published: Published, where: str, align_corners: bool, num_summarie
     if "student.blocks.0.ls1.gamma" in weights:
         given["layer_scale"] = (settings.get("model_kwargs") or {}).get("init_values") or 1e-5
     try:
-        student = VitSettings(**given, patch_size=patch_size, num_registers=num_registers, align_corners=align_corners)
+        student = VitSettings(**given, patch_size=patch_size, num_registers=tokens.num_registers, align_corners=align_corners)
     except pydantic.ValidationError as error:
         raise UserError(*(f"{where}: {problem['msg'].removeprefix('Value error, ')}" for problem in error.errors())) from None
     return student, conditioned(_without_bias(published) if architecture.is_dino else published, where)
