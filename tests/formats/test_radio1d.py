@@ -1,12 +1,14 @@
 """RADIO1D in the published layout against a second implementation of its description, whole and cut short."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from timm.layers import LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -277,3 +279,32 @@ def test_the_published_size_is_known_and_training_goes_on_from_a_file(tmp_path: 
     assert trained.config.student.type == "radio1d"
     assert trained.heads == ("clip",)
     assert trained.code(torch.rand(1, 3, 64, 64)).shape == (1, 16, 2 * DIM)
+
+
+def test_the_folder_on_the_hub_is_read_as_the_file_is(tmp_path: Path) -> None:
+    """`nvidia/C-RADIOv4-1D-H` is a folder of the remote-code class, with its summary tokens stated."""
+    torch.manual_seed(6)
+    reference = Reference([3], [2], 4).eval()
+    hub = amradio.load(official(tmp_path, reference))
+    content = torch.load(tmp_path / "radio1d.pth.tar", weights_only=False)
+    names = {"base_model.": "radio_model.model.", "input_conditioner.": "radio_model.input_conditioner."}
+    state = {
+        names[start] + key.removeprefix(start): t.contiguous()
+        for key, t in content["state_dict"].items()
+        for start in names
+        if key.startswith(start)
+    }
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    save_file(state | {"radio_model.summary_idxs": torch.tensor([0, 1])}, folder / "model.safetensors")
+    config = {"args": vars(content["args"]), "architectures": ["RADIOModel"], "preferred_resolution": [64, 64], "patch_size": PATCH}
+    (folder / "config.json").write_text(json.dumps(config))
+    model = amradio.load(folder)
+    images = torch.rand(1, 3, 64, 48)
+    for count in (None, 4):
+        model.set_tokens(count)
+        hub.set_tokens(count)
+        assert torch.equal(model(images).spatial, hub(images).spatial)
+        assert torch.equal(model(images).summary[:, :DIM], hub(images).summary)
+    assert model.summary_dim == 2 * DIM
+    assert model.image_size == 64
