@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..drawing.panels import Panel, as_picture, heat, mark, overlay, panel_size, principal_components, sheet
 from ..errors import UserError, shown
 from ..features import Features
-from ..image_input import Picture, one_picture, scaled_size
+from ..image_input import Picture, Size, one_picture, scaled_size
 from ..images import resize, to_float
 from ..teachers.automatic_masks import MaskFilters
 from ..teachers.base import Teacher
@@ -80,6 +80,7 @@ def show(
     everywhere: bool = False,
     neighbours: EmbeddedSet | None = None,
     teachers: Mapping[str, Teacher] | None = None,
+    size: Size | Literal["own"] = None,
 ) -> Image.Image:
     """What the model knows of a picture, as one picture to look at: `model.show("photo.jpg", texts=["a dog", "grass"]).save("dog.png")`.
 
@@ -94,16 +95,19 @@ def show(
         neighbours: a set of images that `amradio embed` embedded, of which the nearest are drawn: `EmbeddedSet.read("photos.safetensors",
             "photos")`.
         teachers: by the name of their head; each is drawn beside it.
+        size: that at which the student sees the picture, as of `features`: a larger one gives maps of more cells.
 
     Raises:
         UserError: where the picture cannot be read, or no head can do what is asked for.
     """
     prompts = Prompts([texts] if isinstance(texts, str) else list(texts), list(points), list(boxes), everywhere, neighbours)
-    return sheet(panels(self, to_float(one_picture(image)), teachers or {}, prompts))
+    return sheet(panels(self, to_float(one_picture(image)), teachers or {}, prompts, size))
 
 
 @torch.no_grad()
-def panels(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], prompts: Prompts, size: Any = None) -> list[Panel]:
+def panels(
+    model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], prompts: Prompts, size: Size | Literal["own"] = None
+) -> list[Panel]:
     """All panels of a picture: itself, the backbone, each head with a map beside its teacher, and what the prompts ask for.
 
     Maps are drawn in the colours of their three principal components. Those of a head and of its teacher have the same components (the

@@ -15,8 +15,9 @@ td.n{text-align:right;font-variant-numeric:tabular-nums}th button{all:unset;curs
 th button:focus-visible,svg:focus-visible,.scroll:focus-visible{outline:2px solid #4c8bf5}
 th[aria-sort=ascending] button::after{content:" \\25B2"}th[aria-sort=descending] button::after{content:" \\25BC"}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(330px,100%),1fr));gap:14px}figure{margin:0;
-background:var(--card);padding:10px;border-radius:6px}figure svg{width:100%;height:auto;display:block}.panels{display:flex;
-flex-wrap:wrap;gap:10px}.panels figure{width:min(276px,100%)}.panels img{width:100%;height:auto;display:block}
+background:var(--card);padding:10px;border-radius:6px}figure svg{width:100%;height:auto;display:block}.panels{display:inline-flex;
+vertical-align:top;flex-wrap:wrap;gap:10px;margin:0 10px 10px 0}
+.panels figure{width:min(276px,100%)}.panels img{width:100%;height:auto;display:block}
 .pictures{display:grid;gap:14px;margin-bottom:14px;
 grid-template-columns:repeat(auto-fill,minmax(min(520px,100%),1fr));align-items:start}.pictures img{max-width:100%;height:auto;
 display:block;margin:auto}
@@ -25,7 +26,7 @@ grid-template-columns:repeat(auto-fill,minmax(min(430px,100%),1fr))}.tables>div{
 .scroll{margin-bottom:14px}
 figcaption{font-size:.85rem}ul.key{list-style:none;margin:4px 0;padding:0;display:flex;flex-wrap:wrap;gap:2px 14px;
 font-size:.82rem}ul.key i{display:inline-block;width:14px;height:3px;margin-right:5px;vertical-align:middle}pre{overflow-x:auto}
-details{margin:.4rem 0}@media(max-width:600px){.panels figure{width:calc(50% - 5px)}}
+details{margin:.4rem 0}@media(max-width:600px){.panels{display:flex;margin-right:0}.panels figure{width:calc(50% - 5px)}}
 svg text{fill:var(--text);font:11px system-ui,sans-serif}.axis{stroke:var(--line)}
 """
 SCRIPT = """
