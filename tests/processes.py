@@ -177,17 +177,17 @@ def at_step(step: int, act: Callable[[], None]) -> None:
 
 def at_step_of_vlm(stage: str, step: int, act: Callable[[], None]) -> None:
     """Calls `act` when `step` of a stage of a vision-language model is done, before its checkpoint."""
-    from amradio.downstream.vlm.run import _Reporter
+    from amradio.downstream.vlm.trainer import Reporter
 
-    end = _Reporter.on_step_end
+    end = Reporter.on_step_end
 
-    def watched(self: _Reporter, *given, **rest) -> None:
+    def watched(self: Reporter, *given, **rest) -> None:
         _, state, _ = given
         if self.stage.name == stage and state.global_step == step:
             act()
         end(self, *given, **rest)
 
-    _Reporter.on_step_end = watched
+    Reporter.on_step_end = watched
 
 
 def terminate_self() -> None:

@@ -3,10 +3,12 @@
 import json
 import random
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 
+from amradio.__main__ import main
 from amradio.formats.model_folder import write_folder
 from amradio.network import NetworkConfig
 from amradio.students.vit_settings import VitSettings
@@ -84,3 +86,15 @@ def words(student: Path, language_model: Path, data: Path) -> list[str]:
         "engine={device: cpu, precision: float32, log_every: 6}",
         "num_workers=0",
     ]
+
+
+class Parts(NamedTuple):
+    """What a vision-language model is trained from."""
+
+    student: Path
+    language_model: Path
+    data: Path
+
+    def run(self, out: Path, *given: str) -> int:
+        """`amradio vlm train`, with other words behind the usual ones; its exit code."""
+        return main(["vlm", "train", *words(*self), f"out={out}", *given])

@@ -1,15 +1,20 @@
 """Conversations on images in LLaVA's JSON layout (558k, 665k), as rows for TRL."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import UserError, brief, shown
 from ...files import LARGEST_ANNOTATIONS, read_json, user_path
-from ...labelled.annotations import Problems, WrongError, field, within
+from ...labelled.annotations import Problems, WrongError, field, raise_all, within
+from ...labelled.classification import spread
+from ...labelled.paired_files import image_size
 from .settings import ConversationsSettings
 
 IMAGE = "<image>"
+HEADERS_READ = 1000
+"""Images, evenly spread, of which the header is read before anything is trained; the others are read when their turn comes."""
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -42,6 +47,12 @@ def read_conversations(settings: ConversationsSettings) -> list[Sample]:
         if not (folder / image).is_file():
             problems.add("", f"its image {shown(folder / image)} is not there; give the folder of its images")
     problems.refuse()
+    images = [sample.image for sample in samples if sample.image is not None]
+
+    def check(number: int) -> None:
+        image_size(folder / images[number])
+
+    raise_all((partial(check, number) for number in spread(len(images), HEADERS_READ)), shown(file))
     return samples
 
 
@@ -96,17 +107,9 @@ def _paths(samples: Sequence[Sample], folder: Path) -> list[list[str]]:
 
 
 def _table(columns: dict[str, list[Any]]) -> Any:
-    """A `datasets.Dataset` whose images are decoded when they are read."""
-    from datasets import Dataset, Features, Image, List, Value
-    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+    """A `datasets.Dataset` whose images are paths, which the trainer reads."""
+    from datasets import Dataset, Features, List, Value
 
     turn = {"role": Value("string"), "content": Value("string")}
     kinds = {"images": List(Value("string")), "messages": List(turn), "prompt": Value("string"), "completion": Value("string")}
-    table = Dataset.from_dict(columns, Features({name: kinds[name] for name in columns}))
-    was_enabled = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
-        return table.cast_column("images", List(Image()))
-    finally:
-        if was_enabled:
-            enable_progress_bar()
+    return Dataset.from_dict(columns, Features({name: kinds[name] for name in columns}))

@@ -14,7 +14,7 @@ from ...libraries import first_line, refuse_code
 from ...teachers.loading import quiet
 from .assembly import Vlm
 from .recognition import is_vlm
-from .tower import TYPE
+from .tower import TYPE, tower_faults
 
 OURS = (TYPE, "radio")
 """`model_type` of towers that normalise images by themselves."""
@@ -69,22 +69,44 @@ def load_vlm(path: str | Path) -> Vlm:
                 local_files_only=True,
                 trust_remote_code=False,
                 attn_implementation="sdpa",
+                ignore_mismatched_sizes=True,  # they are named below
                 output_loading_info=True,
             )
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except UserError:
-        raise
+    except UserError as error:  # of our tower's part of config.json
+        raise UserError(*(f"{shown(folder / CONFIG_FILE)}: {problem}" for problem in error.problems)) from None
     except Exception as error:  # the library raises whatever its readers do
         raise UserError(f"{shown(folder)}: it cannot be read: {first_line(error)}; copy or download the folder again") from None
-    problems: list[str] = []
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        problems.append(f"{shown(folder)}: the weights lack {len(missing)} parameters, first '{missing[0]}'; copy the folder again")
-    if network.config.vision_config.model_type in OURS and processor.image_processor.do_normalize:
-        advice = "the vision tower does so by itself, and twice is wrong; set do_normalize to false in processor_config.json"
-        problems.append(f"{shown(folder)}: its processor normalises images; {advice}")
-    if processor.chat_template is None:
-        problems.append(f"{shown(folder)}: there is no chat template; copy chat_template.jinja there")
+    problems = [f"{shown(folder)}: {problem}" for problem in _faults(network, processor, report)]
     if problems:
         raise UserError(*problems)
     return Vlm(network.eval(), processor)
+
+
+def _faults(network: Any, processor: Any, report: Any) -> list[str]:
+    """Why the parts of a folder are no vision-language model together, one sentence each."""
+    problems: list[str] = []
+    for key, what in (("missing_keys", "lack {} parameters"), ("mismatched_keys", "have other shapes than config.json states, {} of them")):
+        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in report[key])
+        if names:
+            problems.append(f"the weights {what.format(len(names))}, first '{names[0]}'; copy the folder again")
+    wrong = [] if problems else [name for name, tensor in network.named_parameters() if not tensor.isfinite().all()]
+    if wrong:
+        problems.append(f"the weights have values that are no numbers, first in '{wrong[0]}'; copy the folder again, or train it again")
+    config = network.config
+    if config.vision_config.model_type in OURS and processor.image_processor.do_normalize:
+        advice = "the vision tower does so by itself, and twice is wrong; set do_normalize to false in processor_config.json"
+        problems.append(f"its processor normalises images; {advice}")
+    if config.vision_config.model_type == TYPE:
+        problems += tower_faults(network.model.vision_tower)
+    if processor.tokenizer.convert_tokens_to_ids(processor.image_token) != config.image_token_id:
+        stated = f"image_token_index is {config.image_token_id} in config.json, and '{processor.image_token}' is another token"
+        problems.append(f"{stated} of the tokenizer; copy the folder again")
+    if processor.chat_template is None:
+        problems.append("there is no chat template; copy chat_template.jinja there")
+        return problems
+    try:
+        processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}], add_generation_prompt=True)
+    except Exception as error:  # a template is a program
+        problems.append(f"its chat template cannot be used: {first_line(error)}; copy chat_template.jinja there")
+    return problems

@@ -1,18 +1,16 @@
 """The training of a vision-language model: LLaVA's two stages, each one run of TRL's SFTTrainer."""
 
-import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration, PrinterCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PrinterCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -29,10 +27,13 @@ from ...model import load
 from ...teachers.loading import quiet
 from ...tensors import read_tensors, write_tensors
 from .assembly import Vlm, assemble
-from .conversations import captions_of, messages_of, read_conversations
+from .checkpoints import newest, step_of
+from .conversations import Sample, captions_of, messages_of, read_conversations
 from .files import write_vlm
+from .lengths import missing_room
 from .recognition import is_vlm
 from .settings import InstructionSettings, LowRankSettings, StageSettings, VlmRecipe
+from .trainer import LlavaTrainer, Reporter, Stage
 
 ALIGNMENT, INSTRUCTION = "alignment", "instruction"
 PROJECTOR = "projector.safetensors"
@@ -57,18 +58,6 @@ class VlmFolder(Folder):
     def projector(self) -> Path:
         """The file that stage 1 leaves."""
         return self.path / ALIGNMENT / PROJECTOR
-
-
-class Stage(NamedTuple):
-    """A stage with its data."""
-
-    name: str
-    settings: StageSettings
-    table: Any
-    """A `datasets.Dataset` with a row a sample."""
-    first: int
-    """Step of the run before it."""
-    num_steps: int
 
 
 class VlmRun:
@@ -118,11 +107,12 @@ class VlmRun:
             self.vlm.network.model.multi_modal_projector.load_state_dict(read_tensors(self.folder.projector))
             return stage.first + stage.num_steps
         stage_folder = self.folder.path / stage.name
+        last = self.processes.first_does(lambda: newest(stage_folder))
         _choose(self.vlm.network, stage.settings)
-        reporter = _Reporter(stage, self.log, self.stop, self.processes)
+        reporter = Reporter(stage, self.log, self.stop, self.processes)
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)  # peft and TRL read the old name
-            trainer = _Trainer(
+            trainer = LlavaTrainer(
                 model=self.vlm.network,
                 args=_arguments(self.recipe, stage, stage_folder, self.processes),
                 train_dataset=stage.table,
@@ -131,12 +121,12 @@ class VlmRun:
                 callbacks=[reporter],
             )
             trainer.remove_callback(PrinterCallback)
-            last = get_last_checkpoint(str(stage_folder)) if stage_folder.is_dir() else None
+            trainer.read_images()
             if last is not None:
-                self.log.forget_after(stage.first + int(last.rpartition("-")[2]))
-                self.log.say(f"resuming {self.folder.path} from {Path(last).name} of {stage.name}")
+                self.log.forget_after(stage.first + step_of(last))
+                self.log.say(f"resuming {self.folder.path} from {last.name} of {stage.name}")
             with disk_errors(self.folder.path):
-                trainer.train(resume_from_checkpoint=last)
+                trainer.train(resume_from_checkpoint=None if last is None else str(last))
         step = stage.first + trainer.state.global_step
         if step == stage.first + stage.num_steps:
             self._finish(trainer, stage, stage_folder)
@@ -173,47 +163,6 @@ class VlmRun:
         self.log.say(f"{self.num_steps} steps; model: {self.folder.model}")
 
 
-class _Trainer(SFTTrainer):
-    """TRL's, which resumes: the library looks for weights under their names in memory, and a LLaVA's file has others, so it loads none."""
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not isinstance(self.model, LlavaForConditionalGeneration):  # peft, whose files have the names in memory
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        stored = LlavaForConditionalGeneration.from_pretrained(
-            resume_from_checkpoint, dtype=torch.float32, local_files_only=True, trust_remote_code=False, attn_implementation="eager"
-        )  # for its weights alone
-        self.model.load_state_dict(stored.state_dict())
-        return None
-
-
-class _Reporter(TrainerCallback):
-    """Writes the run's logs, refuses numbers that are none, and stops at a signal, after a checkpoint."""
-
-    def __init__(self, stage: Stage, log: Log, stop: Stop, processes: Processes):
-        self.stage, self.log, self.stop, self.processes = stage, log, stop, processes
-
-    def on_step_end(self, *given: Any, **rest: Any) -> None:
-        del rest
-        _, _, control = given  # the trainer's arguments, state and control
-        if self.processes.any(self.stop.asked):
-            control.should_save = control.should_training_stop = True
-
-    def on_log(self, *given: Any, logs: Any = None, **rest: Any) -> None:
-        del rest
-        _, state, _ = given
-        if not logs or "loss" not in logs:
-            return
-        step, stage = state.global_step, self.stage
-        numbers = {name: float(logs[name]) for name in ("loss", "grad_norm", "learning_rate") if name in logs}
-        wrong = [name for name, value in numbers.items() if not math.isfinite(value)]
-        if wrong:
-            advice = "lower learning_rate, or set engine.precision=float32; the checkpoint before this step is kept"
-            raise UserError(f"{stage.name}: {' and '.join(wrong)} at step {step} is no number; {advice}", on_all_processes=True)
-        self.log.record({"step": stage.first + step} | {f"{stage.name}/{name}": value for name, value in numbers.items()})
-        rate = f"rate {numbers.get('learning_rate', 0.0):.2e}"
-        self.log.say(f"{stage.name} step {step}/{stage.num_steps}  loss {numbers['loss']:.4f}  {rate}")
-
-
 def _opened(recipe: VlmRecipe, processes: Processes) -> tuple[list[Stage], Vlm]:
     """The stages with their data, and the model; raises UserError with all problems."""
     problems = recipe.engine.missing_extras()
@@ -228,15 +177,15 @@ def _opened(recipe: VlmRecipe, processes: Processes) -> tuple[list[Stage], Vlm]:
     if recipe.engine.device not in ("auto", "cpu", "cuda"):
         problems.append(f"engine.device: the trainer takes auto, cpu or cuda, found {recipe.engine.device}; choose by CUDA_VISIBLE_DEVICES")
     stages: list[Stage] = []
-    for name, settings in ((ALIGNMENT, recipe.alignment), (INSTRUCTION, recipe.instruction)):
-        if settings is None:
-            continue
+    read: dict[str, list[Sample]] = {}
+    for name, settings in _stages_of(recipe):
         pieces = processes.world_size * recipe.engine.accumulate
         if settings.batch_size % pieces:
             advice = f"take a multiple of {pieces}, or change engine.accumulate"
             problems.append(f"{name}.batch_size: {settings.batch_size} is not shared out evenly over {pieces} pieces; {advice}")
         samples = tried(f"{name}.data: ", partial(read_conversations, settings.data))
         if samples is not None:
+            read[name] = samples
             images = user_path(settings.data.images)
             table = tried("", partial(captions_of if name == ALIGNMENT else messages_of, samples, images))
             if table is not None:
@@ -244,9 +193,18 @@ def _opened(recipe: VlmRecipe, processes: Processes) -> tuple[list[Stage], Vlm]:
                 stages.append(Stage(name, settings, table, first, max(1, round(settings.epochs * len(table) / settings.batch_size))))
     model = tried("model: ", lambda: load(recipe.model))
     vlm = tried("", lambda: assemble(model, recipe.head, recipe.image_size, recipe.language_model)) if model is not None else None
+    if vlm is not None:
+        for name, settings in _stages_of(recipe):
+            problem = missing_room(vlm, read.get(name, []), settings.max_tokens, name == INSTRUCTION)
+            problems += [f"{name}.{problem}"] if problem else []
     if problems or vlm is None:
         raise UserError(*problems)
     return stages, vlm
+
+
+def _stages_of(recipe: VlmRecipe) -> list[tuple[str, StageSettings]]:
+    both = ((ALIGNMENT, recipe.alignment), (INSTRUCTION, recipe.instruction))
+    return [(name, settings) for name, settings in both if settings is not None]
 
 
 def _choose(network: nn.Module, settings: StageSettings) -> None:

@@ -154,6 +154,20 @@ def tower_config(model: Model, head: str | None, image_size: int) -> AmradioVisi
     )
 
 
+def tower_faults(tower: AmradioVision) -> list[str]:
+    """What config.json states of a tower and its network is not; sentences, with what is right."""
+    stated, side = tower.config, tower.model.min_resolution_step
+    try:
+        right = tower_config(tower.model, stated.head, tower.model.nearest_size(8 * side, 8 * side)[0])
+    except UserError as error:
+        return [f"vision_config.{problem}" for problem in error.problems]
+    return [
+        f"vision_config.{key} is {getattr(stated, key)} in config.json, of this student it is {getattr(right, key)}; copy the folder again"
+        for key in ("hidden_size", "patch_size", "packs")
+        if getattr(stated, key) != getattr(right, key)
+    ]
+
+
 def _packs(model: Model) -> bool:
     """Whether the student takes images of several sizes at once."""
     side = model.min_resolution_step
