@@ -219,7 +219,7 @@ def _masks(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], pr
         panel(f"{_count(prompts.boxes, 'box', 'boxes')}, predicted IoU {_scores(best.scores)}", best.masks[:, 0], (), prompts.boxes)
     if prompts.everywhere:
         masks = worth_drawing(decoder.everything(image, points_per_side=GRID, filters=DRAWN).masks)
-        panel(f"{len(masks)} masks of {GRID} x {GRID} clicks everywhere", masks)
+        panel(f"{len(masks)} {'mask' if len(masks) == 1 else 'masks'} of {GRID} x {GRID} clicks everywhere", masks)
     return drawn
 
 
