@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .commands.grammar import parse
+from .commands.next_step import suggest
 from .console import fitted, note, only_results, open_standard_streams, outlive_console
 from .errors import UserError
 from .interruption import Interruptible, RunStoppedError
@@ -25,8 +26,11 @@ WHEN_STOPPED = {
     "embed": "What is done is kept; run the same command to resume.",
     "evaluate": "No results were written.",
     "export": NOTHING_WRITTEN,
+    "show": "The pictures that were drawn are kept.",
 }
-"""What a command that a signal stops tells its user; these also say that they start, before anything heavy is imported."""
+"""What a command that a signal stops tells its user."""
+IMMEDIATE = ("teachers", "students", "recipes", "schema", "completion")
+"""Verbs that answer at once; all others say that they start, before anything heavy is imported."""
 
 
 def call(options: argparse.Namespace) -> None:
@@ -161,7 +165,7 @@ def main(words: Sequence[str] | None = None) -> int:
     when_stopped = NOTHING_WRITTEN if is_dry_run else WHEN_STOPPED.get(options.verb, "")
     with outlive_console(), only_results(options.quiet), Interruptible(when_stopped, ends_process=words is None) as interruptible:
         try:
-            if options.verb in WHEN_STOPPED:  # a run's log is on stdout, and so are the results of all others
+            if options.verb not in IMMEDIATE:  # a run's log is on stdout, and so are the results of all others
                 has_log = options.verb in ("quickstart", "detect", "vlm") or (options.verb == "distill" and not is_dry_run)
                 note(f"amradio {options.verb}: starting", sys.stdout if has_log else sys.stderr)
             return _ended(options)
@@ -175,6 +179,7 @@ def _ended(options: argparse.Namespace) -> int:
     """Calls the verb; the exit code of what it ends with."""
     try:
         call(options)
+        suggest(options)
     except UserError as error:
         if options.debug:
             raise

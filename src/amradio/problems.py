@@ -63,10 +63,19 @@ def problems_of(cls: type[pydantic.BaseModel], data: Any, error: pydantic.Valida
     for detail in error.errors(include_url=False):
         location = _locate(cls, data, detail)
         groups.setdefault(location.key, []).append((location, detail))
-    return [_problem(cls, where + key if key else where.removesuffix(": "), details) for key, details in groups.items()]
+    return [_problem(cls, where + key if key else where.removesuffix(": "), details, _beside(data, key)) for key, details in groups.items()]
 
 
-def _problem(cls: type[pydantic.BaseModel], key: str, details: Sequence[tuple[_Location, Any]]) -> str:
+def _beside(data: Any, key: str) -> list[str]:
+    """Names in the mapping that holds `key`, which have a type of their own: one may have been meant by a key that has none."""
+    *parents, name = key.split(".")
+    for parent in parents:
+        data = data.get(parent) if isinstance(data, Mapping) else None
+    others = data.items() if isinstance(data, Mapping) else ()
+    return [str(other) for other, value in others if other != name and isinstance(value, Mapping) and "type" in value]
+
+
+def _problem(cls: type[pydantic.BaseModel], key: str, details: Sequence[tuple[_Location, Any]], others: Sequence[str]) -> str:
     prefix = f"{key}: " if key else ""
     for location, detail in details:
         kind, name = detail["type"], str(detail["loc"][-1]) if detail["loc"] else ""
@@ -77,7 +86,9 @@ def _problem(cls: type[pydantic.BaseModel], key: str, details: Sequence[tuple[_L
         if kind == "union_tag_invalid":
             return f"{prefix}there is no type {brief(detail['ctx']['tag'])}; {_type_hint(str(detail['ctx']['tag']), location.classes)}"
         if kind == "union_tag_not_found":
-            return _without_type(prefix, detail["input"], location.classes)
+            near = near_names(key.rpartition(".")[2], others)
+            hint = f"did you mean {' or '.join(repr(other) for other in near)}? If it is a new one: " if near else ""
+            return _without_type(prefix + hint, detail["input"], location.classes)
         if kind in ("value_error", "assertion_error"):
             return prefix + detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     return prefix + _expected([detail for _, detail in details])

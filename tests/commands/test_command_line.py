@@ -16,6 +16,7 @@ from amradio.__main__ import main
 from amradio.commands import tables
 from amradio.commands.embed_options import chosen_options
 from amradio.commands.grammar import FAMILIAR, parse
+from amradio.commands.next_step import suggest
 from amradio.commands.parser import parser
 from amradio.embedding import EmbedSettings
 from amradio.engine.log import Log
@@ -312,6 +313,53 @@ def test_the_commands_of_the_recipes_are_commands_and_nothing_else():
             assert options.verb in ("distill", "detect", "vlm", "evaluate", "quickstart")
             names = {entry.name} | ({recipe.name for recipe in shipped() if recipe.kind == "recipe"} if entry.kind == "part" else set())
             assert all("=" in word or word in names for word in options.words), command
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("distill a.yaml --dry-run", "the same command without --dry-run"),
+        ("distill a.yaml", ""),  # the log ends with it
+        ("evaluate runs/x", "amradio show runs/x IMAGES --out shown"),
+        ("embed m photos --out f.parquet", "amradio show m IMAGE --out shown --neighbours f.parquet photos"),
+        ("show m a.jpg --out a/b/", "open a/b/index.html in a browser"),
+        ("report runs/x", "open report.html in a browser"),
+        ("compare runs/x runs/y", "amradio report runs/x runs/y --out comparison.html"),
+        ("compare runs/x runs/y --json", ""),
+        ("evaluate runs/x --json f.json", ""),
+        ("doctor", "amradio quickstart"),
+        ("teachers", ""),
+    ],
+)
+def test_a_command_ends_with_what_to_do_next(words, text, capsys):
+    options = parse(words.split(), "")
+    suggest(options)
+    printed = capsys.readouterr()
+    assert printed.err == (f"Next: {text}\n" if text else "")
+    assert printed.out == "", "results alone are on stdout"
+    if text.startswith("amradio "):
+        assert parse(text.split()[1:], "").verb
+
+
+def test_a_command_that_succeeds_says_what_is_next_and_one_that_fails_does_not(capsys):
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().err == "amradio doctor: starting\nNext: amradio quickstart\n"
+    assert main(["compare", "runs/nowhere"]) == 2
+    assert "Next" not in capsys.readouterr().err
+
+
+def test_names_of_shipped_models_and_teachers_are_suggested(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart", "embeded/quickstart", "embedded/quikstart"):
+        with pytest.raises(UserError, match="did you mean 'embedded/quickstart'"):
+            amradio.load(name)
+    with pytest.raises(UserError) as caught:
+        amradio.load("nothing-like-it")
+    assert "did you mean" not in str(caught.value)
+    assert main(["distill", "starter", "data.train.path=x", "out=y", "teachers.dinoo.weight=1", "teachers.zzz.weight=1"]) == 2
+    printed = capsys.readouterr().err
+    assert "error: teachers.dinoo: did you mean 'dino'? If it is a new one: 'type' is missing; there is: clip, " in printed
+    assert "error: teachers.zzz: 'type' is missing; there is: clip, " in printed
 
 
 def test_the_doctor_as_json(capsys):

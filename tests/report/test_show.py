@@ -132,3 +132,17 @@ def check_neighbours(model, folder, some, tmp_path, capsys):
     model.config = model.config.model_copy(update={"image_size": 40})
     with pytest.raises(UserError, match="embedded by another model"):
         model.show(some[0], neighbours=EmbeddedSet.read(tmp_path / "set.safetensors", images))
+
+
+def test_a_picture_that_cannot_be_drawn_is_named_and_left_out(tmp_path, capsys):
+    Image.new("RGB", (3000, 4)).save(tmp_path / "strip.png")
+    Image.new("RGB", (40, 40), (200, 30, 30)).save(tmp_path / "square.png")
+    pictures = [str(tmp_path / name) for name in ("strip.png", "square.png")]
+    assert main(["show", "embedded/photos", *pictures, "--out", str(tmp_path / "shown")]) == 0
+    printed = capsys.readouterr()
+    assert "warning: left out: strip.png: 3000x4 px: one side is more than 16 times the other" in printed.err
+    assert "teacher of head lite0: not drawn" in printed.err
+    assert printed.out.startswith("1 picture ->")
+    assert [path.name for path in (tmp_path / "shown").glob("*.png")] == ["001_square.png"]
+    assert main(["show", "embedded/photos", pictures[0], "--out", str(tmp_path / "other")]) == 2
+    assert "error: image: 3000x4 px" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..console import print_text
+from ..console import PHASES, print_text
 from ..errors import UserError, shown
 from ..files import disk_errors, user_path, write_aside
 from ..report import read_runs
@@ -18,7 +18,8 @@ def report(*paths: str | Path, out: str | Path = "report.html") -> Path:
     file = user_path(out, "--out")
     if file.suffix.lower() not in (".html", ".htm") or file.is_dir():
         raise UserError(f"--out: {shown(file)} is no name of a page; give a file that ends with .html")
-    content = build_page(read_runs(paths))
+    with PHASES.phase("reading the runs and drawing the page"):
+        content = build_page(read_runs(paths))
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_aside(file, content.encode())

@@ -31,17 +31,25 @@ def show(path: str | Path, images: str | Path | Sequence[str | Path], out: str |
 
     path: a run folder, whose teachers are drawn beside the heads, or a model in any format that is read, whose teachers are looked up on
     this machine. images: a picture, or what `amradio embed` takes, or several of them, of which the first `MOST` pictures are drawn; those
-    that cannot be read are named and left out. out: a folder; nothing in it is overwritten but what an earlier call wrote. Raises UserError
-    with what is wrong, before anything is written.
+    that cannot be read or drawn are named and left out. out: a folder; nothing in it is overwritten but what an earlier call wrote. Raises
+    UserError with what is wrong, before anything is written, and where no picture could be drawn.
     """
     paths = [images] if isinstance(images, str | Path) else list(images)
-    folder, chosen, model = together(lambda: _out(out), lambda: first_pictures(paths), lambda: load(path))
+    with PHASES.phase(f"reading {path}"):
+        folder, chosen, model = together(lambda: _out(out), lambda: first_pictures(paths), lambda: load(path))
     teachers = find_teachers(user_path(path), model)
-    parts = []
+    parts: list[str] = []
+    problems: list[str] = []
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for number, (name, picture) in enumerate(PHASES.progress(chosen, "drawing", len(chosen))):
-        drawn = panels(model, to_float(one_picture(picture)), teachers, prompts)
+        try:
+            drawn = panels(model, to_float(one_picture(picture)), teachers, prompts)
+        except UserError as error:
+            if len(chosen) == 1:
+                raise
+            problems.append(f"{shown(name)}: {error.problems[0].removeprefix('image: ')}")
+            continue
         file = folder / f"{number:03d}_{Path(name).stem[:80]}.png"
         with disk_errors(folder):
             sheet(drawn).save(file)
@@ -51,13 +59,17 @@ def show(path: str | Path, images: str | Path | Sequence[str | Path], out: str |
             for row in rows
         )
         parts.append(section(name, *figures))
+    if not parts:
+        raise UserError(*problems)
+    for problem in problems:
+        note(f"warning: left out: {problem}")
     about = (
         "<p>Maps are drawn in the colours of their three principal components. A head and its teacher share components: equal colours are "
         "equal features. Colours of two heads cannot be compared.</p>"
     )
     with disk_errors(folder):
         write_aside(folder / "index.html", page(f"What {Path(path).name} knows", [about, *parts]).encode())
-    print_text(f"{len(chosen)} {'picture' if len(chosen) == 1 else 'pictures'} -> {folder / 'index.html'}")
+    print_text(f"{len(parts)} {'picture' if len(parts) == 1 else 'pictures'} -> {folder / 'index.html'}")
     return folder / "index.html"
 
 
@@ -102,8 +114,12 @@ def find_teachers(path: Path, model: Model) -> Mapping[str, Teacher]:
     teachers: dict[str, Teacher] = {}
     with PHASES.phase("loading teachers"):
         for name in model.heads:
+            card = model.config.heads[name].teacher
+            if not run.is_run and card.get("type") == "custom":
+                note(f"teacher of head {name}: not drawn, as it was an object of a program and not one that can be loaded")
+                continue
             try:
-                teachers[name] = _of_run(run, name) if run.is_run else find(name, model.config.heads[name].teacher).freeze()
+                teachers[name] = _of_run(run, name) if run.is_run else find(name, card).freeze()
             except UserError as error:
                 note(f"warning: teacher of head {name}: not drawn, as it cannot be loaded: {error.problems[0]}")
     return {name: teacher.to(model.device) for name, teacher in teachers.items() if not teacher.needs_keys}

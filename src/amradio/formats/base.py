@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, near_names
 from ..features import Features
 from ..files import read_json
 from ..names import hub_name, not_a_folder, recognise
 from ..network import Network, NetworkConfig
 from ..tensors import check_weights
+from .embedded_models import embedded_models
 
 
 class LoadedModel(NamedTuple):
@@ -141,10 +142,16 @@ def absent(text: str) -> UserError:
         what = "this is a URL" if name_given.kind == "url" else "there is no such file or folder"
         revision = f" --revision {revision}" if revision else ""
         way = f"to load it from the hub run `hf download {name}{revision} --local-dir FOLDER`, and give FOLDER"
-        return UserError(f"{text}: {what}; {way}; else give {WANTED}")
+        return UserError(f"{text}: {what}; {_shipped_near(before)}{way}; or give {WANTED}")
     if name_given.kind in ("url", "windows"):
         return UserError(f"{text}: {not_a_folder(name_given, WANTED)}")
-    return UserError(f"{text}: there is no such file or folder; give {WANTED}")
+    return UserError(f"{text}: there is no such file or folder; {_shipped_near(before)}give {WANTED}")
+
+
+def _shipped_near(name: str) -> str:
+    """The models of the package whose names are near, for a message; empty where there is none."""
+    near = near_names(name, embedded_models())
+    return f"did you mean {' or '.join(repr(other) for other in near)}, which comes with the package? Else " if near else ""
 
 
 def refuse(path: Path, forms: tuple[Format, ...]) -> UserError:
