@@ -114,6 +114,21 @@ def test_the_image_of_docker_has_extras_and_files_that_exist():
     assert all((ROOT / name).exists() for name in copied)
 
 
+def test_the_image_of_docker_has_one_cuda_and_a_home_for_any_user():
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    (base,) = (line.removeprefix("FROM ") for line in lines if line.startswith("FROM "))
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    (runtime,) = re.findall(r"^nvidia-cuda-runtime==(\d+)\.", pinned, re.MULTILINE)
+    stated = re.findall(r"cuda:(\d+)", base)
+    assert stated in ([], [runtime]), f"torch's wheels bring CUDA {runtime}"
+    settings = dict(word.split("=", 1) for line in lines if line.startswith("ENV ") for word in line.split()[1:])
+    (folder,) = (line.removeprefix("WORKDIR ") for line in lines if line.startswith("WORKDIR "))
+    assert settings["HOME"] == folder, "of a user that the image does not know, / would be home, where the hub's cache cannot be written"
+    assert settings["USER"]
+    commands = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"])
+    assert f'ENTRYPOINT ["{next(iter(commands))}"]' in lines
+
+
 def test_the_files_of_a_project_are_there_and_agree():
     import amradio
     from amradio.yaml12 import parse_yaml
@@ -123,6 +138,12 @@ def test_the_files_of_a_project_are_there_and_agree():
     citation = parse_yaml((ROOT / "CITATION.cff").read_text(encoding="utf-8"), "CITATION.cff")
     assert citation["license"] == "Apache-2.0"
     assert "arXiv:2312.06709" in str(citation)
+    assert {"cff-version", "title", "message", "authors", "type"} <= citation.keys()
+    for work in (citation, citation["preferred-citation"]):
+        assert {"type", "title", "authors"} <= work.keys()
+        assert all(author.keys() & {"name", "family-names"} for author in work["authors"])
     for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
-        assert {"name", "description", "body"} <= set(parse_yaml(form.read_text(encoding="utf-8"), form.name))
+        content = parse_yaml(form.read_text(encoding="utf-8"), form.name)
+        assert {"name", "description", "body"} <= set(content)
+        assert all(field["type"] == "markdown" or field["attributes"]["label"] for field in content["body"])
     assert amradio.__version__.count(".") == 2
