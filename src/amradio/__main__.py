@@ -137,7 +137,8 @@ def _show(options: argparse.Namespace) -> object:
 
     points, boxes = [(x, y) for x, y in options.click], [(a, b, c, d) for a, b, c, d in options.box]
     neighbours = EmbeddedSet.read(*options.neighbours) if options.neighbours else None
-    return show(options.path, options.images, options.out, prompts=Prompts(options.text, points, boxes, options.everywhere, neighbours))
+    prompts = Prompts(options.text, points, boxes, options.everywhere, neighbours)
+    return show(options.path, options.images, options.out, prompts=prompts, size=options.size)
 
 
 def _recipe(words: Sequence[str]) -> "Recipe":

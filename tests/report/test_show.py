@@ -146,3 +146,14 @@ def test_a_picture_that_cannot_be_drawn_is_named_and_left_out(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "shown").glob("*.png")] == ["001_square.png"]
     assert main(["show", "embedded/photos", pictures[0], "--out", str(tmp_path / "other")]) == 2
     assert "error: image: 3000x4 px" in capsys.readouterr().err
+
+
+def test_a_larger_size_gives_maps_of_more_cells(tmp_path, capsys):
+    Image.new("RGB", (80, 40), (200, 30, 30)).save(tmp_path / "wide.png")
+    words = ["show", "embedded/quickstart", str(tmp_path / "wide.png"), "--out", str(tmp_path / "shown")]
+    for size, cells in (([], "8 x 16"), (["--size", "128"], "16 x 32")):
+        assert main([*words, *size]) == 0
+        assert f"backbone, student: {cells} cells" in (tmp_path / "shown" / "index.html").read_text(encoding="utf-8")
+    for size in ("0", "-3", "70000"):
+        assert main([*words, "--size", size]) == 2
+        assert f"--size: should be px from 1 to 65,536, found {size}" in capsys.readouterr().err

@@ -220,6 +220,9 @@ def _add_show(show: Parser) -> None:
     show.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="a heat map for each")
     show.add_argument("--click", nargs=2, type=float, action="append", default=[], metavar=("X", "Y"), help="a mask; px; may be repeated")
     show.add_argument("--box", nargs=4, type=float, action="append", default=[], metavar=("X0", "Y0", "X1", "Y1"), help="a mask; px")
+    show.add_argument(
+        "--size", type=int, metavar="N", help="px of the short side at which the student sees them; default: as it was trained"
+    )
     show.add_argument("--everywhere", action="store_true", help="the distinct masks of a grid of clicks")
     show.add_argument(
         "--neighbours",

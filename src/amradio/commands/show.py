@@ -12,7 +12,7 @@ from ..drawing.figures import figure
 from ..drawing.panels import sheet
 from ..errors import UserError, shown, together
 from ..files import disk_errors, user_path, write_aside
-from ..image_input import Picture, one_picture
+from ..image_input import LARGEST, Picture, one_picture
 from ..images import to_float
 from ..model import Model, load
 from ..model.showing import Prompts, panels
@@ -26,17 +26,27 @@ MOST = 24
 """Pictures of a folder that are drawn; the rest is counted."""
 
 
-def show(path: str | Path, images: str | Path | Sequence[str | Path], out: str | Path, *, prompts: Prompts = Prompts()) -> Path:  # noqa: B008 - frozen
+def show(
+    path: str | Path,
+    images: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    prompts: Prompts = Prompts(),  # noqa: B008 - frozen
+    size: int | None = None,
+) -> Path:
     """Writes a PNG for each picture and `index.html` with all of them into `out`, and returns the path of the page.
 
     path: a run folder, whose teachers are drawn beside the heads, or a model in any format that is read, whose teachers are looked up on
     this machine. images: a picture, or what `amradio embed` takes, or several of them, of which the first `MOST` pictures are drawn; those
-    that cannot be read or drawn are named and left out. out: a folder; nothing in it is overwritten but what an earlier call wrote. Raises
-    UserError with what is wrong, before anything is written, and where no picture could be drawn.
+    that cannot be read or drawn are named and left out. out: a folder; nothing in it is overwritten but what an earlier call wrote. size:
+    px of the short side at which the student sees pictures; None for the size of its last training. Raises UserError with what is wrong,
+    before anything is written, and where no picture could be drawn.
     """
     paths = [images] if isinstance(images, str | Path) else list(images)
     with PHASES.phase(f"reading {path}"):
-        folder, chosen, model = together(lambda: _out(out), lambda: first_pictures(paths), lambda: load(path))
+        folder, chosen, model = together(lambda: _out(out), lambda: first_pictures(paths), lambda: load(path), lambda: _check_size(size))[
+            :3
+        ]
     teachers = find_teachers(user_path(path), model)
     parts: list[str] = []
     problems: list[str] = []
@@ -44,7 +54,7 @@ def show(path: str | Path, images: str | Path | Sequence[str | Path], out: str |
         folder.mkdir(parents=True, exist_ok=True)
     for number, (name, picture) in enumerate(PHASES.progress(chosen, "drawing", len(chosen))):
         try:
-            drawn = panels(model, to_float(one_picture(picture)), teachers, prompts)
+            drawn = panels(model, to_float(one_picture(picture)), teachers, prompts, size)
         except UserError as error:
             if len(chosen) == 1:
                 raise
@@ -71,6 +81,11 @@ def show(path: str | Path, images: str | Path | Sequence[str | Path], out: str |
         write_aside(folder / "index.html", page(f"What {Path(path).name} knows", [about, *parts]).encode())
     print_text(f"{len(parts)} {'picture' if len(parts) == 1 else 'pictures'} -> {folder / 'index.html'}")
     return folder / "index.html"
+
+
+def _check_size(size: int | None) -> None:
+    if size is not None and not 0 < size <= LARGEST:
+        raise UserError(f"--size: should be px from 1 to {LARGEST:,}, found {size}")
 
 
 def _out(out: str | Path) -> Path:

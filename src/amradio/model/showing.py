@@ -80,7 +80,6 @@ def show(
     everywhere: bool = False,
     neighbours: EmbeddedSet | None = None,
     teachers: Mapping[str, Teacher] | None = None,
-    size: Size | Literal["own"] = None,
 ) -> Image.Image:
     """What the model knows of a picture, as one picture to look at: `model.show("photo.jpg", texts=["a dog", "grass"]).save("dog.png")`.
 
@@ -95,13 +94,12 @@ def show(
         neighbours: a set of images that `amradio embed` embedded, of which the nearest are drawn: `EmbeddedSet.read("photos.safetensors",
             "photos")`.
         teachers: by the name of their head; each is drawn beside it.
-        size: that at which the student sees the picture, as of `features`: a larger one gives maps of more cells.
 
     Raises:
         UserError: where the picture cannot be read, or no head can do what is asked for.
     """
     prompts = Prompts([texts] if isinstance(texts, str) else list(texts), list(points), list(boxes), everywhere, neighbours)
-    return sheet(panels(self, to_float(one_picture(image)), teachers or {}, prompts, size))
+    return sheet(panels(self, to_float(one_picture(image)), teachers or {}, prompts))
 
 
 @torch.no_grad()
