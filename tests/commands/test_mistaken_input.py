@@ -121,6 +121,7 @@ def test_a_run_without_a_model(runs: Path) -> None:
     ("content", "message"),
     [
         ("{}", "config.json does not say `format: amradio`, so it is damaged; restore it, or resume the run"),
+        ('{"model_type": "llava"}', "model_type 'llava', which is no student; it is a vision-language model, for `amradio evaluate`"),
         ("[]", "config.json: an object is expected, found a list"),
         ("", "config.json: the file is empty"),
         ('{"format": "amr', "config.json: line 1: not valid JSON"),

@@ -1,6 +1,7 @@
 """The evaluation `coco_detection`: the numbers of the training, of both libraries, and what is refused."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,16 @@ def test_what_cannot_be_measured_is_said_first(
     folder = request.getfixturevalue(path)
     assert main(["evaluate", str(folder), *(text.replace("{coco}", str(coco)) for text in words), *ON_CPU]) == 2
     assert message.replace("{student}", str(folder)) in capsys.readouterr().err
+
+
+def test_a_library_that_is_not_installed_is_named_before_anything_runs(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    assert main(["evaluate", str(trained), word(backend="faster_coco_eval"), *ON_CPU]) == 2
+    errors = capsys.readouterr().err
+    assert "error: evaluations.detection: backend: faster-coco-eval is not installed; pip install faster-coco-eval" in errors
+    assert "evaluation 1 of 1" not in errors
 
 
 def test_a_suite_during_training_names_the_detector() -> None:

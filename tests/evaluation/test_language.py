@@ -184,12 +184,18 @@ def test_a_tower_is_measured_as_any_student(folder: Path) -> None:
         (("evaluations.GQA.models=[student]",), "evaluations.GQA.models.0: should be 'vlm' or 'vlm/without_image', found 'student'"),
         (("evaluations.VQA.annotations=null", "evaluations.VQA.submission=null"), "annotations: without them nothing can be scored"),
         (("evaluations.GQA.answers=nowhere/x.jsonl",), "evaluations.GQA: answers: there is no folder nowhere"),
+        (("evaluations.POPE.answers={0}/gqa.jsonl",), "evaluations.POPE.answers: {0}/gqa.jsonl is the file of evaluations.GQA.answers"),
+        (
+            ("evaluations.VQA.answers={0}/./evalai.json",),
+            "evaluations.VQA.submission: {0}/evalai.json is the file of evaluations.VQA",
+        ),
+        (("--json", "{0}/evalai.json"), "evaluations.VQA.submission: {0}/evalai.json is the file of --json as well; give another name"),
         (("evaluations.POPE.images=nowhere",), "evaluations.POPE: nowhere: there is no such folder"),
     ],
 )
 def test_bad_input(words: tuple[str, ...], message: str, folder: Path, suite: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["evaluate", str(folder), str(suite), *words]) == 2
-    assert message in capsys.readouterr().err
+    assert main(["evaluate", str(folder), str(suite), *(word.format(suite.parent) for word in words)]) == 2
+    assert message.format(suite.parent) in capsys.readouterr().err
 
 
 def test_an_image_that_is_no_picture_is_refused_before_a_question_is_asked(
@@ -204,5 +210,17 @@ def test_an_image_that_is_no_picture_is_refused_before_a_question_is_asked(
 
 
 def test_a_student_is_no_vision_language_model(folder: Path, suite: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["evaluate", str(folder.parent / "student"), str(suite)]) == 2
-    assert "evaluations.GQA: gqa: a vision-language model is needed; give as PATH" in capsys.readouterr().err
+    assert (
+        main(
+            [
+                "evaluate",
+                str(folder.parent / "student"),
+                str(suite),
+                f"evaluations.again={{type: gqa, questions: {suite.parent}/gqa.json, images: {suite.parent}/images}}",
+            ]
+        )
+        == 2
+    )
+    errors = capsys.readouterr().err
+    assert "evaluations.GQA (and again): gqa: a vision-language model is needed; give as PATH" in errors
+    assert errors.count("gqa: a vision-language model") == 1

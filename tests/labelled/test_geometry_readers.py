@@ -106,6 +106,12 @@ def test_a_folder_of_normals(tmp_path):
     save(tmp_path / "normals" / "b.png", stored)
     with pytest.raises(UserError, match="b: its image"):
         ImagesNormalsSettings(path=str(tmp_path)).build()
+    (tmp_path / "normals" / "b.png").unlink()
+    save(tmp_path / "normals" / "a.png", np.dstack((stored, np.full((2, 2), 9, np.uint8))))
+    assert np.array_equal(ImagesNormalsSettings(path=str(tmp_path)).build().read(0)[1], normals), "a fourth channel changes nothing"
+    save(tmp_path / "normals" / "a.png", stored[..., 0])
+    with pytest.raises(UserError, match=r"a\.png: the label cannot be read \(a picture of mode L; expected RGB"):
+        ImagesNormalsSettings(path=str(tmp_path)).build()
 
 
 # --- NYUv2

@@ -105,7 +105,9 @@ def test_a_run_is_shown_beside_its_teachers(recipe, pictures, tmp_path, capsys):
     assert len(list((tmp_path / "several").glob("*.png"))) == 1
     assert main(["show", str(folder), *broken, "--out", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.count("error: ") == 2
+    assert main(["show", str(folder), str(some[0]), "--out", str(tmp_path / "none"), "--click", "5000", "1"]) == 2
     assert not (tmp_path / "none").exists()
+    capsys.readouterr()
     model = load(folder)
     check_neighbours(model, folder, some, tmp_path, capsys)
     assert model.show(some[0]).width > 256

@@ -22,7 +22,7 @@ from ..evaluation.benchmarks import load_suite
 from ..evaluation.progress import silent
 from ..evaluation.published import SuiteName, comparison
 from ..evaluation.sharing import Share
-from ..evaluation.suite import Suite, plain, run_suite
+from ..evaluation.suite import Suite, check_written, plain, run_suite
 from ..files import disk_errors, user_path, write_aside
 from ..formats.base import peek
 from ..libraries import need
@@ -75,6 +75,7 @@ def evaluate(
     def load_models() -> _Loaded:
         if file is not None:
             check_json(file)
+        check_written(suite, file)
         return _load_vlm(user_path(path), suite) if is_vlm(user_path(path)) else _load(path, suite, teachers or {}, student)
 
     stdout = sys.stdout

@@ -50,8 +50,6 @@ def show(
     teachers = find_teachers(user_path(path), model)
     parts: list[str] = []
     problems: list[str] = []
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     for number, (name, picture) in enumerate(PHASES.progress(chosen, "drawing", len(chosen))):
         try:
             drawn = panels(model, to_float(one_picture(picture)), teachers, prompts, size)
@@ -62,6 +60,7 @@ def show(
             continue
         file = folder / f"{number:03d}_{Path(name).stem[:80]}.png"
         with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)  # not before the prompts have been understood
             sheet(drawn).save(file)
         rows = dict.fromkeys(panel.row for panel in drawn)
         figures = (

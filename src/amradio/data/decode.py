@@ -71,6 +71,14 @@ def decode_ids(data: bytes) -> np.ndarray:
     return guarded(data, lambda image: _ids(image, data), ("PNG", "TIFF", "BMP", "GIF"))
 
 
+def decode_channels(data: bytes) -> np.ndarray:
+    """The three channels of an RGB picture exactly as stored, which stand for something else than colours: uint8 [H, W, 3].
+
+    A fourth one is left out. Raises UnreadableError, also where a picture has one channel, a palette, or other colours than RGB.
+    """
+    return guarded(data, _channels, ("PNG", "TIFF", "BMP"))
+
+
 def picture_size(path: str | Path, upright: bool = True) -> tuple[int, int]:
     """(width, height) px as shown (`upright`) or as stored, from the header. Raises UnreadableError or OSError."""
 
@@ -184,6 +192,12 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # EXIF is parsed as it comes, and anything may come
         return 1
     return turn if isinstance(turn, int) and turn in _TURNS else 1
+
+
+def _channels(image: Image.Image) -> np.ndarray:
+    if image.mode not in ("RGB", "RGBA"):
+        raise UnreadableError(f"a picture of mode {image.mode}; expected RGB, three channels of 8 bits")
+    return np.ascontiguousarray(np.asarray(image)[..., :3])
 
 
 def _ids(image: Image.Image, data: bytes) -> np.ndarray:

@@ -230,6 +230,10 @@ class EvaluationSettings(Settings):
         """The same for the model in `path`, a folder, a file or a name on the hub."""
         return self
 
+    def written(self) -> Mapping[str, str]:
+        """{key: path} of the files that it writes."""
+        return {}
+
     def build(self) -> Evaluation:
         """The evaluation; raises UserError where its data are missing."""
         raise NotImplementedError

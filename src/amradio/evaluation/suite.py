@@ -1,7 +1,9 @@
 """Several evaluations of the same models, from one YAML file."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 import pydantic
@@ -11,7 +13,8 @@ from ..config import Autocast, Device, Pixels, ReadingProcesses, Settings, defau
 from ..devices import autocast_dtype, find_device
 from ..distillation.metrics import UNCALIBRATED, AgreementProtocol
 from ..engine.distributed import Processes
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..files import user_path
 from ..model import Model
 from ..teachers import AnyTeacher
 from ..teachers.base import Teacher
@@ -100,19 +103,43 @@ class Suite(Settings):
         return teachers
 
 
+def check_written(suite: Suite, json_file: Path | None) -> None:
+    """Raises UserError where two evaluations write one file, or one writes the file of the results.
+
+    json_file: that of the results, None where there is none.
+    """
+    users: dict[str, str] = {} if json_file is None else {os.path.realpath(json_file): "--json"}
+    problems: list[str] = []
+    for name, settings in suite.evaluations.items():
+        for key, path in settings.written().items():
+            where = f"evaluations.{name}.{key}"
+            user = users.setdefault(os.path.realpath(user_path(path, where)), where)
+            if user != where:
+                problems.append(f"{where}: {shown(path)} is the file of {user} as well; give another name")
+    if problems:
+        raise UserError(*problems)
+
+
 def prepare(suite: Suite, bench: Bench) -> dict[str, Evaluation]:
     """Every evaluation, ready to run; raises UserError with all that any of them lacks: data, rows, text encoders, mask decoders."""
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}
     built: dict[str, Evaluation] = {}
     for name, settings in suite.evaluations.items():
         try:
             built[name] = settings.build()
             built[name].check(settings.rows(bench), bench)
         except UserError as error:
-            problems += [f"evaluations.{name}: {problem}" for problem in error.problems]
+            for problem in error.problems:
+                problems.setdefault(problem, []).append(name)
     if problems:
-        raise UserError(*problems)
+        raise UserError(*(f"evaluations.{names[0]}{_and_others(names)}: {problem}" for problem, names in problems.items()))
     return built
+
+
+def _and_others(names: Sequence[str]) -> str:
+    """` (and c, d and 7 more)` of the names behind the first one."""
+    others = ", ".join(names[1:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f" (and {others})" if others else ""
 
 
 def run_suite(suite: Suite, bench: Bench, phase: Phase = unannounced, results: dict[str, Result] | None = None) -> dict[str, Result]:

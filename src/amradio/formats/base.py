@@ -157,15 +157,15 @@ def _shipped_near(name: str) -> str:
 def refuse(path: Path, forms: tuple[Format, ...]) -> UserError:
     """Of a file or folder that no format recognises."""
     names = ", ".join(form.name for form in forms)
+    kind = (peek(path / CONFIG_FILE) or {}).get("model_type") if path.is_dir() else None
+    if isinstance(kind, str) and kind != "radio":
+        return UserError(f"{path}: its config.json says model_type '{kind[:60]}', which is no student; {_for(kind)}")
     reason = _of_a_run(path) or _of_runs(path)
     if reason is not None:
         return UserError(f"{path}: {reason}")
     if path.is_dir():
         if not (path / CONFIG_FILE).exists():
             return UserError(f"{path}: there is no {CONFIG_FILE} in it; give {WANTED}")
-        kind = (peek(path / CONFIG_FILE) or {}).get("model_type")
-        if isinstance(kind, str) and kind != "radio":
-            return UserError(f"{path}: its config.json says model_type '{kind[:60]}', which is no student; it may be a teacher in a recipe")
         return UserError(f"{path}: not a model in a format that is read here ({names})")
     try:
         check_weights(path)
@@ -174,11 +174,21 @@ def refuse(path: Path, forms: tuple[Format, ...]) -> UserError:
     return UserError(f"{path}: not a model in a format that is read here ({names})")
 
 
+def _for(kind: str) -> str:
+    """What a folder of another kind is good for. kind: its model_type."""
+    if kind == "llava":
+        return "it is a vision-language model, for `amradio evaluate` and `amradio vlm export`"
+    return "it may be a teacher in a recipe"
+
+
 def _of_a_run(path: Path) -> str | None:
     """What to give in place of a run folder without a model that can be read, or of a part of a run folder."""
     config = path / "model" / CONFIG_FILE
     if _is_run(path) or config.exists():
         if config.exists():
+            kind = (peek(config) or {}).get("model_type")
+            if isinstance(kind, str):
+                return f"{config} says model_type '{kind[:60]}', which is no student; {_for(kind)}"
             return f"{config} does not say `format: amradio`, so it is damaged; restore it, or resume the run, which writes it again"
         return "this run has no model yet: it is written with the first checkpoint; resume the run (amradio distill with this folder)"
     above = next((parent for parent in list(path.parents)[:3] if _is_run(parent)), None)

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from ..data.decode import decode, decode_ids, picture_size
+from ..data.decode import decode, decode_channels, decode_ids, picture_size
 from ..data.guard import UnreadableError, read_file
 from ..data.names import EXTENSIONS, PassedOver, extension, to_key
 from ..data.walk import walk
@@ -115,7 +115,7 @@ def read_depth(path: Path) -> np.ndarray:
 
 def read_colours(path: Path) -> np.ndarray:
     """The values of an RGB picture, uint8 [H, W, 3], which stand for something else than colours; raises UserError."""
-    return _readable(path, "label", "labels of this kind are RGB pictures of 8 bits", lambda: decode(read_file(path)))
+    return _readable(path, "label", "labels of this kind are RGB pictures of 8 bits", lambda: decode_channels(read_file(path)))
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -131,7 +131,7 @@ def default_backend() -> Backend:
     return "faster_coco_eval" if find_spec("faster_coco_eval") is not None else "pycocotools"
 
 
-def _classes(backend: Backend) -> tuple[Any, Any]:
+def find_backend(backend: Backend) -> tuple[Any, Any]:
     """COCO and COCOeval of a backend. Raises UserError where it is not installed."""
     if backend == "faster_coco_eval":
         try:
@@ -156,7 +156,7 @@ def coco_scores(
     """
     if not predictions.annotations:
         raise UserError("there is no object with a category in these images, so nothing can be measured; give others")
-    coco_class, evaluator_class = _classes(backend or default_backend())
+    coco_class, evaluator_class = find_backend(backend or default_backend())
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(classes)]
     numbered = [annotation | {"id": number} for number, annotation in enumerate(predictions.annotations, 1)]
     kinds = {"bbox": "box"} | ({"segm": "mask"} if any("segmentation" in row for row in predictions.boxes) else {})

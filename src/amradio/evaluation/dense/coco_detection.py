@@ -69,7 +69,9 @@ class CocoDetection(Evaluation):
         """Raises UserError where there is no detector, or it has other classes than the data or takes no images of the size asked for."""
         from ...downstream.detection.examples import same_classes
         from ...downstream.detection.files import load_detector
+        from ...downstream.detection.scoring import default_backend, find_backend
 
+        find_backend(default_backend() if self.settings.backend == "auto" else self.settings.backend)
         if ROW not in predict:
             raise UserError(f"models: coco_detection measures the row {ROW}; found {', '.join(predict) or 'none'}")
         path = self.settings.detector

@@ -69,6 +69,10 @@ class AgreementSettings(EvaluationSettings):
         """Head and teacher at the size at which the head was trained last."""
         return {f"{who}/{name}": bench.size_of_head(name) for name in bench.teachers for who in ("student", "teacher")}
 
+    def written(self) -> Mapping[str, str]:
+        """The plot."""
+        return {} if self.plot is None else {"plot": self.plot}
+
     def build(self) -> "AgreementBySize":
         """Opens the data; raises UserError where they are missing."""
         sizes = self.image_sizes or ([self.image_size] if self.image_size else None)

@@ -1,5 +1,6 @@
 """Settings of the evaluations of vision-language models: GQA, POPE, TextVQA and VQAv2 on their official files."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import pydantic
@@ -29,6 +30,10 @@ class QuestionsSettings(EvaluationSettings):
     """Of an answer; those of these sets are shorter."""
     answers: UserPath | None = None
     """A new JSON-lines file for every question with the answer and its score; null for none."""
+
+    def written(self) -> Mapping[str, str]:
+        """The answers."""
+        return {} if self.answers is None else {"answers": self.answers}
 
     def rows(self, bench: Bench) -> Predictors:
         """None: no row is one of features."""
@@ -99,6 +104,10 @@ class Vqav2Settings(QuestionsSettings):
     """v2_mscoco_val2014_annotations.json; null for test-dev, whose answers are not public."""
     submission: UserPath | None = None
     """A new file in the form that EvalAI takes (AM-RADIO's number is that of test-dev); null for none."""
+
+    def written(self) -> Mapping[str, str]:
+        """The answers and EvalAI's file."""
+        return {**super().written(), **({} if self.submission is None else {"submission": self.submission})}
 
     @pydantic.model_validator(mode="after")
     def _has_a_purpose(self) -> Self:
