@@ -1,5 +1,6 @@
 """Wrong input to vision-language models: images, lengths, checkpoints and folders, each answered with where, what and how to fix."""
 
+import errno
 import io
 import json
 import shutil
@@ -106,7 +107,7 @@ def write_checkpoint(folder: Path) -> Path:
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_none(tmp_path: Path) -> None:
-    from amradio.downstream.vlm.checkpoints import newest, step_of
+    from amradio.downstream.vlm.checkpoints import newest, remove_unfinished, step_of
 
     assert newest(tmp_path) is None
     whole = write_checkpoint(tmp_path / "checkpoint-9")
@@ -115,6 +116,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_none(tmp_path: Path) ->
     (tmp_path / "checkpoint-old").mkdir()
     assert newest(tmp_path) == whole
     assert step_of(whole) == 9
+    assert remove_unfinished(tmp_path) == ["checkpoint-10"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-9", "checkpoint-old"]
 
 
@@ -132,6 +134,22 @@ def test_a_checkpoint_that_has_changed_is_refused(damage: str, tmp_path: Path) -
     shutil.rmtree(tmp_path / "checkpoint-9")
     with pytest.raises(UserError, match="to start this stage again"):
         newest(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_leaves_no_half_of_a_checkpoint(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(*given: object, **rest: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    words = ("instruction=null", "alignment.epochs=0.3")
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)  # that of the optimizer, after the weights
+        assert parts.run(tmp_path / "run", *words) == 2
+    assert f"error: {tmp_path}/run: cannot write (No space left on device); the disk is full: free some space" in capsys.readouterr().err
+    assert not list((tmp_path / "run" / "alignment").glob("checkpoint-*"))
+    assert parts.run(tmp_path / "run", *words) == 0
 
 
 # --- folders

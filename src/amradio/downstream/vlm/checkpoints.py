@@ -25,16 +25,20 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix(PREFIX))
 
 
+def remove_unfinished(stage_folder: Path) -> list[str]:
+    """Removes the checkpoints that were not written to their end and returns their names."""
+    folders = [folder for folder in _folders(stage_folder) if not (folder / CHECKSUMS).is_file()]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    return [folder.name for folder in folders]
+
+
 def newest(stage_folder: Path) -> Path | None:
-    """The newest checkpoint of a stage, None where there is none; those that were not written to their end are removed.
+    """The newest whole checkpoint of a stage, None where there is none.
 
     Raises UserError, which names the file and what to do, where one of its files has changed since it was written.
     """
-    folders = [folder for folder in stage_folder.glob(f"{PREFIX}*") if folder.name.removeprefix(PREFIX).isdecimal()]
-    for folder in folders:
-        if not (folder / CHECKSUMS).is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-    *earlier, last = [None, *sorted((folder for folder in folders if folder.is_dir()), key=step_of)]
+    *earlier, last = [None, *(folder for folder in _folders(stage_folder) if (folder / CHECKSUMS).is_file())]
     if last is None:
         return None
     checksums = peek(last / CHECKSUMS) or {}
@@ -44,6 +48,11 @@ def newest(stage_folder: Path) -> Path | None:
         resume = "start this stage again" if earlier[-1] is None else f"resume from {earlier[-1].name}"
         raise UserError(f"{last / changed}: this checkpoint cannot be read: {reason}; delete the folder {last} to {resume}")
     return last
+
+
+def _folders(stage_folder: Path) -> list[Path]:
+    """Of all checkpoints, by their steps."""
+    return sorted((folder for folder in stage_folder.glob(f"{PREFIX}*") if folder.name.removeprefix(PREFIX).isdecimal()), key=step_of)
 
 
 def _now(file: Path) -> str:

@@ -27,7 +27,7 @@ from ...model import load
 from ...teachers.loading import quiet
 from ...tensors import read_tensors, write_tensors
 from .assembly import Vlm, assemble
-from .checkpoints import newest, step_of
+from .checkpoints import newest, remove_unfinished, step_of
 from .conversations import Sample, captions_of, messages_of, read_conversations
 from .files import write_vlm
 from .lengths import missing_room
@@ -107,7 +107,7 @@ class VlmRun:
             self.vlm.network.model.multi_modal_projector.load_state_dict(read_tensors(self.folder.projector))
             return stage.first + stage.num_steps
         stage_folder = self.folder.path / stage.name
-        last = self.processes.first_does(lambda: newest(stage_folder))
+        last = self.processes.first_does(lambda: self._resumed(stage_folder))
         _choose(self.vlm.network, stage.settings)
         reporter = Reporter(stage, self.log, self.stop, self.processes)
         with quiet(), warnings.catch_warnings():
@@ -125,12 +125,22 @@ class VlmRun:
             if last is not None:
                 self.log.forget_after(stage.first + step_of(last))
                 self.log.say(f"resuming {self.folder.path} from {last.name} of {stage.name}")
-            with disk_errors(self.folder.path):
-                trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            try:
+                with disk_errors(self.folder.path):
+                    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            except UserError:
+                remove_unfinished(stage_folder)  # on a full disk its space is needed
+                raise
         step = stage.first + trainer.state.global_step
         if step == stage.first + stage.num_steps:
             self._finish(trainer, stage, stage_folder)
         return step
+
+    def _resumed(self, stage_folder: Path) -> Path | None:
+        """The checkpoint that the stage resumes from, None where there is none."""
+        for name in remove_unfinished(stage_folder):
+            self.log.say(f"{stage_folder / name} was not written to its end and is removed")
+        return newest(stage_folder)
 
     def _finish(self, trainer: SFTTrainer, stage: Stage, stage_folder: Path) -> None:
         """Merges what was added, keeps stage 1's projector, and takes its checkpoints away."""
