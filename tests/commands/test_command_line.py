@@ -442,7 +442,9 @@ def test_words_without_a_recipe_lead_to_the_shipped_ones(capsys):
 
 def test_a_folder_that_is_no_run(tmp_path, capsys):
     assert main(["distill", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: this folder has no config.yaml, so it is no run; give a run folder, ")
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {tmp_path}: this folder has no config.yaml, so it is no run; give a run folder, ")
+    assert printed.endswith(f"to train on images in it: data.train.path={tmp_path}\n")
 
 
 def test_a_table_that_is_too_wide_folds_no_name(monkeypatch, capsys):

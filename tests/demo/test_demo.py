@@ -87,7 +87,7 @@ def test_pictures_are_read_by_the_guarded_reader_and_brought_to_the_size_of_the_
 def test_what_is_missing_is_one_message(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     assert main(["demo", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == "error: demo: gradio is not installed; pip install 'amradio[demo]'\n"
+    assert capsys.readouterr().err == "amradio demo: starting\nerror: demo: gradio is not installed; pip install 'amradio[demo]'\n"
 
 
 def test_a_port_that_is_taken_is_refused():

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..console import print_text
+from ..console import note, print_text
 from ..engine.monitor import TooSlowError
 from ..evaluation.base import Result
 from ..evaluation.suite import Suite
@@ -58,6 +58,7 @@ def quickstart(*words: str, evaluations: str | Path = SCENES) -> Path:
         print()
     print(f'    import amradio, torch\n    model = amradio.load("{folder.model}")\n')
     print(f'and `model(torch.rand(1, 3, 64, 64), heads=["{next(iter(recipe.teachers))}"])` gives its features.')
+    note(f"Next: amradio show {folder.path} IMAGES --out shown; pictures and curves are in {folder.path / 'report.html'}")
     return folder.path
 
 

@@ -58,7 +58,7 @@ def locate(word: str) -> Path:
     if path.is_dir() and word not in names:
         raise UserError(
             f"{word}: this folder has no {CONFIG_FILE}, so it is no run; give a run folder, a .yaml file, or the name of a shipped recipe "
-            "(amradio recipes)"
+            f"(amradio recipes); to train on images in it: data.train.path={word}"
         )
     if word in names:
         return names[word]

@@ -98,7 +98,7 @@ class DetectionRun:
         finally:
             cast(Any, self._batches).close()
             self.log.close()
-        loop.conclude(first, step, time.perf_counter() - start, f"Detector: {self.folder.model}")
+        loop.conclude(first, step, time.perf_counter() - start, f"Detector: {self.folder.model}. Next: amradio report {self.folder.path}")
         return step
 
     def _take_step(self, step: int) -> None:

@@ -170,7 +170,7 @@ class VlmRun:
             write_vlm(self.vlm, aside, _about(self.recipe, self.stages))
             aside.replace(self.folder.model)
         shutil.rmtree(self.folder.path / INSTRUCTION, ignore_errors=True)
-        self.log.say(f"{self.num_steps} steps; model: {self.folder.model}")
+        self.log.say(f"{self.num_steps} steps; model: {self.folder.model}. Next: amradio report {self.folder.path}")
 
 
 def _opened(recipe: VlmRecipe, processes: Processes) -> tuple[list[Stage], Vlm]:
