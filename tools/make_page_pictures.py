@@ -153,7 +153,7 @@ def main() -> None:
         pages = {
             "report": report(options.run, out=folder / "report.html"),
             "reports": report(options.run, options.other, out=folder / "reports.html"),
-            "show": show(options.run, images[:1], folder / "shown", prompts=Prompts(TEXTS, [(128.0, 128.0)], (), everywhere=True)),
+            "show": show(options.run, images[:1], folder / "shown", prompts=Prompts(TEXTS, [(128.0, 60.0)], (), everywhere=True), size=128),
             "compare": terminal_page(folder, options.run, options.other),
         }
         with served(folder, options.run, images) as address:
