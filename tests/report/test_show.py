@@ -1,12 +1,14 @@
 """`model.show` and `amradio show`: colours that teacher and student share, heat, masks, and the page."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from amradio import distill, embed, load
+from amradio import distill, embed, load, read_image
 from amradio.__main__ import main
-from amradio.drawing.panels import Panel, heat, overlay, principal_components, sheet
+from amradio.data.scenes import Scenes
+from amradio.drawing.panels import Panel, heat, label, overlay, principal_components, sheet
 from amradio.errors import UserError
 from amradio.features import Features
 from amradio.model import EmbeddedSet
@@ -159,3 +161,32 @@ def test_a_larger_size_gives_maps_of_more_cells(tmp_path, capsys):
     for size in ("0", "-3", "70000"):
         assert main([*words, "--size", size]) == 2
         assert f"--size: should be px from 1 to 65,536, found {size}" in capsys.readouterr().err
+
+
+def test_masks_bear_the_name_of_the_text_that_they_fit_best():
+    """The names of the best of two texts are those of `name_masks`; one text alone leaves nothing to choose from."""
+    scene = Image.fromarray(Scenes(3, seed=5, image_size=128).image(1))
+    model = load("embedded/quickstart")
+    image = read_image(scene)[0]
+    texts = ["a green square", "a red disc", "a purple ring"]
+
+    def masks_of(*texts):
+        return [panel for panel in panels(model, image, {}, Prompts(texts, [(60, 70)], [(5, 5, 120, 120)])) if panel.row == "masks"]
+
+    named, plain = masks_of(*texts), masks_of(texts[0])
+    assert [("names: the text that fits best" in panel.title) for panel in (*named, *plain)] == [True, True, False, False]
+    masks = model.masks("sam")(scene, points=[[60, 70]]).masks[:, 0]
+    best = int(model.text("clip").name_masks(scene, masks, texts)[0].argmax())
+    cosine = float(model.text("clip").name_masks(scene, masks, texts).max())
+    expected = label(plain[0].picture.copy(), masks, [f"{texts[best]} {cosine:.2f}"], plain[0].picture.width / 128)
+    assert expected.tobytes() == named[0].picture.tobytes()
+    assert expected.tobytes() != plain[0].picture.tobytes()
+
+
+def test_names_in_one_place_stand_below_one_another():
+    masks = torch.zeros(3, 64, 64, dtype=torch.bool)
+    masks[:2, 20:40, 20:40] = True  # the third is empty
+    blank = Image.new("RGB", (256, 256))
+    both = np.asarray(label(blank.copy(), masks, ["one", "one", "none"], 4.0)).any(2).any(1)
+    single = np.asarray(label(blank.copy(), masks[:1], ["one"], 4.0)).any(2).any(1)
+    assert both.sum() == 2 * single.sum()

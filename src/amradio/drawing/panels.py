@@ -16,6 +16,8 @@ HEAT = ((0.19, 0.07, 0.23), (0.16, 0.47, 0.77), (0.13, 0.75, 0.56), (0.96, 0.80,
 """RGB from the least to the greatest: dark, blue, green, yellow, red; lightness rises up to yellow."""
 COLOURS = ((0.90, 0.16, 0.22), (0.12, 0.47, 0.91), (0.20, 0.68, 0.26), (0.96, 0.65, 0.10), (0.58, 0.28, 0.80), (0.10, 0.74, 0.76))
 """RGB of masks, one after another."""
+LONGEST_NAME = 32
+"""Characters of a name in a picture; longer ones are cut."""
 CUT = 0.01
 """Share of the cells at either end of a component that are drawn in its extreme colour."""
 
@@ -104,6 +106,31 @@ def mark(picture: Image.Image, points: Sequence[tuple[float, float]], boxes: Seq
         corners = [value * scale for value in box]
         pen.rectangle(corners, outline="black", width=4)
         pen.rectangle(corners, outline="white", width=2)
+    return picture
+
+
+def label(picture: Image.Image, masks: Tensor, names: Sequence[str], scale: float) -> Image.Image:
+    """The picture with a name in the middle of each mask, bool [N, H, W], below those that are there already; none for an empty mask.
+
+    scale: px of the panel for one of the image.
+    """
+    font, pen = ImageFont.load_default(FONT), ImageDraw.Draw(picture)
+    taken: list[tuple[float, float, float]] = []
+    for mask, name in zip(masks.cpu(), names, strict=True):
+        rows, columns = mask.nonzero(as_tuple=True)
+        if not len(rows):
+            continue
+        text = textwrap.shorten(name, LONGEST_NAME, placeholder="...")
+        half = pen.textlength(text, font=font) / 2 + 2
+        nearest = (
+            (rows - rows.float().mean()) ** 2 + (columns - columns.float().mean()) ** 2
+        ).argmin()  # the middle of a ring is not in it
+        x = min(max(float(columns[nearest]) * scale, half), max(picture.width - half, half))
+        y = min(max(float(rows[nearest]) * scale, FONT), picture.height - FONT)
+        while any(abs(x - left) < half + width and abs(y - top) < LINE for left, top, width in taken) and y + LINE < picture.height:
+            y += LINE
+        taken.append((x, y, half))
+        pen.text((x, y), text, fill="white", font=font, anchor="mm", stroke_width=2, stroke_fill="black")
     return picture
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..drawing.panels import Panel, as_picture, heat, mark, overlay, panel_size, principal_components, sheet
+from ..drawing.panels import Panel, as_picture, heat, label, mark, overlay, panel_size, principal_components, sheet
 from ..errors import UserError, shown
 from ..features import Features
 from ..image_input import Picture, Size, one_picture, scaled_size
@@ -124,7 +124,7 @@ def panels(
     if prompts.texts:
         drawn += _heat_maps(model, image, teachers, prompts.texts, size)
     if prompts.wants_masks:
-        drawn += _masks(model, image, teachers, prompts)
+        drawn += _masks(model, image, teachers, prompts, size)
     if prompts.neighbours is not None:
         drawn += _nearest(model, image, prompts.neighbours)
     return drawn
@@ -197,7 +197,8 @@ def heat_panels(head: str, texts: Sequence[str], maps: Tensor, image: Tensor) ->
     ]
 
 
-def _masks(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], prompts: Prompts) -> list[Panel]:
+def _masks(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], prompts: Prompts, size: Any) -> list[Panel]:
+    """A panel for clicks, boxes and the grid; with several texts each mask bears the name of the one that it fits best."""
     head, decoder = first_able(model.heads, lambda head: model.masks(head, teacher=teachers.get(head)), "masks")
     decoder = decoder.to(model.device)
     encoded = decoder.look(image)
@@ -206,8 +207,11 @@ def _masks(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], pr
     drawn: list[Panel] = []
 
     def panel(title: str, masks: Tensor, points: Sequence[tuple[float, float]] = (), boxes: Sequence[Sequence[float]] = ()) -> None:
-        picture = as_picture(overlay(masks, image), height, width, smooth=True)
-        drawn.append(Panel("masks", f"{title} by head {head}", mark(picture, points, boxes, scale)))
+        picture = mark(as_picture(overlay(masks, image), height, width, smooth=True), points, boxes, scale)
+        names = _names(model, image, teachers, prompts.texts, masks, size)
+        if names:
+            label(picture, masks, names, scale)
+        drawn.append(Panel("masks", f"{title} by head {head}{'; names: the text that fits best' if names else ''}", picture))
 
     if prompts.points:
         best = decoder(encoded, points=[list(point) for point in prompts.points])
@@ -221,12 +225,25 @@ def _masks(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], pr
     return drawn
 
 
+def _names(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], texts: Sequence[str], masks: Tensor, size: Any) -> list[str]:
+    """Of masks [N, H, W] the text that each fits best, with its cosine; none where there is nothing to choose from."""
+    if len(texts) < 2 or not len(masks):
+        return []
+
+    def make(head: str) -> Tensor:
+        encoder = model.text(head, teacher=teachers.get(head)).to(model.device)
+        return encoder.name_masks(image, masks.to(model.device), list(texts), size)
+
+    _, cosines = first_able(model.heads, make, "text")
+    return [f"{texts[int(row.argmax())]} {float(row.max()):.2f}" for row in cosines]
+
+
 def _count(prompts: Sequence[Any], one: str, several: str = "") -> str:
     return f"mask of 1 {one}" if len(prompts) == 1 else f"masks of {len(prompts)} {several or one + 's'}"
 
 
 def _scores(scores: Tensor) -> str:
-    return ", ".join(f"{score:.2f}" for score in scores[:, 0].tolist())
+    return ", ".join(f"{min(score, 1):.2f}" for score in scores[:, 0].tolist())  # a decoder may predict a little more than 1
 
 
 def worth_drawing(masks: Tensor) -> Tensor:
