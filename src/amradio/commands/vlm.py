@@ -44,7 +44,7 @@ def export_vlm(path: str | Path, out: str | Path) -> Path:
         path: a run folder of `amradio vlm train`, or its model folder.
         out: a new folder.
 
-    Returns `out`, which is read back and compared. Raises UserError where there is no model, `out` is there, or RadioModel has no place
+    Returns `out`, which is read back. Raises UserError where there is no model, `out` is there, or RadioModel has no place
     for the student.
     """
     need("transformers", str(path))

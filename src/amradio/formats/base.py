@@ -190,7 +190,7 @@ def _of_a_run(path: Path) -> str | None:
             if isinstance(kind, str):
                 return f"{config} says model_type '{kind[:60]}', which is no student; {_for(kind)}"
             return f"{config} does not say `format: amradio`, so it is damaged; restore it, or resume the run, which writes it again"
-        return "this run has no model yet: it is written with the first checkpoint; resume the run (amradio distill with this folder)"
+        return "this run has no model yet: it is written with the first checkpoint; resume the run by the command that began it"
     above = next((parent for parent in list(path.parents)[:3] if _is_run(parent)), None)
     if above is not None:
         return f"this is a part of the run folder {above}; give {above}, or {above / 'model'}"
