@@ -21,6 +21,12 @@ torch.set_num_threads(1)
 MANY = 200
 
 
+def pytest_runtest_setup() -> None:
+    """No test sees the width of a terminal that it has not set: GNU readline, which pytest's workers load, writes it into the environment."""
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Starts the server of processes before many tests: a loader that came first would start one that has imported nothing."""
     if len(session.items) > MANY and not session.config.option.collectonly:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PUBLISHED = ("large", "so400m", "huge")
 """Sizes of which there is a published architecture."""
-Blocks = Annotated[tuple[int, ...], AsTuple, pydantic.Field(min_length=1, max_length=8)]
+Blocks = Annotated[tuple[Annotated[int, pydantic.Field(ge=0, le=1000)], ...], AsTuple, pydantic.Field(min_length=1, max_length=8)]
 
 
 class Radio1dSettings(TransformerSettings):
