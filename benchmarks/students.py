@@ -281,7 +281,7 @@ class Comparing:
         cost = parts.get("cost", {})
         flat = {"model": name} | {title: cost[key] for key, title in COSTS.items() if key in cost}
         flat |= {speed_title(found): found["images_per_second"] for found in cost.get("speeds", ())}
-        flat |= {title: parts["distillation"][key] for key, title in TRAINING.items() if "distillation" in parts}
+        flat |= {title: parts["distillation"][key] for key, title in TRAINING.items() if key in parts.get("distillation", {})}
         for found in parts.get("scores", {}).get("scores", {}).values():
             flat |= found
         return flat
