@@ -54,9 +54,9 @@ def note(line: str, stream: TextIO | None = None) -> None:
 
 
 def line_width(stream: TextIO | None) -> int | None:
-    """Characters a line of progress and errors: COLUMNS where it is set, else those of the terminal; None, no limit, for a file or a pipe,
-    where one message is one line that can be searched."""
-    if os.environ.get("COLUMNS", "").isdecimal() or is_terminal(stream):
+    """Characters a line of progress and errors on a terminal (COLUMNS, where it is set); None, no limit, for a file or a pipe, where one
+    message is one line that can be searched: whoever calls from a Python with readline passes COLUMNS on without knowing."""
+    if is_terminal(stream):
         return max(shutil.get_terminal_size((PAGE, 24)).columns, NARROWEST)
     return None
 

@@ -181,6 +181,9 @@ def test_errors_and_lines_of_progress_are_folded_on_a_terminal_and_whole_in_a_fi
     assert max(map(len, whole.splitlines())) > 90
     monkeypatch.setenv("COLUMNS", "60")
     assert main(words) == 2
+    assert capsys.readouterr().err == whole, "readline sets COLUMNS in processes that have no terminal"
+    monkeypatch.setattr(console, "is_terminal", lambda _: True)
+    assert main(words) == 2
     folded = capsys.readouterr().err
     assert max(map(len, folded.splitlines())) <= 60
     assert folded.split() == whole.split()
