@@ -22,7 +22,7 @@ MANY = 200
 
 
 def pytest_runtest_setup() -> None:
-    """No test sees the width of a terminal that it has not set: GNU readline, which pytest's workers load, writes it into the environment."""
+    """No test sees the width of a terminal that it has not set: GNU readline, which pytest loads, writes it into the environment."""
     for name in ("COLUMNS", "LINES"):
         os.environ.pop(name, None)
 
