@@ -44,9 +44,8 @@ def show(
     """
     paths = [images] if isinstance(images, str | Path) else list(images)
     with PHASES.phase(f"reading {path}"):
-        folder, chosen, model = together(lambda: _out(out), lambda: first_pictures(paths), lambda: load(path), lambda: _check_size(size))[
-            :3
-        ]
+        checked = together(lambda: _out(out), lambda: first_pictures(paths), lambda: load(path), lambda: _check_size(size))
+    folder, chosen, model, _ = checked
     teachers = find_teachers(user_path(path), model)
     parts: list[str] = []
     problems: list[str] = []

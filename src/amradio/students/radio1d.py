@@ -21,6 +21,7 @@ from .vit_settings import VitShape
 COUNT_DRAW = 10_000
 """Number of the derived random number that says how many tokens a training sample keeps."""
 FILLED = "decoder.prefix_tokens"
+"""Name of the decoder's prefix tokens, a row for each summary and register as in `TOKENS`."""
 
 
 class Merge(nn.Module):
@@ -217,11 +218,12 @@ class Radio1d(Student):
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
         tokens = self.patch_generator(images, draws)
         levels = iter(zip(self.downscale_blocks, self.prefix_proj_blocks, strict=True))
+        most = int(counts.max()) if self.drops_early and isinstance(counts, Tensor) else counts  # waits for a GPU once
         for number, block in enumerate(self.blocks):
             if number in self.merges:
                 tokens, grid = _resized(tokens, grid, self.num_prefix, *next(levels))
             elif self.drops_early and number > self.merges[-1]:
-                most = counts if isinstance(counts, int) else int(counts.max())
+                assert isinstance(most, int)
                 spare = tokens.shape[1] - self.num_prefix - most
                 tokens = tokens[:, : tokens.shape[1] - spare // (len(self.blocks) - number)]
             tokens = block(tokens)
