@@ -136,8 +136,8 @@ def test_merging_changes_neither_side():
 
 def test_a_word_that_is_none(minimal):
     assert "'2x=1'" in problems(minimal, "2x=1")[0]
-    assert "no such recipe file" in problems("nowhere.yaml")[0]
-    assert "no such recipe file" in problems(minimal, "seed")[0]
+    assert "no such file" in problems("nowhere.yaml")[0]
+    assert "no such file" in problems(minimal, "seed")[0]
     assert read_words(["a.b=x=y"]) == {"a": {"b": "x=y"}}
 
 

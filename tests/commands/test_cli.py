@@ -135,7 +135,7 @@ def test_wrong_type(refused):
 
 def test_missing_recipe_file(refused, tmp_path):
     (problem,) = refused(own_file=tmp_path / "nowhere.yaml")
-    assert "nowhere.yaml: there is no such recipe file" in problem
+    assert "nowhere.yaml: there is no such file" in problem
 
 
 @pytest.mark.slow

@@ -149,7 +149,7 @@ def test_bad_suites_are_refused_before_anything_is_written(recipe, suite_file, t
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("evaluate.suite=nowhere.yaml",), r"evaluate\.suite: nowhere\.yaml: there is no such recipe file"),
+        (("evaluate.suite=nowhere.yaml",), r"evaluate\.suite: nowhere\.yaml: there is no such file"),
         (("evaluate.suite={}",), r"evaluate\.suite\.evaluations: this key is required"),
         (("evaluate.suite_every=3",), r"evaluate\.suite_every: there is no suite"),
         (("evaluate.suite=SUITE", "evaluate.every=null"), r"evaluate\.suite: it would never run"),

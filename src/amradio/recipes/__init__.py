@@ -69,7 +69,7 @@ def locate(word: str) -> Path:
     near = nearest(path.stem if path.suffix in (".yaml", ".yml") else word, names)
     hint = f"; {near}" if near.startswith("did you mean") else ""
     raise UserError(
-        f"{word}: there is no such recipe file{hint}; give a .yaml file, the name of a shipped recipe (amradio recipes), "
+        f"{word}: there is no such file{hint}; give a .yaml file, the name of a shipped one (amradio recipes), "
         "a run folder, or a word like key=value"
     )
 

@@ -17,7 +17,7 @@ th[aria-sort=ascending] button::after{content:" \\25B2"}th[aria-sort=descending]
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(330px,100%),1fr));gap:14px}figure{margin:0;
 background:var(--card);padding:10px;border-radius:6px}figure svg{width:100%;height:auto;display:block}.panels{display:inline-flex;
 vertical-align:top;flex-wrap:wrap;gap:10px;margin:0 4px 10px 0}
-.panels figure{width:min(276px,100%)}.panels img{width:100%;height:auto;display:block}
+.panels figure{width:276px;max-width:100%}.panels img{width:100%;height:auto;display:block}
 .pictures{display:grid;gap:14px;margin-bottom:14px;
 grid-template-columns:repeat(auto-fill,minmax(min(520px,100%),1fr));align-items:start}.pictures img{max-width:100%;height:auto;
 display:block;margin:auto}
