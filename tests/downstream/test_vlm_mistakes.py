@@ -43,7 +43,7 @@ def test_an_image_that_breaks_off_is_named_when_its_turn_comes(
     words = ("instruction=null", f"alignment.data={data}", f"num_workers={num_workers}")
     assert parts.run(tmp_path / "run", *words) == 2
     errors = capsys.readouterr().err
-    assert f"error: {tmp_path}/data/5.png: the image cannot be read (image file is truncated" in errors
+    assert f"error: {tmp_path}/data/5.png: the image cannot be read (damaged: image file is truncated" in errors
     assert "replace it or take it out" in errors
     assert "Traceback" not in errors
     assert not (tmp_path / "run" / "model").exists()

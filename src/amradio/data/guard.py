@@ -109,4 +109,4 @@ def check_area(image: Image.Image) -> None:
 def _reason(error: Exception, data: bytes, formats: tuple[str, ...]) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "an empty file" if not data else f"not a picture in {', '.join(formats)}"
-    return str(error) if isinstance(error, OSError) and str(error) else f"{type(error).__name__}: {error}"
+    return f"damaged: {str(error).strip() or type(error).__name__}"
