@@ -1,4 +1,4 @@
-"""ViTDet's windowed attention (Li et al. 2022, section 3) as RADIO uses it at inference: most blocks look within windows only."""
+"""ViTDet's windowed attention (Li et al. 2022, section 3) as RADIO uses it: most blocks look within windows only."""
 
 from collections.abc import Callable
 from typing import NamedTuple
