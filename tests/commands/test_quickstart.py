@@ -42,6 +42,8 @@ def test_it_ends_with_the_table_of_the_evaluation(small, tmp_path, capsys):
     assert set(written["results"]) == {"k-NN", "throughput"}
     assert set(written["teachers"]) == {"clip", "dino", "sam"}
     assert amradio.load(folder).heads == ("clip", "dino", "sam")
+    page = (folder / "report.html").read_text()
+    assert "k=3, student/clip (%)" in page, "the page of the run has the results that were measured after the training"
 
 
 def test_a_bad_evaluation_is_refused_before_anything_is_trained(tmp_path):

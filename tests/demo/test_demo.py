@@ -78,8 +78,8 @@ def test_pictures_are_read_by_the_guarded_reader_and_brought_to_the_size_of_the_
     Image.new("RGB", (3000, 1500), "white").save(tmp_path / "large.png")
     assert explorer.open("large.png", tmp_path / "large.png").image.shape[-2:] == (LONGEST_SIDE // 2, LONGEST_SIDE)
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
-    with pytest.raises(UserError, match="cannot be read as a picture"):
-        explorer.open("broken.jpg", tmp_path / "broken.jpg")
+    with pytest.raises(UserError, match=r"^upload\.jpg: it cannot be read as a picture"):
+        explorer.open("upload.jpg", tmp_path / "broken.jpg")
     with pytest.raises(UserError, match="there is no 'other' on this page"):
         explorer.open("other")
 
@@ -159,7 +159,7 @@ def wait_for(browser, found):
 
 
 @pytest.mark.slow
-def test_in_a_browser_a_click_gives_a_mask_and_a_text_a_map(address, browser, pictures):
+def test_in_a_browser_a_click_gives_a_mask_a_text_a_map_and_a_broken_file_a_notice(address, browser, pictures, tmp_path):
     def find(css):
         return browser.find_elements("css selector", css)
 
@@ -183,6 +183,12 @@ def test_in_a_browser_a_click_gives_a_mask_and_a_text_a_map(address, browser, pi
     with Image.open(min(pictures.rglob("*.jpg"))) as opened:
         assert abs(x - opened.width / 2) <= 2, "selenium clicks into the middle, wherever and however large the picture is drawn"
         assert abs(y - opened.height / 2) <= 2
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    find("#upload button[aria-label=Clear]")[0].click()
+    wait_for(browser, lambda: find("#upload input[type=file]"))[0].send_keys(str(tmp_path / "broken.jpg"))
+    notice = wait_for(browser, lambda: find(".toast-body")[0].text)
+    assert "broken.jpg: it cannot be read as a picture" in notice
+    assert str(tmp_path) not in notice
     assert console_errors(browser) == []
 
 

@@ -11,6 +11,7 @@ from amradio.commands.results import print_results
 from amradio.evaluation import Metric, Result
 from amradio.evaluation.base import below_floor, floor_warning
 from amradio.evaluation.classification.retrieval import chance
+from amradio.evaluation.stored import counted
 from amradio.evaluation.suite import plain
 from amradio.labelled.classification import share_of_most_frequent
 from evaluations import SMALL, tiny_bench
@@ -106,3 +107,8 @@ def test_every_floor_has_words(tmp_path) -> None:
         headline = {metric.name for metric in found.metrics if metric.headline}
         if kind in ("knn", "zero_shot", "retrieval", "linear_classification"):
             assert found.floors.keys() == headline, "every column has a floor"
+
+
+def test_counts_are_words_and_one_is_no_plural():
+    assert counted({"images": 1024, "sizes": 1, "calls_at_least": 5, "broken": 0}) == "1,024 images, 1 size, 5 calls at least"
+    assert counted({"classes": 1, "queries": 1, "database": 1, "broken": 2}) == "1 class, 1 query, 1 database, 2 broken"

@@ -1,5 +1,6 @@
 """`amradio report`: the page's charts, tables, marks and escapes."""
 
+import itertools
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ from amradio.commands.report import report
 from amradio.data.folder import FolderSettings
 from amradio.environment import commit
 from amradio.image_input import one_picture
-from amradio.report.charts import line_chart, nice_ticks
+from amradio.report.charts import line_chart, nice_ticks, styles
 from amradio.run_folder import RunFolder, Series
 from made_runs import make_run
 
@@ -174,9 +175,33 @@ def test_a_chart_is_xml_with_a_title_units_and_finite_points_inside_its_frame():
     assert svg is not None
     assert svg.attrib["aria-label"] == "Loss <x>, nats, steps 0 to 10; last values: a 1"
     assert [label.text for label in svg.iter("text")][-1] == "nats"
+    assert styles([f"loss {number}" for number in range(9)])[-1] == ("#3b82f6", "dashed")
+    assert styles(["a: clip", "a: sam", "b: clip", "b: sam"]) == [
+        ("#3b82f6", "solid"),
+        ("#e4572e", "solid"),
+        ("#3b82f6", "dashed"),
+        ("#e4572e", "dashed"),
+    ], "a colour for each curve, dashes for each run"
+    assert styles(["a: loss", "b: loss"]) == [("#3b82f6", "solid"), ("#e4572e", "solid")]
     assert line_chart("x", "y", {"none": Series([1], [float("inf")])}) == ""
     many = ET.fromstring(line_chart("x", "y", {"a": Series(list(range(5000)), [1.0] * 5000)}))
     assert len(next(many.iter("polyline")).attrib["points"].split()) == 300
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 60), (1, 1_700), (50, 300_000), (0, 12_345_678)])
+def test_steps_below_the_axis_are_round_between_the_ends_and_do_not_touch(first, last):
+    chart = ET.fromstring(line_chart("x", "a unit", {"a": Series([first, last], [0.0, 1.0])}))
+    labels = [text for text in chart.iter("text") if text.attrib["y"] == str(230 - 18)]
+    assert len(labels) >= 3
+    assert {f"{first:,}", f"{last:,}"} <= {label.text for label in labels}
+    shift = {"start": 0.0, "middle": 0.5, "end": 1.0}
+    spans = []
+    for label in labels:
+        width = 6.3 * len(label.text or "")
+        left = float(label.attrib["x"]) - shift[label.attrib["text-anchor"]] * width
+        spans.append((left, left + width))
+    spans.sort()
+    assert all(before < after for (_, before), (after, _) in itertools.pairwise(spans))
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.013, 0.97), (1e-9, 1e-3), (5.0, 5.0), (0.0, 0.0), (120, 98_000)])

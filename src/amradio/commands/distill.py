@@ -16,8 +16,6 @@ from ..engine.log import Log
 from ..errors import UserError
 from ..interruption import RunStoppedError
 from ..recipe import Recipe
-from ..report import read_runs
-from ..report.document import build_page
 from ..run_folder import RunFolder
 from ..students.base import Student
 from ..teachers.base import Teacher
@@ -32,6 +30,7 @@ from ..training import (
     initialize,
     load_teachers,
 )
+from .report import write_own_report
 from .tables import print_table
 
 Say = Callable[[str], None]
@@ -84,16 +83,8 @@ def _distill(
         if stop.was_followed:  # the same code on all processes, whichever of them was asked
             raise RunStoppedError(max(number or 0 for number in processes.gather(stop.number)))
         if recipe.engine.report and processes.is_first:
-            _write_report(folder, log)
+            write_own_report(folder, log.warn)
     return folder.path
-
-
-def _write_report(folder: RunFolder, log: Log) -> None:
-    """The page of a finished run; where it cannot be made, a warning, as the run is complete without it."""
-    try:
-        folder.write("report.html", build_page(read_runs([folder.path])))
-    except (UserError, OSError, KeyError, TypeError) as error:  # files of a former start may be damaged
-        log.warn(f"{folder.path}: no report.html was written ({error}); delete the file that is damaged and run amradio report")
 
 
 def _load(

@@ -15,6 +15,7 @@ from ..training import load_teachers
 from ..words import only_keys
 from .distill import distill
 from .evaluate import SCENES, agreement_of, evaluate_models, for_suite, write_json
+from .report import write_own_report
 
 RECIPE = "quickstart"
 TRAINING_SECONDS = 230.0
@@ -52,13 +53,16 @@ def quickstart(*words: str, evaluations: str | Path = SCENES) -> Path:
     results = evaluate_models(model, teachers, suite, agreement_of(folder.path, model))
     file = folder.path / "evaluations" / f"step_{recipe.num_steps:09d}" / "scenes.json"
     write_json(results, file, {"path": str(folder.path), "teachers": {name: teacher.source for name, teacher in teachers.items()}})
+    if recipe.engine.report:
+        write_own_report(folder, lambda line: note(f"warning: {line}"))  # that of the training has no results of the evaluation
     print()
     for sentence in (*_verdict(results), *_shortened(recipe, left_out, folder.path), f"The model is in {folder.model}. Load it:"):
         print_text(sentence)
         print()
     print(f'    import amradio, torch\n    model = amradio.load("{folder.model}")\n')
     print(f'and `model(torch.rand(1, 3, 64, 64), heads=["{next(iter(recipe.teachers))}"])` gives its features.')
-    note(f"Next: amradio show {folder.path} IMAGES --out shown; pictures and curves are in {folder.path / 'report.html'}")
+    page = f"; curves, results and pictures are in {folder.path / 'report.html'}" if recipe.engine.report else ""
+    note(f"Next: amradio show {folder.path} IMAGES --out shown{page}")
     return folder.path
 
 

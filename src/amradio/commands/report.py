@@ -1,5 +1,6 @@
 """`amradio report`: one page about a run, or about several side by side."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ..console import PHASES, print_text
@@ -7,6 +8,7 @@ from ..errors import UserError, shown
 from ..files import disk_errors, user_path, write_aside
 from ..report import read_runs
 from ..report.document import build_page
+from ..run_folder import RunFolder
 
 
 def report(*paths: str | Path, out: str | Path = "report.html") -> Path:
@@ -25,3 +27,11 @@ def report(*paths: str | Path, out: str | Path = "report.html") -> Path:
         write_aside(file, content.encode())
     print_text(f"{len(paths)} {'run' if len(paths) == 1 else 'runs'} -> {file}")
     return file
+
+
+def write_own_report(folder: RunFolder, warn: Callable[[str], None]) -> None:
+    """Writes or replaces report.html in a run; where it cannot be made, a warning, as the run is complete without it."""
+    try:
+        folder.write("report.html", build_page(read_runs([folder.path])))
+    except (UserError, OSError, KeyError, TypeError) as error:  # files of a former start may be damaged
+        warn(f"{folder.path}: no report.html was written ({error}); delete the file that is damaged and run amradio report")

@@ -8,6 +8,7 @@ from ..console import columns as line_width
 from ..evaluation.base import Metric, Result, below_floor, floor_warning
 from ..evaluation.inputs import describe
 from ..evaluation.published import Comparison
+from ..evaluation.stored import counted
 from .tables import natural_width, print_table
 
 BEST, BELOW, NOTHING = "*", "!", "-"
@@ -60,8 +61,7 @@ def print_results(results: Mapping[str, Result]) -> None:
     for name, result in results.items():
         _print_by_size(name, result)
     for name, result in results.items():
-        counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in result.counts.items() if count or what != "broken")
-        print_text(f"{name}: {counts}; {result.seconds:.1f} s" + "".join(f"; {note}" for note in result.notes), "", INDENT)
+        print_text(f"{name}: {counted(result.counts)}; {result.seconds:.1f} s" + "".join(f"; {note}" for note in result.notes), "", INDENT)
 
 
 def print_published(rows: Sequence[Comparison]) -> None:

@@ -70,7 +70,12 @@ class Explorer:
         """A picture of the gallery by its name, or another one. Raises UserError where it cannot be read."""
         if picture is None and name not in self.gallery:
             raise UserError(f"picture: there is no '{shown(name)}' on this page; drop it into the field above")
-        return Seen(name, self.gallery[name] if picture is None else _fitting(picture))
+        if picture is None:
+            return Seen(name, self.gallery[name])
+        try:
+            return Seen(name, _fitting(picture))
+        except UserError as error:  # under the name that it has where it comes from, not that of the upload
+            raise UserError(*(problem.replace(str(picture), shown(name)) for problem in error.problems)) from None
 
     def maps(self, seen: Seen, size: int) -> list[Panel]:
         """The backbone, and each head beside its teacher, in the colours of principal components (`showing.panels`)."""

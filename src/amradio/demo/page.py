@@ -136,13 +136,14 @@ def _no_names() -> Any:
 
 
 def _answered(act: Callable[..., Any]) -> Callable[..., Any]:
-    """The same; what a user can fix is a notice on the page, without a traceback on the terminal."""
+    """The same; what a user can fix is a notice on the page, which stays as it was, without a traceback on the terminal."""
 
     @functools.wraps(act)
     def call(*values: Any) -> Any:
         try:
             return act(*values)
         except UserError as error:
-            raise gr.Error("; ".join(error.problems), title="This does not work", print_exception=False) from None
+            gr.Warning("; ".join(error.problems), title="This does not work")
+            return gr.skip()
 
     return call

@@ -57,6 +57,19 @@ class _HeldOut(_Stored):
     held_out: dict[str, dict[str, Number]]
 
 
+def counted(counts: Mapping[str, int]) -> str:
+    """`1,024 images, 1 size`: what the numbers of a result are means of, in words; `broken` only where there are some."""
+    present = {name.replace("_", " "): count for name, count in counts.items() if count or name != "broken"}
+    return ", ".join(f"{count:,} {_one_of(name) if count == 1 else name}" for name, count in present.items())
+
+
+def _one_of(name: str) -> str:
+    for ending, singular in (("sses", "ss"), ("ies", "y"), ("s", "")):
+        if name.endswith(ending):
+            return name.removesuffix(ending) + singular
+    return name
+
+
 def check_names(results: dict[str, Any]) -> dict[str, Any]:
     """The same results or evaluations by name; ValueError where one has the name of the agreement on held-out images."""
     if HELD_OUT in results:

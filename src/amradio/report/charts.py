@@ -14,8 +14,10 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 230, 68, 10, 8, 34
 """px; on the left is room for the title of the axis and for ticks of 8 characters, as 1.25e-05."""
 COLOURS = ("#3b82f6", "#e4572e", "#2f9e59", "#a855f7", "#d99a08", "#0fa3b1", "#d6337f", "#7d8597")
 """Legible on white and on black."""
-DASHES = ("", "6 3", "2 3")
-"""After all colours the lines are dashed, so that no two look alike."""
+DASHES = {"solid": "", "dashed": "6 3", "dotted": "2 3"}
+"""Lengths of dashes and gaps in px, by the name that the key of a chart draws them with."""
+CHARACTER = 6.3
+"""px a character of the numbers on an axis."""
 MOST_POINTS = 300
 """Of a line; of more, evenly spread ones are drawn."""
 
@@ -40,20 +42,30 @@ def line_chart(title: str, unit: str, lines: Mapping[str, Series]) -> str:
     def y_of(y: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (y - low) / (high - low))
 
-    drawn = [_grid(ticks, y_of), _steps(sorted({first, last}), x_of), _axis_titles(unit)]
+    drawn = [_grid(ticks, y_of), _steps(first, last, x_of), _axis_titles(unit)]
     key = []
-    for number, (name, pairs) in enumerate(points.items()):
-        colour, dash = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+    for (name, pairs), (colour, dash) in zip(points.items(), styles(list(points)), strict=True):
         path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in pairs)
         value = f"{name}: {pairs[-1][1]:.4g}"
-        drawn.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}" points="{path}"/>')
+        drawn.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{DASHES[dash]}" points="{path}"/>')
         drawn.append(f'<circle cx="{x_of(pairs[-1][0]):.1f}" cy="{y_of(pairs[-1][1]):.1f}" r="3" fill="{colour}"/>')
-        key.append(f'<li><i style="background:{colour}"></i>{text(value)}</li>')
+        key.append(f'<li><i style="border-top:3px {dash} {colour}"></i>{text(value)}</li>')
     summary = f"{title}, {unit}, steps {first:g} to {last:g}; last values: " + ", ".join(f"{n} {p[-1][1]:.4g}" for n, p in points.items())
     return (
         f'<figure><h3>{text(title)}</h3><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" aria-label="{text(summary)}">'
         f'{"".join(drawn)}</svg><figcaption>last values<ul class="key">{"".join(key)}</ul></figcaption></figure>'
     )
+
+
+def styles(names: Sequence[str]) -> list[tuple[str, str]]:
+    """(colour, dashes by name) of each line. Of several runs with several curves each (`run: curve`) a curve has its colour and a run its
+    dashes, as far as these last; elsewhere each line has the next colour, dashed after all colours, so that no two look alike."""
+    parts = [name.rpartition(": ")[::2] for name in names]
+    runs, curves = (list(dict.fromkeys(pair[side] for pair in parts)) for side in (0, 1))
+    dashes = list(DASHES)
+    if 1 < len(runs) <= len(dashes) and 1 < len(curves) <= len(COLOURS):
+        return [(COLOURS[curves.index(curve)], dashes[runs.index(run)]) for run, curve in parts]
+    return [(COLOURS[number % len(COLOURS)], dashes[number // len(COLOURS) % len(dashes)]) for number in range(len(names))]
 
 
 def _points(series: Series) -> list[tuple[float, float]]:
@@ -83,12 +95,26 @@ def _grid(ticks: Sequence[float], y_of: Callable[[float], float]) -> str:
     return "".join(lines)
 
 
-def _steps(steps: Sequence[float], x_of: Callable[[float], float]) -> str:
-    anchors = ("start", "end") if len(steps) > 1 else ("middle",)
-    return "".join(
-        f'<text x="{x_of(step):.1f}" y="{HEIGHT - 18}" text-anchor="{anchor}">{step:,.0f}</text>'
-        for step, anchor in zip(steps, anchors, strict=True)
-    )
+def _steps(first: float, last: float, x_of: Callable[[float], float]) -> str:
+    """The first and the last step below the axis, and round numbers between them where there is room."""
+    if first == last:
+        return _step(first, x_of(first), "middle")
+    left, right = (x_of(first) + _width(first), x_of(last) - _width(last))
+    drawn = [_step(first, x_of(first), "start"), _step(last, x_of(last), "end")]
+    for step in nice_ticks(first, last):
+        middle, half = x_of(step), _width(step) / 2
+        if left + CHARACTER < middle - half and middle + half < right - CHARACTER:
+            drawn.append(_step(step, middle, "middle"))
+            left = middle + half
+    return "".join(drawn)
+
+
+def _width(step: float) -> float:
+    return len(f"{step:,.0f}") * CHARACTER
+
+
+def _step(step: float, x: float, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{HEIGHT - 18}" text-anchor="{anchor}">{step:,.0f}</text>'
 
 
 def _axis_titles(unit: str) -> str:

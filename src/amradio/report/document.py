@@ -8,6 +8,7 @@ from ..config import to_yaml
 from ..distillation.metrics import HEADLINE
 from ..drawing.figures import figure
 from ..errors import UserError
+from ..evaluation.stored import counted
 from ..files import read_text
 from ..formats.model_folder import read_config
 from ..image_input import one_picture
@@ -125,8 +126,7 @@ def _of_run(run: Run) -> str:
     libraries = environment.get("libraries") or {}
     facts = {**environment, "libraries": ", ".join(f"{name} {version}" for name, version in libraries.items())} if environment else {}
     prints = [
-        [name, str(result.get("fingerprint") or "-"), ", ".join(f"{count:,} {what}" for what, count in result.get("counts", {}).items())]
-        for name, (_, result) in run.latest().items()
+        [name, str(result.get("fingerprint") or "-"), counted(result.get("counts", {}))] for name, (_, result) in run.latest().items()
     ]
     data = [[key, facts["source"], facts["fingerprint"]] for key, facts in run.folder.data().items()]
     return section(

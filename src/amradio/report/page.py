@@ -25,7 +25,7 @@ display:block;margin:auto}
 grid-template-columns:repeat(auto-fill,minmax(min(430px,100%),1fr))}.tables>div{min-width:0}caption{text-align:left;padding:2px 10px}
 .scroll{margin-bottom:14px}
 figcaption{font-size:.85rem}ul.key{list-style:none;margin:4px 0;padding:0;display:flex;flex-wrap:wrap;gap:2px 14px;
-font-size:.82rem}ul.key i{display:inline-block;width:14px;height:3px;margin-right:5px;vertical-align:middle}pre{overflow-x:auto}
+font-size:.82rem}ul.key i{display:inline-block;width:20px;margin-right:5px;vertical-align:middle}pre{overflow-x:auto}
 details{margin:.4rem 0}@media(max-width:600px){.panels{display:flex;margin-right:0}.panels figure{width:calc(50% - 5px)}}
 svg text{fill:var(--text);font:11px system-ui,sans-serif}.axis{stroke:var(--line)}
 """

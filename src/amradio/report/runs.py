@@ -44,7 +44,7 @@ class Run:
             return f"a {self._type('detector')} detector on {self.config.get('model', '?')}, backbone {backbone}"
         if kind == "vlm":
             return f"a vision-language model of {self.config.get('model', '?')} and {self.config.get('language_model', '?')}"
-        return f"a {self.student} student of {', '.join(self.teachers)}"
+        return f"{'an' if self.student[:1] in 'aeiou' else 'a'} {self.student} student of {', '.join(self.teachers)}"
 
     @property
     def state(self) -> str:

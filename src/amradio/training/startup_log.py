@@ -19,9 +19,10 @@ def introduce(context: Context, notes: Iterable[str]) -> None:
     network, device, log = context.task.network, context.processes.device, context.log
     precision = _word(context.autocast or torch.float32)
     heads = sum(p.numel() for p in network.heads.parameters()) / 1e6
+    threads = torch.get_num_threads()
     log.say(
         f"student {context.config.student.type}: {sum(p.numel() for p in network.student.parameters()) / 1e6:.2f} M parameters, "
-        f"heads {heads:.2f} M; {context.processes.world_size} x {device}, {torch.get_num_threads()} threads, {precision}"
+        f"heads {heads:.2f} M; {context.processes.world_size} x {device}, {threads} thread{'s' * (threads > 1)}, {precision}"
     )
     for name, teacher in context.task.teachers.items():
         million = sum(p.numel() for p in teacher.parameters()) / 1e6
