@@ -61,6 +61,7 @@ CASES = {
         "data.flip=0.0",
         "optimizer.learning_rate=2e-3",
         "optimizer.final_learning_rate=9e-4",
+        "optimizer.milestones=[0.4]",
         "optimizer.weight_decay=0.5",
         "optimizer.betas=[0.5, 0.9]",
         "optimizer.epsilon=1e-2",

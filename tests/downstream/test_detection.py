@@ -7,19 +7,21 @@ import numpy as np
 import pytest
 import torch
 
+import amradio
 from amradio.__main__ import main
 from amradio.downstream.detection.detector import Detector
 from amradio.downstream.detection.examples import View, boxes_on, lay_out
 from amradio.downstream.detection.files import load_detector
-from amradio.downstream.detection.sampling import ImageSampler
+from amradio.downstream.detection.sampling import ImageSampler, numbers_of
 from amradio.downstream.detection.scoring import Predictions, coco_scores, predict
 from amradio.downstream.detection.settings import DetectionRecipe, FasterRcnnSettings
 from amradio.errors import UserError
 from amradio.labelled.instances import CocoInstancesSettings, SceneInstancesSettings
 from amradio.network import NetworkConfig
+from amradio.students.drop_path import add_drop_path
 from amradio.students.eradio_settings import EradioSettings
 from amradio.students.timm_settings import TimmSettings
-from detectors import SMALL, VIT, WORDS, weights
+from detectors import PARTS, SMALL, VIT, WORDS, weights
 
 pytest.importorskip("pycocotools")
 
@@ -52,7 +54,7 @@ def test_it_resumes_bit_for_bit(trained: Path, student: Path, tmp_path: Path, mo
 
             os.kill(os.getpid(), signal.SIGTERM)
 
-    words = ["detect", "train", f"model={student}", *WORDS, "backbone=lora", f"out={tmp_path / 'run'}"]
+    words = ["detect", "train", f"model={student}", *WORDS, *PARTS, f"out={tmp_path / 'run'}"]
     monkeypatch.setattr(Monitor, "take", stopping)
     assert main(words) == 143
     monkeypatch.undo()
@@ -93,6 +95,38 @@ def test_every_student_has_a_pyramid(settings, strides: list[int]) -> None:
     assert [tuple(level.shape[1:]) for level in maps.values()] == [(16, 16, 16), (16, 8, 8), (16, 4, 4), (16, 2, 2), (16, 1, 1)]
     found = detector.detect(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), [(64, 40), (30, 64)])
     assert all({"boxes", "scores", "labels"} <= image.keys() for image in found)
+
+
+def test_windows_are_those_of_the_student_and_are_stored(student: Path, tmp_path: Path) -> None:
+    windows = "detector.windows={size: 2, num_global: 1}"
+    words = (*WORDS, "schedule.epochs=0.5", "data.val=null", windows, f"out={tmp_path / 'run'}")
+    assert main(["detect", "train", f"model={student}", *words]) == 0
+    images = torch.rand(1, 3, 64, 64)
+    detector, model = load_detector(tmp_path / "run"), amradio.load(student)
+    whole = model.network.student(images).spatial
+    model.set_windows(2, num_global=1)
+    windowed = model.network.student(images).spatial
+    assert detector.student.window_size == 2
+    assert torch.equal(detector.student(images).spatial, windowed)
+    assert not torch.allclose(whole, windowed)
+
+
+def test_branches_are_dropped_in_training_alone() -> None:
+    torch.manual_seed(0)
+    network = NetworkConfig(student=VIT, num_summaries=1).build()
+    add_drop_path(network.student, 0.5)
+    detector = Detector(network, FasterRcnnSettings(**SMALL), ("a", "b"), 64)
+    images = torch.rand(4, 3, 64, 64)
+
+    def maps(seeds: list[int]) -> torch.Tensor:
+        network.student.take_draws(numbers_of(seeds))
+        return detector.maps(images[: len(seeds)])["0"]
+
+    plain, dropped = detector.eval() and maps([1, 2, 3, 4]), detector.train() and maps([1, 2, 3, 4])
+    assert torch.equal(detector.eval() and maps([5, 6, 7, 8]), plain)
+    assert not torch.allclose(dropped, plain)
+    torch.testing.assert_close(detector.train() and maps([1]), dropped[:1])
+    assert not torch.allclose(detector.train() and maps([5, 6, 7, 8]), dropped)
 
 
 def test_what_is_drawn_for_an_image_depends_on_its_seed_alone() -> None:
@@ -157,7 +191,15 @@ def test_a_complete_set_has_all_images_crowds_and_boxes_without_a_mask(tmp_path:
             "schedule.image_size: 72 px; a multiple of 32 px that the student takes is needed; the nearest is",
         ),
         (("detector.pyramid=levels",), "detector.pyramid: the student has maps of one stride only; take simple, or auto"),
-        (("optimizer.layer_decay=0.5",), "optimizer.layer_decay: the backbone is frozen"),
+        (("optimizer.layer_decay=0.5",), "optimizer.layer_decay: it is for a backbone that is trained, and this one is frozen"),
+        (("drop_path=0.1",), "drop_path: it is for a backbone that is trained, and this one is frozen"),
+        (
+            ("detector.windows={size: 3, num_global: 1}",),
+            "schedule.image_size: 64 px; a multiple of 32 px that the student takes is needed; the nearest is 96",
+        ),
+        (("detector.windows.num_global=2",), "detector.windows: num_global 2: every one of 2 blocks would be global"),
+        (("optimizer.milestones=[0.9,0.5]",), "optimizer: milestones: shares of the stage, each larger than the one before"),
+        (("optimizer.milestones=[0.9]", "optimizer.final_learning_rate=1e-5"), "there is no cosine where milestones are given"),
         (("schedule.epoch=3",), "schedule.epoch: there is no such key; did you mean 'epochs'?"),
         (("engine.accumulate=3",), "engine.accumulate: 3 does not divide"),
         (("model=nowhere", "data.train={type: coco_instances, annotations: no.json, images: no}"), "model: nowhere: "),

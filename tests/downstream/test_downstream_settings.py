@@ -46,6 +46,7 @@ DETECTION = (
     "detector.num_samples=4",
     "detector.mask_convs=2",
     "detector.mask_dim=4",
+    "detector.windows={size: 2, num_global: 1}",
     FASTER,
     "optimizer.learning_rate=3e-3",
     "schedule={type: published, image_size: 64, batch_size: 4, epochs: 1.0}",
@@ -79,6 +80,8 @@ LOW_RANK = (
     "instruction.language_model={type: lora, rank: 2, alpha: 4, dropout: 0.9}",
 )
 ELSEWHERE = {
+    "AttentionWindowsSettings.num_global": "downstream/test_detection.py::test_bad_input_is_one_message",
+    "AttentionWindowsSettings.size": "downstream/test_detection.py::test_windows_are_those_of_the_student_and_are_stored",
     "CocoInstancesSettings.annotations": "evaluation/test_promptable_segmentation.py::test_coco_is_read",
     "CocoInstancesSettings.crowds": "evaluation/test_promptable_segmentation.py::test_coco_is_read",
     "CocoInstancesSettings.images": "evaluation/test_promptable_segmentation.py::test_coco_is_read",
@@ -87,6 +90,7 @@ ELSEWHERE = {
     "ConversationsSettings.annotations": "downstream/test_vlm.py::test_wrong_conversations_are_named",
     "ConversationsSettings.images": "downstream/test_vlm.py::test_wrong_conversations_are_named",
     "DetectionDataSettings.num_workers": "downstream/test_coco_detection.py::test_one_and_two_workers_and_a_second_time",
+    "DetectionRecipe.drop_path": "downstream/test_detection.py::test_branches_are_dropped_in_training_alone",
     "DetectionRecipe.model": "downstream/test_detection.py::test_bad_input_is_one_message",
     "DetectionRecipe.out": "downstream/test_detection.py::test_it_resumes_bit_for_bit",
     "DetectorSettings.num_detections": "downstream/test_downstream_settings.py::test_a_detector_gives_at_most_so_many_objects",

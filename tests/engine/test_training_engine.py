@@ -60,6 +60,15 @@ def test_schedule_is_linear_warm_up_then_cosine():
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
+def test_milestones_take_the_place_of_the_cosine():
+    settings = OptimizerSettings(learning_rate=2.0, warmup_steps=10, milestones=[0.5, 0.9])
+    rates = [learning_rate(settings, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * k for k in range(1, 11)])
+    assert rates[10:50] == [2.0] * 40
+    assert rates[50:90] == pytest.approx([0.2] * 40)
+    assert rates[90:] == pytest.approx([0.02] * 10)
+
+
 def test_warm_up_takes_at_most_a_tenth():
     settings = OptimizerSettings(learning_rate=1.0, warmup_steps=1000)
     assert learning_rate(settings, 1, 20) == 1.0

@@ -53,7 +53,7 @@ def test_a_step_with_windows_is_that_of_a_student_in_windowed_mode(recipe):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([WINDOWS], r"regularize\.windows: windows: with num_global 1 every one of 1 blocks would be global"),
+        ([WINDOWS], r"regularize\.windows: num_global 1: every one of 1 blocks would be global"),
         ([WINDOWS, "student={type: timm, model: test_efficientnet}"], r"regularize\.windows: .* no windowed mode"),
         (["regularize.windows={sizes: [3, 4], num_global: 1}", "student.depth=2"], r"windows\.sizes: no window divides a map of 4 patches"),
         (["regularize.windows={sizes: []}"], r"regularize\.windows\.sizes: should have at least 1 item"),

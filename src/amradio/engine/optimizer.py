@@ -58,10 +58,13 @@ def set_rates(optimizer: torch.optim.Optimizer, rate: float, factors: Iterable[f
 
 
 def learning_rate(settings: OptimizerSettings, step: int, num_steps: int) -> float:
-    """Learning rate of `step` (from 0) in a stage of `num_steps`: linear warm-up, then cosine to `final_learning_rate`."""
+    """Learning rate of `step` (from 0) in a stage of `num_steps`: linear warm-up, then cosine to `final_learning_rate`, or a tenth from
+    each of the `milestones` on."""
     warmup = min(settings.warmup_steps, num_steps // 10)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
+    if settings.milestones:
+        return settings.learning_rate * 0.1 ** sum(step >= milestone * num_steps for milestone in settings.milestones)
     progress = (step - warmup) / max(1, num_steps - warmup)
     spread = settings.learning_rate - settings.final_learning_rate
     return settings.final_learning_rate + spread * 0.5 * (1 + math.cos(math.pi * progress))

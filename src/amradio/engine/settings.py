@@ -21,8 +21,12 @@ class RateSettings(Settings):
     """Of weights and biases of norms, times that of the part that they are in."""
 
 
+Milestone = Annotated[float, pydantic.Field(gt=0, lt=1)]
+"""A share of a stage, without its ends."""
+
+
 class OptimizerSettings(Settings):
-    """The optimizer, with warm-up and cosine in every stage."""
+    """The optimizer, with warm-up and cosine (or milestones) in every stage."""
 
     algorithm: Literal["adamw", "lamb", "nadamw", "lion"] = "adamw"
     """adamw (AM-RADIO); lamb, which scales the update of each matrix to the matrix's norm (PHI-S); nadamw, AdamW with Nesterov momentum;
@@ -31,6 +35,8 @@ class OptimizerSettings(Settings):
     """Peak learning rate (AM-RADIO: 1e-3 at a batch of 1024)."""
     final_learning_rate: Rate = 0.0
     """Where the cosine ends."""
+    milestones: Annotated[list[Milestone], pydantic.Field(max_length=100)] = pydantic.Field(default_factory=list)
+    """Shares of the stage, in order, at each of which the rate falls to a tenth, in place of the cosine; empty for the cosine."""
     warmup_steps: Natural = 1000
     """Steps of linear warm-up at the start of each stage, at most a tenth of the stage."""
     weight_decay: Decay = 0.02
@@ -46,6 +52,14 @@ class OptimizerSettings(Settings):
     layer_decay: Annotated[float, pydantic.Field(gt=0, le=1)] = 1.0
     """Factor of the learning rate from each layer of the student to the one before it (BEiT: 0.65 to 0.95); 1 for the same rate everywhere.
     The last layer has the rate of the body."""
+
+    @pydantic.model_validator(mode="after")
+    def _milestones_in_order(self) -> Self:
+        if self.milestones != sorted(set(self.milestones)):
+            raise ValueError(f"milestones: shares of the stage, each larger than the one before, found {self.milestones}")
+        if self.milestones and self.final_learning_rate:
+            raise ValueError("final_learning_rate: there is no cosine where milestones are given; leave one of the two out")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _no_idle_epsilon(self) -> Self:

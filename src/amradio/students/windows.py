@@ -18,7 +18,7 @@ def global_blocks(depth: int, num_global: int = 4, num_windowed: int | None = No
     period = depth // max(num_global, 1) if num_windowed is None else num_windowed + 1
     if period < 2:
         asked = f"num_global {num_global}" if num_windowed is None else f"num_windowed {num_windowed}"
-        raise UserError(f"windows: with {asked} every one of {depth} blocks would be global; take another number, or no windows")
+        raise UserError(f"{asked}: every one of {depth} blocks would be global; take another number, or no windows")
     return frozenset(block for block in range(depth) if block % period == period - 1 or block == depth - 1)
 
 

@@ -21,8 +21,8 @@ from ...images import to_float
 from ...network import Network
 from .examples import Examples
 from .pyramid import STRIDES, LevelPyramid, SimplePyramid, stride_of_map
-from .sampling import ImageSampler
-from .settings import AnyDetector, MaskRcnnSettings
+from .sampling import ImageSampler, numbers_of
+from .settings import AnyDetector, AttentionWindowsSettings, MaskRcnnSettings
 
 RATIOS = (0.5, 1.0, 2.0)
 """Height over width of the anchors (Faster R-CNN)."""
@@ -42,18 +42,21 @@ class Losses(NamedTuple):
 class Detector(nn.Module):
     """A student, a feature pyramid, and torchvision's R-CNN heads; images are square canvases with the picture at the top left.
 
-    The student stays in evaluation mode whatever is trained: BatchNorms keep their statistics, and nothing is drawn. Attributes:
-    `classes`, the names of what it detects; `settings`; `image_size`, px of the canvas at which it was trained.
+    The student stays in evaluation mode whatever is trained: BatchNorms keep their statistics, and nothing is drawn but the branches that
+    `add_drop_path` made. Attributes: `classes`, the names of what it detects; `settings`; `image_size`, px of the canvas at which it was
+    trained.
     """
 
     def __init__(self, network: Network, settings: AnyDetector, classes: Sequence[str], image_size: int):
         """network: its student (and the rotation of its map, where it has one) is used as it is, not copied.
 
-        Raises UserError where the student has no levels, or takes no canvas of this size.
+        Raises UserError where the student has no levels or no windows, or takes no canvas of this size.
         """
         super().__init__()
         self.student, self.rotation = network.student, network.rotation
         self.settings, self.classes = settings, tuple(classes)
+        if settings.windows is not None:
+            self._set_windows(settings.windows)
         self.resize(image_size, "schedule.image_size")
         dims = dict(self.student.pyramid)
         if settings.pyramid == "levels" and not dims:
@@ -67,6 +70,12 @@ class Detector(nn.Module):
         self.rpn, self.roi_heads = heads.rpn, heads.roi_heads
         self.samplers = ImageSampler(settings.num_anchors, 0.5), ImageSampler(settings.num_samples, 0.25)
         self.rpn.fg_bg_sampler, self.roi_heads.fg_bg_sampler = self.samplers
+
+    def _set_windows(self, windows: AttentionWindowsSettings) -> None:
+        try:
+            self.student.set_windows(windows.size, windows.num_global)
+        except UserError as error:
+            raise UserError(*(f"detector.windows: {problem}" for problem in error.problems)) from None
 
     def resize(self, side: int, key: str) -> None:
         """Sets the canvas to `side` px. Raises UserError, after the name of the key, where the student takes none of this size."""
@@ -83,9 +92,11 @@ class Detector(nn.Module):
         return isinstance(self.settings, MaskRcnnSettings)
 
     def train(self, mode: bool = True) -> "Detector":
-        """Training mode of all but the student."""
+        """Training mode of all but the student, of which only residual branches are dropped."""
         super().train(mode)
         self.student.eval()
+        for path in self.student.drop_paths:
+            path.train(mode)
         return self
 
     def maps(self, images: Tensor) -> "OrderedDict[str, Tensor]":
@@ -107,6 +118,7 @@ class Detector(nn.Module):
     def forward(self, examples: Examples) -> Losses:
         """The losses of a batch: `objectness` and `rpn_box` of the proposals, `class`, `box` and (Mask R-CNN) `mask` of the detections."""
         images = self.canvas(examples.images, examples.sizes)
+        self.student.take_draws(numbers_of(examples.seeds).to(images.device))
         maps = self.maps(images)
         with torch.autocast(images.device.type, enabled=False):  # boxes of several hundred px need more than the 8 bits of bfloat16
             for sampler in self.samplers:

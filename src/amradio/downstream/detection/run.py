@@ -29,6 +29,7 @@ from ...files import disk_errors
 from ...interruption import Stop
 from ...labelled.instances import InstanceSet
 from ...labelled.masks import find_pycocotools
+from ...students.drop_path import add_drop_path
 from .detector import Detector, Losses
 from .examples import Examples, TrainingExamples, check_objects, same_classes
 from .files import write_detector
@@ -248,6 +249,11 @@ def _detector(recipe: DetectionRecipe, network: Any, images: InstanceSet) -> Det
     except UserError as error:
         raise UserError(*(f"backbone.{problem}" for problem in error.problems)) from None
     detector = Detector(network, recipe.detector, images.classes, recipe.schedule.image_size)
+    if recipe.drop_path:
+        try:
+            add_drop_path(student, recipe.drop_path)
+        except UserError as error:
+            raise UserError(*(f"drop_path: {problem}" for problem in error.problems)) from None
     if detector.rotation is not None:
         detector.rotation.requires_grad_(False)
     for name in detector.without_gradient():

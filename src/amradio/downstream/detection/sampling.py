@@ -1,9 +1,19 @@
-"""Which anchors and proposals the losses see, drawn for each image from its own seed."""
+"""What is drawn for each image from its own seed: the anchors and proposals that the losses see, and the branches that are dropped."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from ...data.stateless_random import key_of
+
+_BRANCHES = 14
+"""The stream of random numbers that decides which branches are dropped."""
+
+
+def numbers_of(seeds: Sequence[int]) -> Tensor:
+    """float32 [B, 8] uniform in [0, 1): the random numbers of each image by which residual branches are dropped."""
+    return torch.stack([torch.rand(8, generator=torch.Generator().manual_seed(key_of(seed, _BRANCHES) >> 1)) for seed in seeds])
 
 
 class ImageSampler:

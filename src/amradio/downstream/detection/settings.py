@@ -38,6 +38,15 @@ else:
     AnyBackbone = one_of((FrozenSettings, LastBlocksSettings, LoraSettings, AllSettings))
 
 
+class AttentionWindowsSettings(Settings):
+    """Windowed attention of a ViT in training and in use: patches see one another within windows in all but a few blocks (ViTDet)."""
+
+    size: Annotated[int, pydantic.Field(ge=2, le=1024)] = 16
+    """Patches along the side of a window; it divides the side of the map (ViTDet pads for its 14)."""
+    num_global: Annotated[int, pydantic.Field(ge=1, le=256)] = 4
+    """Blocks in which all patches see one another, evenly spread, the last one among them (ViTDet: 4)."""
+
+
 class DetectorSettings(Settings):
     """The layers on the student's maps: those of torchvision's R-CNN detectors, on a feature pyramid."""
 
@@ -62,6 +71,8 @@ class DetectorSettings(Settings):
     """Proposals of an image that the losses of boxes and masks sample."""
     num_detections: Positive = 100
     """Detections of an image at most; COCO counts 100."""
+    windows: AttentionWindowsSettings | None = None
+    """Windowed attention of the student; null for that with which it comes, global attention."""
 
 
 class FasterRcnnSettings(DetectorSettings):
@@ -147,7 +158,7 @@ else:
 
 
 class DetectionOptimizerSettings(OptimizerSettings):
-    """AdamW with warm-up and cosine, ViTDet's rate and decay by default."""
+    """AdamW with warm-up and cosine (or milestones), ViTDet's rate and decay by default."""
 
     learning_rate: LearningRate = 1e-4
     """Peak learning rate (ViTDet: 1e-4 at a batch of 64)."""
@@ -174,6 +185,9 @@ class DetectionRecipe(Settings):
     """The run folder. The same command resumes what is there."""
     backbone: AnyBackbone = FrozenSettings()
     """Which part of the student is trained."""
+    drop_path: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
+    """Probability that an image goes without a residual branch of the student's last block in training; it falls to 0 at the first
+    (ViTDet: 0.1 for B, 0.4 for L, 0.5 for H)."""
     detector: AnyDetector = FasterRcnnSettings()
     """The detector on its maps."""
     schedule: AnySchedule = ShortSettings()
@@ -200,9 +214,10 @@ class DetectionRecipe(Settings):
         """What keys say against one another, one sentence each."""
         problems = []
         if isinstance(self.backbone, FrozenSettings):
-            idle = {"rates.body": self.optimizer.rates.body, "layer_decay": self.optimizer.layer_decay}
-            advice = "the backbone is frozen, so that this changes nothing; leave it out, or set backbone"
-            problems += [f"optimizer.{key}: {advice}" for key, value in idle.items() if value != 1]
+            optimizer = self.optimizer
+            idle = {"optimizer.rates.body": optimizer.rates.body != 1, "optimizer.layer_decay": optimizer.layer_decay != 1}
+            advice = "is for a backbone that is trained, and this one is frozen; leave it out, or set backbone"
+            problems += [f"{key}: it {advice}" for key, is_set in (idle | {"drop_path": self.drop_path != 0}).items() if is_set]
         if self.data.val is None and self.evaluate.every is not None:
             problems.append("evaluate.every: there are no images to measure on; give data.val, or leave it out")
         return problems
