@@ -35,6 +35,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return LINK.sub(written, markdown)
 
 
+def on_post_build(config: Any, **_: Any) -> None:
+    """The index of the search as a script too: pages that are opened from the disk may read no other file."""
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    index.with_suffix(".js").write_text(f"var __index = {index.read_text(encoding='utf-8')}", encoding="utf-8")
+
+
 def is_within_docs(folder: PurePosixPath, target: str) -> bool:
     """Whether a link of a page in `folder` of docs/ leads to a file there."""
     path = (ROOT / "docs" / folder / target).resolve()
