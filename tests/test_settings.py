@@ -185,7 +185,7 @@ WITHOUT_EFFECT = (
     "engine.checkpoint_every=2",
     "engine.threads=1",
     "engine.prepare_ahead=true",
-    "engine.report=false",
+    "engine.report=true",
     "data.num_workers=1",
 )
 

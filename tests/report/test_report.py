@@ -106,7 +106,7 @@ def test_numbers_of_the_axis_do_not_touch_its_title(largest):
 @pytest.mark.slow
 def test_a_run_records_its_data_and_commit_and_draws_held_out_images(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("amradio.environment.commit", lambda: "0123abcd-dirty")
-    folder = distill(recipe("stages.0.steps=1", "evaluate.every=1", "teachers.dino=null"))
+    folder = distill(recipe("stages.0.steps=1", "evaluate.every=1", "teachers.dino=null", "engine.report=true"))
     run = RunFolder(folder)
     assert run.environment()["commit"] == "0123abcd-dirty"
     facts = run.data()
@@ -130,7 +130,7 @@ def test_a_fingerprint_changes_with_a_name_and_not_with_the_place(pictures, tmp_
 
 @pytest.mark.slow
 def test_a_run_ends_with_its_page_unless_that_is_switched_off_or_a_file_is_damaged(recipe, tmp_path, capsys):
-    words = ("stages.0.steps=1", "evaluate.every=null", "data.val=null")
+    words = ("stages.0.steps=1", "evaluate.every=null", "data.val=null", "engine.report=true")
     folder = distill(recipe(*words))
     assert "Loss of the step" in (folder / "report.html").read_text()
     (folder / "report.html").unlink()
