@@ -11,7 +11,18 @@ import pytest
 from safetensors import SafetensorError
 
 from amradio.errors import UserError, brief, near_names, nearest, shown
-from amradio.files import MOST_EXPANDED, disk_errors, expand_braces, is_path, read_bytes, read_json, read_lines, read_text, user_path
+from amradio.files import (
+    MOST_EXPANDED,
+    disk_errors,
+    expand_braces,
+    is_path,
+    read_bytes,
+    read_json,
+    read_lines,
+    read_text,
+    unusable,
+    user_path,
+)
 
 
 def problem(function, *given, **named) -> str:
@@ -24,6 +35,21 @@ def problem(function, *given, **named) -> str:
 
 
 # paths
+
+
+def test_why_a_file_or_a_folder_cannot_be_used(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "nothing").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    assert unusable(tmp_path / "file") is None
+    assert unusable(tmp_path, "folder") is None
+    reasons = {name: unusable(tmp_path / name) for name in ("other", "file/below", "nothing", "pipe", ".", "loop", "a" * 300, "a\0b")}
+    assert list(reasons.values())[:5] == ["is missing", "is missing", "is a link to nothing", "is a pipe", "is a folder"]
+    assert all((reason or "").startswith("cannot be reached (") for reason in list(reasons.values())[5:])
+    assert unusable(tmp_path / "file", "folder") == "is a file"
+    monkeypatch.setattr(os, "stat", lambda path: (_ for _ in ()).throw(PermissionError(errno.EACCES, "Permission denied")))
+    assert unusable(tmp_path / "file") == "cannot be reached (Permission denied)"
 
 
 def test_home_folders_are_expanded(monkeypatch):

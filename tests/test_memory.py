@@ -2,14 +2,16 @@
 
 import time
 
+import numpy as np
 import pytest
+import torch
 
 import amradio.network
 import amradio.recipe
 from amradio.__main__ import main
 from amradio.config import validate
 from amradio.errors import UserError
-from amradio.memory import gib, machine_memory
+from amradio.memory import gib, machine_memory, memory_errors
 from amradio.network import NetworkConfig
 
 BASE = ("data.train={type: scenes, length: 4}", "teachers={clip: {type: embedded, name: clip}}", "data.num_workers=0", "engine.device=cpu")
@@ -22,6 +24,36 @@ SMALL = (
 def test_this_machine_has_some():
     assert 1 << 28 < machine_memory() < 1 << 50
     assert gib(3 << 29) == "1.5 GiB"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (lambda: torch.empty(1 << 46), "this machine has not enough memory left: 262,144.0 GiB were asked for; take smaller images"),
+        (lambda: np.empty(1 << 56), "this machine has not enough memory left: 512. PiB were asked for"),
+        (lambda: raised(MemoryError()), "this machine has not enough memory left; take smaller images"),
+        (
+            lambda: raised(RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79 GiB")),
+            "the GPU has not enough memory left: 20.00 GiB were asked for",
+        ),
+    ],
+)
+def test_memory_that_does_not_suffice_is_one_message(error, message):
+    with pytest.raises(UserError) as caught, memory_errors():
+        error()
+    assert message in caught.value.problems[0]
+
+
+def test_other_errors_are_left_as_they_are(monkeypatch, capsys):
+    with pytest.raises(RuntimeError, match="shapes"), memory_errors():
+        raise RuntimeError("shapes differ")
+    monkeypatch.setattr("amradio.__main__.call", lambda options: raised(MemoryError()))
+    assert main(["teachers"]) == 2
+    assert "error: this machine has not enough memory left" in capsys.readouterr().err
+
+
+def raised(error: Exception):
+    raise error
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from .commands.next_step import suggest
 from .console import fitted, note, only_results, open_standard_streams, outlive_console
 from .errors import UserError
 from .interruption import Interruptible, RunStoppedError
+from .memory import memory_errors
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -179,7 +180,8 @@ def main(words: Sequence[str] | None = None) -> int:
 def _ended(options: argparse.Namespace) -> int:
     """Calls the verb; the exit code of what it ends with."""
     try:
-        call(options)
+        with memory_errors():
+            call(options)
         suggest(options)
     except UserError as error:
         if options.debug:

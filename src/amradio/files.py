@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 
@@ -122,6 +122,21 @@ def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
     if len(data) > largest:
         raise UserError(f"{shown(path)}: this file has more than {largest:,} bytes; at most {largest:,} are read here")
     return data
+
+
+def unusable(path: Path, wanted: Literal["file", "folder"] = "file") -> str | None:
+    """Why no regular file (or no folder) is at `path`, as it stands behind its name: `is missing`, `is a folder`; None where one is.
+
+    Never raises: a folder above it may be closed, its name too long, a link may go in a circle.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "is a link to nothing" if os.path.islink(path) else "is missing"
+    except (OSError, ValueError) as error:
+        return f"cannot be reached ({getattr(error, 'strerror', None) or error})"
+    is_right = stat.S_ISREG(mode) if wanted == "file" else stat.S_ISDIR(mode)
+    return None if is_right else f"is {'a file' if stat.S_ISREG(mode) else _kind_of(mode)}"
 
 
 def _kind_of(mode: int) -> str:

@@ -441,6 +441,11 @@ def test_words_without_a_recipe_lead_to_the_shipped_ones(capsys):
     assert "begin with one that comes with amradio, e.g. starter (`amradio recipes` lists them)" in printed
     assert main(["evaluate", "runs/x", "evaluations.k-NN.k=3"]) == 2
     assert "to change the built-in evaluations, begin with their name: scenes evaluations.k-NN.k=3" in capsys.readouterr().err
+    mistaken = "evaluations.mine={type: depth, train: {type: scenes}, test: {type: scenes, limit: 0}}"
+    assert main(["evaluate", "runs/x", mistaken]) == 2
+    errors = capsys.readouterr().err
+    assert "evaluations.mine.test.limit: should be greater than 0, found 0" in errors
+    assert "built-in evaluations" not in errors, "beginning with their name would not help"
 
 
 def test_a_folder_that_is_no_run(tmp_path, capsys):

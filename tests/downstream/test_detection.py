@@ -169,7 +169,7 @@ def test_a_complete_set_has_all_images_crowds_and_boxes_without_a_mask(tmp_path:
     content = {"images": images, "annotations": [boxed], "categories": [{"id": 9, "name": "dog"}, {"id": 7, "name": "cat"}]}
     (tmp_path / "a.json").write_text(json.dumps(content))
     settings = CocoInstancesSettings(annotations=str(tmp_path / "a.json"), images=str(tmp_path))
-    complete = settings.build(complete=True)
+    complete = settings.build("score")
     assert (len(complete), list(complete.classes)) == (2, ["cat", "dog"])
     first = complete.read(0)
     assert (first.labels.tolist(), first.crowds.tolist(), first.areas.tolist(), first.boxes.tolist()) == (
@@ -181,6 +181,50 @@ def test_a_complete_set_has_all_images_crowds_and_boxes_without_a_mask(tmp_path:
     assert len(complete.read(1).boxes) == 0
     with pytest.raises(UserError, match="it lacks 'segmentation'"):
         settings.build()
+    boxes = settings.build("boxes")
+    assert len(boxes) == 1, "images without an object are left out"
+    assert boxes.read(0).boxes.tolist() == [[5, 5, 15, 25]]
+    with pytest.raises(UserError, match="there is no annotation with a box in it, crowds left out"):
+        settings.model_copy(update={"crowds": False}).build("boxes")
+    for box, message in (([5, 5, 0, 20], "there is no annotation with a box in it;"), ([5, 5, 1], "expected \\[x, y, width, height\\]")):
+        (tmp_path / "a.json").write_text(json.dumps(content | {"annotations": [boxed | {"bbox": box}]}))
+        for purpose in ("boxes", "score"):
+            with pytest.raises(UserError, match=message):
+                settings.build(purpose)
+
+
+def test_a_detector_learns_from_boxes_without_masks(student: Path, coco: Path, tmp_path: Path, capfd) -> None:
+    content = json.loads((coco / "instances.json").read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    data = f"{{type: coco_instances, annotations: {tmp_path / 'boxes.json'}, images: {coco / 'images'}}}"
+    words = ["detect", "train", f"model={student}", *WORDS, f"data={{train: {data}, val: {data}, num_workers: 0}}", "schedule.epochs=0.1"]
+    assert main([*words, "detector.type=mask_rcnn", f"out={tmp_path / 'masks'}"]) == 2
+    assert "it lacks 'segmentation'" in capfd.readouterr().err
+    plain = "detector={type: faster_rcnn, channels: 16, box_convs: 0, rpn_convs: 1, box_dim: 16}"
+    boxes = [word for word in words if not word.startswith("detector=")]
+    assert main([*boxes, plain, f"out={tmp_path / 'boxes'}"]) == 0
+
+
+def test_a_run_is_not_resumed_with_other_images(student: Path, coco: Path, tmp_path: Path, capfd) -> None:
+    """The file has the same name, so that the recipe is the same; images for the score may change."""
+    file = tmp_path / "a.json"
+    content = json.loads((coco / "instances.json").read_text())
+    file.write_text(json.dumps(content))
+    train, val = (f"{{type: coco_instances, annotations: {name}, images: {coco / 'images'}}}" for name in (file, coco / "instances.json"))
+    words = ["detect", "train", f"model={student}", *WORDS, f"data={{train: {train}, val: {val}, num_workers: 0}}", "schedule.epochs=1"]
+    words += [f"out={tmp_path / 'run'}"]
+    assert main(words) == 0
+    file.write_text(json.dumps(content, indent=1))
+    assert main(words) == 0, "the same, written otherwise"
+    content["annotations"][0]["bbox"][0] += 1
+    file.write_text(json.dumps(content))
+    before = weights(tmp_path / "run")
+    capfd.readouterr()
+    assert main(words) == 2
+    assert "was begun with other training images or annotations" in capfd.readouterr().err
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path / "run").items())
 
 
 @pytest.mark.parametrize(

@@ -270,15 +270,57 @@ def test_all_problems_of_spair_at_once(spair):
     assert "src_imname" in text
     for file in files[:2]:
         file.unlink()
+    (folder / "._other.json").write_bytes(b"\0\5\x16\7")
     (spair / "JPEGImages" / "dog" / "c.jpg").unlink()
     with pytest.raises(UserError, match=r"000002-a-c:dog: its photograph .*c\.jpg is missing"):
         SpairSettings(path=str(spair)).build()
     with pytest.raises(UserError, match=r"PairAnnotation/trn.* missing"):
         SpairSettings(path=str(spair), split="train").build()
     (spair / "c.txt").write_text("")
-    with pytest.raises(UserError, match=r"c.txt: this is a file; give a folder"):
+    with pytest.raises(UserError, match=r"c.txt: it is a file; give a folder"):
         SpairSettings(path=str(spair / "c.txt")).build()
     shutil.rmtree(folder)
     folder.mkdir()
     with pytest.raises(UserError, match="there is no annotation"):
         SpairSettings(path=str(spair)).build()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"src_kps": [[1000, 5], [0, 0], [30, 40]]}, r"the key point 1000, 5 is not on its photograph .*cat/a\.jpg of 64x48 px"),
+        ({"trg_kps": [[70, 50], [-50, 3], [30, 26]]}, r"the key point -50, 3 is not on its photograph .*cat/b\.jpg of 80x64 px"),
+        ({"trg_imsize": [640, 480, 3]}, r"cat/b\.jpg is 80x64 px and was annotated at 640x480 px"),
+        ({"trg_imsize": "x"}, r"trg_imsize: found 'x'; expected the size \[width, height, channels\]"),
+        ({"trg_bndbox": [0, 0, 1e9, 1e9]}, r"the box around the second object is 1e\+09 px long and its photograph 80 px"),
+        ({"src_imname": "a" * 300}, "a name in it has 300 bytes"),
+    ],
+)
+def test_annotations_that_are_not_of_their_photograph(spair, changes, message):
+    file = min((spair / "PairAnnotation" / "test").iterdir())
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UserError, match=message):
+        SpairSettings(path=str(spair)).build()
+
+
+def test_key_points_may_be_on_the_edge_and_sizes_unsaid(spair):
+    file = min((spair / "PairAnnotation" / "test").iterdir())
+    content = {key: value for key, value in json.loads(file.read_text()).items() if "imsize" not in key}
+    file.write_text(json.dumps(content | {"src_kps": [[64, 48], [0, 0], [-2, 50]]}))
+    assert len(SpairSettings(path=str(spair)).build()) == 3
+
+
+def test_a_picture_of_one_pixel_is_measured_without_a_warning(spair):
+    """NumPy calls its turned pixels contiguous, and a read-only array must not become a tensor."""
+    Image.new("RGB", (1, 1)).save(spair / "JPEGImages" / "cat" / "a.jpg")
+    for file in (spair / "PairAnnotation" / "test").iterdir():
+        content = json.loads(file.read_text())
+        small = {"src": content["src_imname"] == "a.jpg", "trg": content["trg_imname"] == "a.jpg"}
+        for side in (side for side, is_small in small.items() if is_small and content["category"] == "cat"):
+            content |= {f"{side}_kps": [[0, 0]] * 3, f"{side}_imsize": [1, 1, 3], f"{side}_bndbox": [0, 0, 1, 1]}
+        file.write_text(json.dumps(content))
+
+    def mean(images: torch.Tensor) -> Features:
+        return Features(None, images.mean((2, 3))[:, None, None])
+
+    assert KeypointCorrespondence(SpairSettings(path=str(spair)).build()).run({"student": mean}, Bench(None, {})).counts["pairs"] == 3

@@ -233,6 +233,8 @@ def test_images_without_a_known_pixel_are_left_out():
     assert "2 images without a pixel of known depth were left out" in result.notes
     with pytest.raises(UserError, match="nothing can be scored"):
         probe_of(Data(Ramps(4), Holes(2)), schedule).run({"student": brightness}, Bench(None, {}))
+    with pytest.raises(UserError, match=r"ramps: no pixel of them is known: .*nothing can be learnt from them"):
+        probe_of(Data(Holes(2), Ramps(4)), schedule).run({"student": brightness}, Bench(None, {}))
 
 
 def test_what_lies_beyond_the_farthest_depth_does_not_count():

@@ -144,11 +144,11 @@ def test_bad_labels_are_one_message_each(tmp_path: Path):
     problems: dict[str, Callable[[Path], None]] = {
         "its label .* is missing": lambda p: (p / "labels" / "0.png").unlink(),
         "its image .* is missing": lambda p: (p / "images" / "0.jpg").unlink(),
-        "the label is 5x4 px and the image 32x24 px": lambda p: save(p / "labels" / "0.png", ids((4, 5), 0)),
+        "the label is 5x4 px and its image 32x24 px": lambda p: save(p / "labels" / "0.png", ids((4, 5), 0)),
         "ids that are no class: 7; there are 3 classes and the ids known are 0 to 2, 9": lambda p: save(
             p / "labels" / "0.png", ids(SIZES[0], 0, 7)
         ),
-        "a label of mode RGB": lambda p: save(p / "labels" / "0.png", picture(0, SIZES[0])),
+        "a picture of mode RGB": lambda p: save(p / "labels" / "0.png", picture(0, SIZES[0])),
         "label cannot be read": lambda p: (p / "labels" / "0.png").write_bytes(b"no picture"),
         "no classes.json": lambda p: (p / "classes.json").unlink(),
         "the class 0: found 1; expected a text": lambda p: (p / "classes.json").write_text('{"classes": [1]}'),

@@ -140,12 +140,14 @@ def test_annotations_of_instances(folder: Path, changes: dict[str, Any], message
         ({"file_name": "x/../../a.png"}, "expected the path of a file below"),
         ({"file_name": "/etc/passwd"}, "expected the path of a file below"),
         ({"file_name": "."}, "expected the path of a file below"),
+        ({"file_name": "b/" + "a" * 300}, "a name in it has 300 bytes, and file systems take 255"),
     ],
 )
 @pytest.mark.parametrize("make", [instances, captions])
 def test_images_of_both(folder: Path, make: Any, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=rf"a\.json: images\[0\].*: .*{message}"):
+    with pytest.raises(UserError, match=rf"a\.json: images\[0\].*: .*{message}") as found:
         make(folder, annotation(caption="a cat"), images=[image(**changes)]).build()
+    assert len(found.value.problems) == 1 + ("id" in changes), "what is wrong with the image is not said of each of its annotations"
 
 
 @pytest.mark.parametrize("make", [instances, captions])

@@ -1,6 +1,7 @@
 """Readers of depth and normals, on small folders in the published layouts."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def test_a_folder_of_depth(depth_folder):
     image, depth = maps.read(1)
     assert np.array_equal(image, noise(6, 8, 3))
     assert depth.dtype == np.float32
-    assert np.allclose(depth, np.arange(48).reshape(6, 8) * 0.1)
+    expected = np.arange(48).reshape(6, 8) * 0.1
+    assert np.allclose(depth, np.where(expected < 4.05, expected, 0)), "4 m are the farthest that count here"
     assert maps.describe() == f"2 images with depth in {depth_folder}"
 
 
@@ -59,10 +61,36 @@ def test_all_problems_of_a_folder_of_depth_at_once(depth_folder):
     with pytest.raises(UserError) as caught:
         ImagesDepthSettings(path=str(depth_folder)).build()
     assert len(caught.value.problems) == 2
-    assert "a: the label is 9x6 px and the image 8x6 px" in str(caught.value)
+    assert f"{depth_folder}/depth/a.png: the label is 9x6 px and its image 8x6 px" in str(caught.value)
     assert "b/c: its image" in str(caught.value)
     save(depth_folder / "depth" / "a.png", noise(6, 8, 3))
     with pytest.raises(UserError, match="depth is a PNG or TIFF of one channel, 16 bits"):
+        ImagesDepthSettings(path=str(depth_folder)).build()
+
+
+def test_depth_below_zero_is_refused(depth_folder):
+    (depth_folder / "depth" / "a.png").unlink()
+    save(depth_folder / "depth" / "a.tif", np.full((6, 8), -5, np.int32))
+    with pytest.raises(UserError, match=r"a\.tif: found a depth of -5"):
+        ImagesDepthSettings(path=str(depth_folder)).build()
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder / "depth"), r": depth is missing; give the folder that holds images and depth$"),
+        (lambda folder: shutil.rmtree(folder), r": it is missing; give the folder that holds images and depth$"),
+        (lambda folder: (shutil.rmtree(folder / "depth"), (folder / "depth").write_text("")), ": depth is a file;"),
+        (lambda folder: ((folder / "depth.json").unlink(), (folder / "depth.json").mkdir()), r"depth\.json: this is a folder; give a file"),
+        (
+            lambda folder: ((folder / "depth/a.png").unlink(), (folder / "depth/a.png").symlink_to("a.png")),
+            r"a: its label .*a\.png cannot be reached \(",
+        ),
+    ],
+)
+def test_what_is_no_file_or_folder(depth_folder, broken, message):
+    broken(depth_folder)
+    with pytest.raises(UserError, match=message):
         ImagesDepthSettings(path=str(depth_folder)).build()
 
 
@@ -70,6 +98,7 @@ def test_all_problems_of_a_folder_of_depth_at_once(depth_folder):
     ("content", "message"),
     [
         ("{}", "lacks 'scale'"),
+        ('{"scale": 1e200}', "scale.*expected a number above 0, at most 1,000,000"),
         ('{"scale": 0}', "scale.*expected a number above 0"),
         ('{"scale": 0.001, "max": 4, "max_depth": "4"}', r"'max': there is no such key[\s\S]*max_depth: found '4'"),
         ("[1]", "depth.json"),
@@ -103,6 +132,10 @@ def test_a_folder_of_normals(tmp_path):
     assert normals[1, 0].tolist() == [0, 0, 0]
     assert np.allclose(normals, directions, atol=0.01)
     assert np.allclose(np.linalg.norm(normals, axis=-1), [[1, 1], [0, 1]], atol=1e-6)
+    unknown = np.array([[[0, 0, 0], [127, 127, 127]], [[255, 255, 255], [128, 128, 255]]], np.uint8)
+    save(tmp_path / "normals" / "a.png", unknown)
+    assert maps.read(0)[1].any(-1).tolist() == [[False, False], [False, True]], "no vector of length 1 is stored there"
+    save(tmp_path / "normals" / "a.png", stored)
     save(tmp_path / "normals" / "b.png", stored)
     with pytest.raises(UserError, match="b: its image"):
         ImagesNormalsSettings(path=str(tmp_path)).build()
@@ -157,6 +190,37 @@ def test_a_list_of_nyu_with_problems(nyu):
     other = nyu / "nyu_test.txt"
     other.write_text("bathroom/rgb_00045.jpg bathroom/sync_depth_00045.png 518.8579\n")
     assert len(NyuDepthSettings(path=str(nyu / "data")).build()) == 1
+
+
+def test_a_list_of_nyu_with_odd_but_right_lines(nyu):
+    """Absolute paths, names that are not UTF-8, and an image that is named twice."""
+    folder, file = nyu / "data", nyu / "nyudepthv2_test_files_with_gt.txt"
+    os.rename(folder / "bathroom/rgb_00045.jpg", os.fsencode(folder) + b"/bathroom/\xe9.jpg")
+    line = b"bathroom/\xe9.jpg bathroom/sync_depth_00045.png 518\n"
+    file.write_bytes(line + os.fsencode(folder) + b"/bathroom/\xe9.jpg " + os.fsencode(folder) + b"/bathroom/sync_depth_00045.png\n")
+    maps = NyuDepthSettings(path=str(folder)).build()
+    assert len(maps) == 1
+    assert maps.read(0)[0].shape == (480, 640, 3)
+    assert "1 x a line that names an image again" in maps.notes()[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("", "it names no image"), ("a" * 300 + ".jpg b.png 5\n", "a name in it has 304 bytes, and file systems take 255")],
+)
+def test_a_list_of_nyu_that_names_nothing(nyu, line, message):
+    file = nyu / "nyudepthv2_test_files_with_gt.txt"
+    file.write_text(line)
+    with pytest.raises(UserError, match=rf"nyudepthv2_test_files_with_gt\.txt: .*{message}"):
+        NyuDepthSettings(path=str(nyu / "data")).build()
+
+
+def test_eigens_crop_is_for_one_size_which_is_checked_at_once(nyu):
+    save(nyu / "data/bathroom/rgb_00045.jpg", np.zeros((240, 320, 3), np.uint8))
+    save(nyu / "data/bathroom/sync_depth_00045.png", np.zeros((240, 320), np.uint16))
+    with pytest.raises(UserError, match=r"sync_depth_00045\.png: 320x240 px; Eigen's crop is for 640x480 px; set crop: false"):
+        NyuDepthSettings(path=str(nyu / "data")).build()
+    assert len(NyuDepthSettings(path=str(nyu / "data"), crop=False).build()) == 1
 
 
 # --- NAVI
@@ -232,6 +296,51 @@ def test_the_focal_length_is_that_of_the_square(navi):
     assert np.diff(projected[:, 0]) == pytest.approx(np.diff(column), abs=3)
     assert np.diff(projected[:, 1]) == pytest.approx(np.diff(row), abs=3)
     assert view.focal_length > FOCAL_LENGTH * 512 / min(SIZE)
+
+
+def written(root: Path, change) -> Path:
+    """NAVI whose annotations of the wild set are changed."""
+    file = root / "ball" / "wild_set" / "annotations.json"
+    entries = json.loads(file.read_text())
+    change(entries)
+    file.write_text(json.dumps(entries))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entries: entries[1].update(filename="000.jpg"), "entry 1: an entry before it has the same filename '000.jpg'"),
+        (lambda entries: entries[0].update(image_size=[1e-9, 5]), "entry 0: image_size: found 1e-09; expected numbers from 1 to 1,000,000"),
+        (lambda entries: entries[0]["camera"].update(focal_length=1e200), r"focal_length: found 1e\+200; expected numbers from 1"),
+        (lambda entries: entries[0]["camera"].update(t=[0, 0, 1e30]), r"entry 0: t: found 1e\+30; expected numbers from -1,000,000,000"),
+        (lambda entries: entries[0].update(filename="a" * 300), "filename: .* a name in it has 300 bytes"),
+        (list.clear, "there is no photograph in it"),
+    ],
+)
+def test_annotations_of_navi_are_checked(navi, tmp_path, change, message):
+    root = written(shutil.copytree(navi, tmp_path / "navi"), change)
+    with pytest.raises(UserError, match=rf"ball/wild_set/annotations\.json: .*{message}"):
+        NaviDepthSettings(path=str(root)).build()
+
+
+def test_odd_folders_beside_the_objects_of_navi(navi, tmp_path, monkeypatch):
+    root = shutil.copytree(navi, tmp_path / "navi")
+    shutil.copytree(root / "ball", root / ".ball")
+    (root / "loop").symlink_to("loop")
+    os.rename(root / "ball", os.fsencode(root) + b"/b\xe9ll")
+    maps = NaviDepthSettings(path=str(root), every=1).build()
+    assert [image.files.key for image in maps.navi.images] == [f"b\\xe9ll/wild_set/00{number}.jpg" for number in (0, 1)]
+    original = Path.iterdir
+
+    def closed(path):
+        if path.name == "cup":
+            raise PermissionError(13, "Permission denied")
+        return original(path)
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(UserError, match=r"cup: cannot be read \(Permission denied\); make it readable"):
+        NaviDepthSettings(path=str(root)).build()
 
 
 def test_all_problems_of_annotations_at_once(navi, tmp_path):

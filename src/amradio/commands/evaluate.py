@@ -153,11 +153,11 @@ def _load_vlm(path: Path, suite: Suite) -> _Loaded:
 
 
 def _suite(words: Sequence[str]) -> Suite:
-    """The suite that the words make; where none of them is a file, the answer to a mistake says how to change the built-in one."""
+    """The suite that the words make; where they look like changes of the built-in one, the answer to a mistake says how to make them."""
     try:
         return Suite.load(*(words or (SCENES,)))
     except UserError as error:
-        if not words or any(names_file(word) for word in words):
+        if not words or any(names_file(word) for word in words) or not any("'type' is missing" in problem for problem in error.problems):
             raise
         hint = (
             f"no evaluation file is among the words; to change the built-in evaluations, begin with their name: {SCENES} {' '.join(words)}"

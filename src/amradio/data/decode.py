@@ -202,7 +202,7 @@ def _channels(image: Image.Image) -> np.ndarray:
 
 def _ids(image: Image.Image, data: bytes) -> np.ndarray:
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
-        raise UnreadableError(f"a label of mode {image.mode}; labels are ids in one channel (8 or 16 bit grey, or a palette)")
+        raise UnreadableError(f"a picture of mode {image.mode}; expected one channel of whole numbers: 8 or 16 bit grey, or a palette")
     bits, is_inverted = _grey_bits(image, data)
     ids = np.asarray(image)
     if ids.dtype == bool:

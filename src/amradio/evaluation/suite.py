@@ -15,6 +15,7 @@ from ..distillation.metrics import UNCALIBRATED, AgreementProtocol
 from ..engine.distributed import Processes
 from ..errors import UserError, shown
 from ..files import user_path
+from ..memory import memory_errors
 from ..model import Model
 from ..teachers import AnyTeacher
 from ..teachers.base import Teacher
@@ -163,7 +164,7 @@ def _run_suite(suite: Suite, bench: Bench, phase: Phase, results: dict[str, Resu
     for number, (name, evaluation) in enumerate(prepared.items(), 1):
         torch.manual_seed(0)
         try:
-            with phase(f"evaluation {number} of {len(prepared)}: {name}"):
+            with phase(f"evaluation {number} of {len(prepared)}: {name}"), memory_errors():
                 results[name] = measure(suite.evaluations[name], evaluation, bench)
         except UserError as error:
             problems = [f"evaluations.{name}: {problem}" for problem in error.problems]

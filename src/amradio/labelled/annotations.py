@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..data.guard import MAX_PIXELS
 from ..errors import UserError, brief, shown
-from ..files import LARGEST_ANNOTATIONS, read_json
+from ..files import LARGEST_ANNOTATIONS, LONGEST_NAME, LONGEST_PATH, read_json
 from .imagenet import is_synset, synset_names
 
 PROBLEMS_SHOWN = 20
@@ -27,6 +27,8 @@ class Problems:
         self.file = file
         self.texts: list[str] = []
         self.count = 0
+        self.refused: set[Id] = set()
+        """Ids of images that were refused, so that their annotations need no problems of their own."""
 
     def add(self, where: str, text: str) -> None:
         """where: `annotations[3] (id 17)`."""
@@ -138,8 +140,10 @@ def read_images(data: Mapping[str, Any], folder: Path, problems: Problems, with_
     names: dict[str, Id] = {}
     size = field if with_size else optional
     for where, entry in entries(data, "images", problems):
+        image: Id | None = None
         try:
             image = field(entry, "id", identifier)
+            assert image is not None
             name = field(entry, "file_name", lambda value: within(value, folder))
             height, width = (size(entry, key, lambda value: whole_number(value, 1)) or 0 for key in ("height", "width"))
             if height * width > MAX_PIXELS:
@@ -150,6 +154,7 @@ def read_images(data: Mapping[str, Any], folder: Path, problems: Problems, with_
                 raise WrongError(f"the image {brief(names[name])} has the same file_name {brief(name)}")
         except WrongError as error:
             problems.add(where, str(error))
+            problems.refused.update(() if image is None else (image,))
             continue
         images[image] = Listed(name, height, width)
         names[name] = image
@@ -158,22 +163,31 @@ def read_images(data: Mapping[str, Any], folder: Path, problems: Problems, with_
 
 def within(value: Any, folder: Path) -> str:
     """A file's path relative to `folder`, and in it. Raises WrongError."""
-    name = plain_text(value)
+    return below(plain_text(value), folder)
+
+
+def below(name: str, folder: Path) -> str:
+    """The same of a name that may have bytes which are not UTF-8, as `os.fsdecode` reads them."""
     path = os.path.normpath(name)
     if os.path.isabs(path):
         inside = [os.path.relpath(path, resolve(folder)) for resolve in (os.path.abspath, os.path.realpath)]
         path = next((candidate for candidate in inside if not candidate.startswith("..")), path)
     if "\0" in path or path in (".", "..") or path.startswith(("../", "/")):
         raise WrongError(f"found {brief(name)}; expected the path of a file below {shown(folder)}")
+    longest = max(len(os.fsencode(part)) for part in path.split("/"))
+    if longest > LONGEST_NAME or len(os.fsencode(path)) > LONGEST_PATH:
+        raise WrongError(f"found {brief(name)}; a name in it has {longest:,} bytes, and file systems take {LONGEST_NAME}")
     return path
 
 
-def image_of(entry: Mapping[str, Any], images: Mapping[Id, Listed]) -> Id:
-    """The `image_id` of an annotation. Raises WrongError where no image has it."""
+def image_of(entry: Mapping[str, Any], images: Mapping[Id, Listed], problems: Problems) -> Id | None:
+    """The `image_id` of an annotation; None where that image is among the problems. Raises WrongError where no image has it."""
     image = field(entry, "image_id", identifier)
-    if image not in images:
-        raise WrongError(f"its image_id {brief(image)} belongs to no image")
-    return image
+    if image in images:
+        return image
+    if image in problems.refused:
+        return None
+    raise WrongError(f"its image_id {brief(image)} belongs to no image")
 
 
 def check_unique(entry: Mapping[str, Any], seen: set[Id]) -> None:
@@ -197,8 +211,9 @@ def read_captions(file: Path, folder: Path) -> list[tuple[str, list[str]]]:
     for where, entry in entries(data, "annotations", problems):
         try:
             check_unique(entry, seen)
-            image = image_of(entry, images)
-            captions.setdefault(image, []).append(field(entry, "caption", plain_text))
+            image = image_of(entry, images, problems)
+            if image is not None:
+                captions.setdefault(image, []).append(field(entry, "caption", plain_text))
         except WrongError as error:
             problems.add(where, str(error))
     problems.refuse()

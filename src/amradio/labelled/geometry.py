@@ -1,5 +1,6 @@
 """Images with depth or surface normals: plain folders, NYUv2, NAVI and generated scenes, all behind one interface."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +13,7 @@ from ..data.scene_geometry import BACKGROUND, scene_depth, scene_normals
 from ..data.scenes import Scenes
 from ..errors import UserError, brief, shown
 from ..files import read_json, read_lines
-from .annotations import Problems, WrongError, finite_number, within
+from .annotations import Problems, WrongError, below, finite_number
 from .classification import spread
 from .navi import SIDE, Navi, NaviSplit
 from .paired_files import (
@@ -30,6 +31,10 @@ from .paired_files import (
 MAX_DEPTH = 10.0
 """m, where depth.json does not say: rooms (NYUv2)."""
 DEPTH_KEYS = ("scale", "max_depth")
+NORMAL_LENGTHS = (0.5, 1.5)
+"""Between these a stored vector is a normal: pictures that were made smaller have shorter ones, black and white are of length 1.73."""
+MOST_METRES = 1e6
+"""Bound of scale and max_depth."""
 EIGEN_CROP, NYU_SIZE = (slice(45, 471), slice(41, 601)), (480, 640)
 """Rows and columns that count in the published numbers on NYUv2, and the size that they are of."""
 
@@ -74,31 +79,33 @@ class DepthFiles(PairedFiles, GeometryMaps):
         read_depth(self.pairs[number].label)
 
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The image uint8 [H, W, 3] RGB and its depth float32 [H, W] in m, 0 where it is not known."""
+        """The image uint8 [H, W, 3] RGB and its depth float32 [H, W] in m, 0 where it is not known or beyond `max_depth`."""
         pair = self.pairs[number]
         image, depth = read_image(pair.image), read_depth(pair.label).astype(np.float32) * np.float32(self.scale)
         check_same_size(pair, image.shape[1::-1], depth.shape[::-1])
-        return image, depth
+        return image, np.where(depth <= self.max_depth, depth, 0)
 
 
 class NyuFiles(DepthFiles):
     """DepthFiles of which only Eigen's crop counts."""
 
+    def check_size(self, pair: LabelledFile, image: tuple[int, int], label: tuple[int, int]) -> None:
+        """Raises UserError where they differ, or are not of the size that the crop is for."""
+        super().check_size(pair, image, label)
+        if label != NYU_SIZE[::-1]:
+            size, wanted = (f"{width}x{height} px" for width, height in (label, NYU_SIZE[::-1]))
+            raise UserError(f"{shown(pair.label)}: {size}; Eigen's crop is for {wanted}; set crop: false")
+
     def read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The whole image and its depth, which is unknown outside of the crop."""
         image, depth = super().read(number)
-        if depth.shape != NYU_SIZE:
-            raise UserError(
-                f"{self.pairs[number].key}: {depth.shape[1]}x{depth.shape[0]} px; Eigen's crop is for {NYU_SIZE[1]}x{NYU_SIZE[0]} px; "
-                "set crop: false"
-            )
         cropped = np.zeros_like(depth)
         cropped[EIGEN_CROP] = depth[EIGEN_CROP]
         return image, cropped
 
 
 class NormalFiles(PairedFiles, GeometryMaps):
-    """Files of images and of normals: RGB pictures, n = rgb / 127.5 - 1; (128, 128, 128) where it is not known."""
+    """Files of images and of normals: RGB pictures, n = rgb / 127.5 - 1; not known where its length is far from 1 (grey, black, white)."""
 
     def __init__(self, where: str, pairs: LabelledFiles, limit: int | None = None):
         super().__init__(where, pairs, limit)
@@ -118,8 +125,9 @@ class NormalFiles(PairedFiles, GeometryMaps):
         image, stored = read_image(pair.image), read_colours(pair.label)
         check_same_size(pair, image.shape[1::-1], stored.shape[1::-1])
         normals = stored.astype(np.float32) / np.float32(127.5) - 1
-        normals[(stored == 128).all(-1)] = 0
-        return image, normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)
+        length = np.linalg.norm(normals, axis=-1, keepdims=True)
+        is_known = (length > NORMAL_LENGTHS[0]) & (length < NORMAL_LENGTHS[1])
+        return image, np.where(is_known, normals / np.maximum(length, NORMAL_LENGTHS[0]), 0)
 
 
 class SceneGeometry(GeometryMaps):
@@ -232,8 +240,8 @@ class NyuDepthSettings(GeometrySettings):
     def build(self) -> DepthFiles:
         """Reads the list; raises UserError where it or a file that it names is missing or damaged."""
         folder = existing(self.path)
-        listed = [parent / name.format(self.split) for name in NYU_LISTS for parent in (folder, folder.parent)]
-        file = next((path for path in listed if path.is_file()), None)
+        places = [parent / name.format(self.split) for name in NYU_LISTS for parent in (folder, folder.parent)]
+        file = next((path for path in places if os.path.lexists(path)), None)
         if file is None:
             names = " nor ".join(name.format(self.split) for name in NYU_LISTS)
             raise UserError(f"{shown(folder)}: there is neither {names}, here or one folder up; put the list of the split there")
@@ -285,7 +293,7 @@ class NaviNormalsSettings(NaviSettings):
 
 
 class ImagesNormalsSettings(GeometrySettings):
-    """A folder with `images` and `normals` (RGB PNG of the same name, n = rgb / 127.5 - 1, 128 in all channels where it is not known)."""
+    """A folder with `images` and `normals` (RGB PNG of the same name, n = rgb / 127.5 - 1, grey (128) or black where it is not known)."""
 
     type: Literal["images_normals"] = "images_normals"
     path: UserPath
@@ -337,7 +345,7 @@ else:
 
 def read_scale(folder: Path) -> tuple[float, float]:
     """(m of one unit, m beyond which nothing counts) of depth.json in a folder or above it. Raises UserError with all problems."""
-    file = next((parent / "depth.json" for parent in (folder, folder.parent) if (parent / "depth.json").is_file()), None)
+    file = next((parent / "depth.json" for parent in (folder, folder.parent) if os.path.lexists(parent / "depth.json")), None)
     if file is None:
         raise UserError(f'{shown(folder)}: no depth.json here or one folder up; write {{"scale": 0.001}} there if a unit is 1 mm')
     content: Mapping[str, Any] = read_json(file)
@@ -359,25 +367,30 @@ def read_scale(folder: Path) -> tuple[float, float]:
 
 def _above_zero(value: Any) -> float:
     number = finite_number(value)
-    if number <= 0:
-        raise WrongError(f"found {brief(value)}; expected a number above 0")
+    if not 0 < number <= MOST_METRES:
+        raise WrongError(f"found {brief(value)}; expected a number above 0, at most {MOST_METRES:,.0f}")
     return number
 
 
 def _listed_pairs(file: Path, folder: Path) -> LabelledFiles:
     """The pairs that a list names: image, depth and (unused) focal length a line, relative to `folder`. Raises UserError."""
     problems = Problems(file)
-    pairs: list[LabelledFile] = []
+    passed = PassedOver()
+    pairs: dict[str, LabelledFile] = {}
     for number, line in enumerate(read_lines(file, file_names=True), 1):
         words = line.split()
         try:
             if words and len(words) < 2:
                 raise WrongError(f"found {brief(line)}; expected the paths of an image and of its depth")
-            names = [within(word.lstrip("/"), folder) for word in words[:2]]
+            names = [below(word if Path(word).is_relative_to(folder.absolute()) else word.lstrip("/"), folder) for word in words[:2]]
         except WrongError as error:
             problems.add(f"line {number}", str(error))
             continue
-        if names:
-            pairs.append(LabelledFile(to_key(names[0]), folder / names[0], folder / names[1]))
+        if names and names[0] in pairs:
+            passed.add("a line that names an image again", names[0])
+        elif names:
+            pairs[names[0]] = LabelledFile(to_key(names[0]), folder / names[0], folder / names[1])
     problems.refuse()
-    return LabelledFiles(pairs, PassedOver())
+    if not pairs:
+        raise UserError(f"{shown(file)}: it names no image; put the list of the split there")
+    return LabelledFiles(list(pairs.values()), passed)

@@ -1,6 +1,8 @@
 """Images with one mask an object: COCO's format (polygons and RLE) and generated scenes."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -8,8 +10,8 @@ import pydantic
 
 from ..config import Positive, SceneSize, Seed, Settings, UserPath, one_of
 from ..data.scenes import CLASS_NAMES, Scenes
-from ..errors import UserError, brief, shown
-from ..files import LARGEST_ANNOTATIONS, read_json, user_path
+from ..errors import UserError, brief, shown, together
+from ..files import LARGEST_ANNOTATIONS, read_json, unusable, user_path
 from .annotations import (
     Id,
     Listed,
@@ -29,6 +31,9 @@ from .classification import spread
 from .masks import Annotation, Polygons, decode_mask, find_pycocotools, is_crowd, read_annotation
 from .paired_files import existing, image_size, read_image
 
+Purpose = Literal["masks", "boxes", "score"]
+"""masks, boxes: images with objects that have a mask, or at least a box. score: as detectors are measured, all images, also those without
+an object, and all annotations that have a box, crowds and those without a mask among them."""
 MOST_MASK_PIXELS = 2**32
 """Pixels (4 GiB) of all masks of one image together, which are held at once."""
 
@@ -39,7 +44,7 @@ class Instances(NamedTuple):
     image: np.ndarray
     """uint8 [H, W, 3] RGB."""
     masks: np.ndarray
-    """bool [N, H, W]; in a complete set (`InstancesSettings.build`) one may be empty, where only its box is annotated."""
+    """bool [N, H, W]; of a set for boxes or for the score one may be empty, where only its box is annotated."""
     boxes: np.ndarray
     """float32 [N, 4], (x0, y0, x1, y1) px."""
     areas: np.ndarray
@@ -73,6 +78,10 @@ class InstanceSet:
         """One image. Raises UserError."""
         raise NotImplementedError
 
+    def fingerprint(self) -> str:
+        """16 hex digits of SHA-256 over all that makes this set another one: names and sizes of images, boxes, areas and categories."""
+        raise NotImplementedError
+
 
 class InstancesSettings(Settings):
     """What is common to all readers; each adds `type`, its own keys and `build`."""
@@ -80,12 +89,8 @@ class InstancesSettings(Settings):
     limit: Positive | None = None
     """Images at most, spread evenly over the set; null for all."""
 
-    def build(self, complete: bool = False) -> InstanceSet:
-        """Opens the set; raises UserError where files are missing or damaged.
-
-        complete: as detectors are measured: all images, also those without an object, and all annotations that have a box, crowds and
-        those without a mask among them.
-        """
+    def build(self, purpose: Purpose = "masks") -> InstanceSet:
+        """Opens the set; raises UserError where files are missing or damaged, or nothing in it serves the purpose."""
         raise NotImplementedError
 
 
@@ -102,12 +107,12 @@ class CocoInstancesSettings(InstancesSettings):
     crowds: bool = True
     """Whether regions of many objects (`iscrowd`) count as well."""
 
-    def build(self, complete: bool = False) -> "CocoInstances":
+    def build(self, purpose: Purpose = "masks") -> "CocoInstances":
         """Reads the JSON; raises UserError with all problems: files missing, sizes that differ, annotations without a mask.
 
-        complete: see `InstancesSettings.build`; `min_area` and `crowds` do not count then.
+        purpose: for the score `min_area` and `crowds` do not count.
         """
-        return CocoInstances(self, complete)
+        return CocoInstances(self, purpose)
 
 
 class SceneInstancesSettings(InstancesSettings):
@@ -121,9 +126,9 @@ class SceneInstancesSettings(InstancesSettings):
     image_size: SceneSize = 64
     """px of a side."""
 
-    def build(self, complete: bool = False) -> "SceneInstances":
-        """Never fails; scenes are complete."""
-        del complete
+    def build(self, purpose: Purpose = "masks") -> "SceneInstances":
+        """Never fails; scenes serve every purpose."""
+        del purpose
         return SceneInstances(Scenes(self.length, self.seed, self.image_size), self.limit)
 
 
@@ -154,6 +159,10 @@ class SceneInstances(InstanceSet):
         """`256 generated scenes of 64 px (seed 1)`."""
         return f"{len(self):,} generated scenes of {self.scenes.image_size} px (seed {self.scenes.seed})"
 
+    def fingerprint(self) -> str:
+        """16 hex digits of the world, the numbers and the size of the scenes."""
+        return hashlib.sha256(repr((self.scenes.seed, self.scenes.image_size, list(self.kept))).encode()).hexdigest()[:16]
+
     def read(self, number: int) -> Instances:
         """The scene with its masks bool [N, H, W], their boxes float32 [N, 4] and areas float64 [N]."""
         scene = self.scenes.scene(self.kept[number])
@@ -164,13 +173,14 @@ class SceneInstances(InstanceSet):
 
 
 class CocoInstances(InstanceSet):
-    """Images with masks from a file in COCO's format; images without an annotation that counts are left out, unless it is complete."""
+    """Images with objects from a file in COCO's format; images without an annotation that counts are left out, unless for the score."""
 
-    def __init__(self, settings: CocoInstancesSettings, complete: bool = False):
-        """complete: see `InstancesSettings.build`."""
-        self.complete = complete
-        self.file, self.folder = user_path(settings.annotations), existing(settings.images)
-        data = read_json(self.file, dict, LARGEST_ANNOTATIONS)
+    def __init__(self, settings: CocoInstancesSettings, purpose: Purpose = "masks"):
+        """Raises UserError with all problems."""
+        self.purpose: Purpose = purpose
+        is_for_score = purpose == "score"
+        self.file = user_path(settings.annotations)
+        self.folder, data = together(partial(existing, settings.images), partial(read_json, self.file, dict, LARGEST_ANNOTATIONS))
         problems = Problems(self.file)
         images = read_images(data, self.folder, problems, with_size=True)
         categories = _categories(data, problems)
@@ -179,16 +189,16 @@ class CocoInstances(InstanceSet):
         for where, entry in entries(data, "annotations", problems):
             try:
                 check_unique(entry, seen)
-                image = image_of(entry, images)
+                image = image_of(entry, images, problems)
                 category = optional(entry, "category_id", identifier)
                 if categories and category not in categories:
                     raise WrongError(f"its category_id {brief(category)} is none of the file's categories")
-                if complete or settings.crowds or not is_crowd(entry):
+                if image is not None and (is_for_score or settings.crowds or not is_crowd(entry)):
                     by_image.setdefault(image, []).append((where, entry))
             except WrongError as error:
                 problems.add(where, str(error))
         self.min_area = settings.min_area
-        if complete:
+        if is_for_score:
             by_image = {image: by_image.get(image, []) for image in images}
         annotated = [(images[image], of_image) for image, of_image in by_image.items()]
         kept = [annotated[number] for number in spread(len(annotated), settings.limit)]
@@ -198,30 +208,44 @@ class CocoInstances(InstanceSet):
             category: label for label, category in enumerate(sorted(categories, key=lambda category: (isinstance(category, str), category)))
         }
         self.classes = [categories[category] for category in self._labels]
-        masks = [annotation.mask for _, annotations in self.entries for annotation in annotations]
-        if not complete and not any(mask.parts if isinstance(mask, Polygons) else True for mask in masks):
-            raise UserError(f"{shown(self.file)}: there is no annotation with a mask in it")
+        if not any(self._serves(annotation) for _, annotations in self.entries for annotation in annotations):
+            wanted, crowds = "mask" if purpose == "masks" else "box", "" if is_for_score or settings.crowds else ", crowds left out"
+            raise UserError(f"{shown(self.file)}: there is no annotation with a {wanted} in it{crowds}; give a file with some")
         find_pycocotools()
         raise_all((self._check(*entry) for entry in self.entries), shown(self.file))
+
+    def _serves(self, annotation: Annotation) -> bool:
+        """Whether there may be something to use in it: a mask that is not empty, or a box that has an area."""
+        box = annotation.box
+        has_box = box is not None and box[2] > box[0] and box[3] > box[1]
+        has_mask = bool(annotation.mask.parts) if isinstance(annotation.mask, Polygons) else len(annotation.mask.counts) > 1
+        return has_mask if self.purpose == "masks" else has_box or (box is None and has_mask)
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def describe(self) -> str:
-        """`1,024 masks in 256 images in /path`, or `objects` in a complete set."""
-        what, count = "objects" if self.complete else "masks", sum(len(annotations) for _, annotations in self.entries)
+        """`1,024 masks in 256 images in /path`, or `objects` where boxes suffice."""
+        what, count = "masks" if self.purpose == "masks" else "objects", sum(len(annotations) for _, annotations in self.entries)
         return f"{count:,} {what} in {len(self):,} images in {shown(self.folder)}"
 
     def key(self, number: int) -> str:
         """Its path below the folder of images."""
         return self.entries[number][0].name
 
+    def fingerprint(self) -> str:
+        """16 hex digits over what is annotated; masks count by their boxes and areas."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for listed, annotations in self.entries:
+            digest.update(repr((listed, [annotation[1:] for annotation in annotations])).encode())
+        return digest.hexdigest()[:16]
+
     def _annotations(self, listed: Listed, entries: Sequence[tuple[str, Mapping[str, Any]]], problems: Problems) -> list[Annotation]:
         """The annotations of one image, checked and typed; what is wrong goes into `problems`."""
         annotations = []
         for where, entry in entries:
             try:
-                annotations.append(read_annotation(entry, listed.height, listed.width, self.complete))
+                annotations.append(read_annotation(entry, listed.height, listed.width, self.purpose != "masks"))
             except WrongError as error:
                 problems.add(where, str(error))
         return annotations
@@ -231,8 +255,8 @@ class CocoInstances(InstanceSet):
 
         def check() -> None:
             path = self.folder / listed.name
-            if not path.is_file():
-                raise UserError(f"{shown(path)}: this image of {shown(self.file.name)} is missing")
+            if problem := unusable(path):
+                raise UserError(f"{shown(path)}: this image of {shown(self.file.name)} {problem}; give the folder of its images")
             size, wanted = image_size(path), (listed.width, listed.height)
             if size != wanted:
                 raise UserError(
@@ -259,7 +283,7 @@ class CocoInstances(InstanceSet):
             box = annotation.box or (box_of(mask) if has_mask else None)
             fallback = float(mask.sum()) if has_mask or box is None else (box[2] - box[0]) * (box[3] - box[1])
             area = fallback if annotation.area is None else annotation.area
-            if box is None or (not self.complete and (area < self.min_area or not has_mask)):
+            if box is None or (self.purpose != "score" and area < self.min_area) or (self.purpose == "masks" and not has_mask):
                 continue
             masks[len(kept)] = mask
             areas.append(area)

@@ -1,6 +1,7 @@
 """NAVI: photographs of scanned objects, with depth, normals and points in space of the object that is seen, and the pose of the camera."""
 
 import math
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,15 @@ from ..errors import UserError, brief, shown
 from ..files import LARGEST_ANNOTATIONS, read_json
 from .annotations import Problems, WrongError, field, finite_number, plain_text, raise_all, within
 from .classification import spread
-from .paired_files import LabelledFile, check_same_size, image_size, label_size, read_depth, read_image
+from .paired_files import LabelledFile, check_files, check_same_size, image_size, label_size, listed, read_depth, read_image
 
 SIDE = 512
 """px of the square that is read, as in Probe3D."""
 DISPARITY = 655_350.0
 """Depth in mm is this over the value of the PNG (65535 times the factor 10 of the data set); 0 is no object."""
 MM = 0.001
+MOST_PIXELS, FARTHEST = 1e6, 1e9
+"""Bounds of sizes and focal lengths in px, and of places in mm: beyond them the numbers are no photograph's."""
 NaviSplit = Literal["train", "test"]
 
 
@@ -154,9 +157,7 @@ def _box(known: np.ndarray) -> tuple[slice, slice]:
 
 
 def _check_files(entry: NaviImage) -> None:
-    for path, what in ((entry.files.image, "photograph"), (entry.files.label, "depth")):
-        if not path.is_file():
-            raise UserError(f"{entry.files.key}: its {what} {shown(path)} is missing")
+    check_files(entry.files.key, {"photograph": entry.files.image, "depth": entry.files.label})
     check_same_size(entry.files, image_size(entry.files.image), label_size(entry.files.label))
 
 
@@ -165,15 +166,19 @@ def _list(root: Path, split: NaviSplit) -> tuple[list[NaviImage], list[str]]:
     images: list[NaviImage] = []
     passed: list[str] = []
     problems: list[str] = []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        scenes = sorted(path.parent for path in folder.glob("*/annotations.json"))
+    for folder in (path for path in listed(root) if os.path.isdir(path)):
+        try:
+            scenes = [path for path in listed(folder) if os.path.lexists(path / "annotations.json")]
+        except UserError as error:
+            problems += error.problems
+            continue
         views, wild = [path for path in scenes if path.name.startswith("multiview")], [path for path in scenes if path.name == "wild_set"]
         if scenes and not (views and wild):
             passed.append(to_key(folder.name))
             continue
         for scene in views if split == "train" else wild:
             try:
-                images += _read_scene(scene, to_key(f"{folder.name}/{scene.name}"))
+                images += _read_scene(scene, f"{folder.name}/{scene.name}")
             except UserError as error:
                 problems += error.problems
     if problems:
@@ -193,15 +198,19 @@ def _read_scene(folder: Path, scene: str) -> list[NaviImage]:
             if not isinstance(entry, dict):
                 raise WrongError(f"{brief(entry)}; expected an object")
             name = field(entry, "filename", lambda value: within(plain_text(value), folder / "images"))
+            if name in images:
+                raise WrongError(f"an entry before it has the same filename {brief(name)}")
             camera = field(entry, "camera", _mapping)
             files = LabelledFile(to_key(f"{scene}/{name}"), folder / "images" / name, folder / "depth" / f"{Path(name).stem}.png")
-            height, width = field(entry, "image_size", lambda value: _numbers(value, 2, above_zero=True))
-            focal_length = field(camera, "focal_length", lambda value: _numbers([value], 1, above_zero=True)[0])
-            pose = pose_of(field(camera, "q", _quaternion), field(camera, "t", lambda value: _numbers(value, 3)))
-            images[name] = NaviImage(files, scene, focal_length, (round(height), round(width)), pose)
+            height, width = field(entry, "image_size", lambda value: _numbers(value, 2, 1, MOST_PIXELS))
+            focal_length = field(camera, "focal_length", lambda value: _numbers([value], 1, 1, MOST_PIXELS)[0])
+            pose = pose_of(field(camera, "q", _quaternion), field(camera, "t", lambda value: _numbers(value, 3, -FARTHEST, FARTHEST)))
+            images[name] = NaviImage(files, to_key(scene), focal_length, (round(height), round(width)), pose)
         except WrongError as error:
             problems.add(f"entry {number}", str(error))
     problems.refuse()
+    if not images:
+        raise UserError(f"{shown(file)}: there is no photograph in it; copy or download it again")
     return [images[name] for name in sorted(images)]
 
 
@@ -224,17 +233,18 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _numbers(value: Any, count: int, above_zero: bool = False) -> list[float]:
+def _numbers(value: Any, count: int, least: float, most: float) -> list[float]:
     if not isinstance(value, list) or len(value) != count:
         raise WrongError(f"found {brief(value)}; expected {count} numbers")
     numbers = [finite_number(item) for item in value]
-    if above_zero and min(numbers) <= 0:
-        raise WrongError(f"found {brief(value)}; expected numbers above 0")
+    wrong = next((number for number in numbers if not least <= number <= most), None)
+    if wrong is not None:
+        raise WrongError(f"found {brief(wrong)}; expected numbers from {least:,.0f} to {most:,.0f}")
     return numbers
 
 
 def _quaternion(value: Any) -> list[float]:
-    numbers = _numbers(value, 4)
+    numbers = _numbers(value, 4, -FARTHEST, FARTHEST)
     if math.hypot(*numbers) < 1e-6:
         raise WrongError(f"found {brief(value)}; expected a rotation, a quaternion that is not 0")
     return numbers

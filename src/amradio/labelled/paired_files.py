@@ -1,6 +1,6 @@
 """Images in files with a label file each: found, paired by name, and checked for missing files and for other sizes."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -8,15 +8,17 @@ import numpy as np
 
 from ..data.decode import decode, decode_channels, decode_ids, picture_size
 from ..data.guard import UnreadableError, read_file
-from ..data.names import EXTENSIONS, PassedOver, extension, to_key
+from ..data.names import EXTENSIONS, PassedOver, extension, is_hidden, to_key
 from ..data.walk import walk
 from ..errors import UserError, shown
-from ..files import user_path
+from ..files import unusable, user_path
 from .annotations import raise_all
 from .classification import spread
 
 LABEL_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 """Of files of ids."""
+
+DEPTH_ADVICE = "depth is a PNG or TIFF of one channel, 16 bits"
 
 VALUES_CHECKED = 200
 """Of how many label files `check` reads the values; those of the others are checked when their turn comes."""
@@ -78,24 +80,41 @@ class PairedFiles:
         raise NotImplementedError
 
     def _check_pair(self, number: int, pair: LabelledFile, values_as_well: bool) -> None:
-        for path, what in ((pair.image, "image"), (pair.label, "label")):
-            if not path.is_file():
-                raise UserError(f"{pair.key}: its {what} {shown(path)} is missing")
+        check_files(pair.key, {"image": pair.image, "label": pair.label})
         if values_as_well:
             self.check_values(number)
-        check_same_size(pair, image_size(pair.image), label_size(pair.label))
+        self.check_size(pair, image_size(pair.image), label_size(pair.label))
+
+    def check_size(self, pair: LabelledFile, image: tuple[int, int], label: tuple[int, int]) -> None:
+        """Raises UserError where (width, height) px of an image and of its label cannot be used together."""
+        check_same_size(pair, image, label)
 
 
 def existing(path: str, *below: str) -> Path:
     """The folder `path` if it and all folders `below` are there; else UserError that names what is missing."""
     folder = user_path(path)
-    if folder.is_file():
-        raise UserError(f"{shown(folder)}: this is a file; give {f'the folder that holds {below[0]}' if below else 'a folder'}")
-    missing = [shown(needed) for needed in (folder, *(folder / name for name in below)) if not needed.is_dir()]
-    if missing:
-        holds = f"the folder that holds {' and '.join(below)}" if below else "a folder that is there"
-        raise UserError(f"{shown(folder)}: {', '.join(missing)} missing; give {holds}")
+    advice = f"give the folder that holds {' and '.join(below)}" if below else "give a folder that is there"
+    if problem := unusable(folder, "folder"):
+        raise UserError(f"{shown(folder)}: it {problem}; {advice}")
+    problems = [f"{name} {problem}" for name in below if (problem := unusable(folder / name, "folder"))]
+    if problems:
+        raise UserError(f"{shown(folder)}: {', '.join(problems)}; {advice}")
     return folder
+
+
+def check_files(key: str, files: Mapping[str, Path]) -> None:
+    """Raises UserError, for the first, where one of the files of an image is none. key: of the image. files: by what they are."""
+    for what, path in files.items():
+        if problem := unusable(path):
+            raise UserError(f"{key}: its {what} {shown(path)} {problem}; put the file there, or take the image out")
+
+
+def listed(folder: Path) -> list[Path]:
+    """What is in a folder, by name, without hidden entries. Raises UserError where it cannot be read."""
+    try:
+        return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+    except OSError as error:
+        raise UserError(f"{shown(folder)}: cannot be read ({error.strerror}); make it readable, or give another folder") from None
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -109,8 +128,11 @@ def read_ids(path: Path) -> np.ndarray:
 
 
 def read_depth(path: Path) -> np.ndarray:
-    """The values of a picture of one channel, integers [H, W], which stand for depth; raises UserError."""
-    return _readable(path, "depth", "depth is a PNG or TIFF of one channel, 16 bits", lambda: decode_ids(read_file(path)))
+    """The values of a picture of one channel, integers [H, W] of at least 0, which stand for depth; raises UserError."""
+    depth = _readable(path, "depth", DEPTH_ADVICE, lambda: decode_ids(read_file(path)))
+    if depth.min() < 0:
+        raise UserError(f"{shown(path)}: found a depth of {int(depth.min())}; depth is a number above 0, or 0 where it is not known")
+    return depth
 
 
 def read_colours(path: Path) -> np.ndarray:
@@ -124,8 +146,8 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def label_size(path: Path) -> tuple[int, int]:
-    """(width, height) px of a label as stored: its ids are read without turning it."""
-    return _readable(path, "label", "labels are PNG, TIFF, BMP or GIF files of ids", lambda: picture_size(path, upright=False))
+    """(width, height) px of a label as stored: its values are read without turning it."""
+    return _readable(path, "label", "replace it, or take it and its image out", lambda: picture_size(path, upright=False))
 
 
 def _readable(path: Path, what: str, advice: str, read: Callable[[], Content]) -> Content:
@@ -140,7 +162,8 @@ def check_same_size(pair: LabelledFile, image: tuple[int, ...], label: tuple[int
     """Raises UserError where (width, height) px of an image and of its label differ."""
     if tuple(image) != tuple(label):
         raise UserError(
-            f"{pair.key}: the label is {label[0]}x{label[1]} px and the image {image[0]}x{image[1]} px; both must be of one size"
+            f"{shown(pair.label)}: the label is {label[0]}x{label[1]} px and its image {image[0]}x{image[1]} px; "
+            "both must be of one size: resize one of them (a label without interpolation)"
         )
 
 

@@ -89,7 +89,8 @@ class NaviPairs(ViewPairs):
                 self.pairs.append((number, int(draws.choice(able))))
         if not self.pairs:
             raise UserError(
-                f"{shown(navi.root)}: no photograph has another one of its scene that is turned by at most {max_angle:g} degrees"
+                f"{shown(navi.root)}: no photograph has another one of its scene that is turned by at most {max_angle:g} degrees; "
+                "raise max_angle, or give all of NAVI"
             )
 
     def __len__(self) -> int:

@@ -24,8 +24,8 @@ from ...engine.monitor import Monitor
 from ...engine.optimizer import FACTOR, build_optimizer, learning_rate, set_rates
 from ...engine.parallel import parallelize
 from ...engine.rates import rate_factors
-from ...errors import UserError
-from ...files import disk_errors
+from ...errors import UserError, shown
+from ...files import disk_errors, read_json
 from ...interruption import Stop
 from ...labelled.instances import InstanceSet
 from ...labelled.masks import find_pycocotools
@@ -43,6 +43,18 @@ class DetectionFolder(Folder):
     """The run folder of a detector."""
 
     recipe_type = DetectionRecipe
+
+    def begin(self, recipe: DetectionRecipe, lock: Lock, images: InstanceSet) -> None:
+        """`start`, with data.json. Raises UserError where a run with a checkpoint began with other training images."""
+        self.start(recipe, lock)
+        stated, file = {"source": images.describe(), "fingerprint": images.fingerprint()}, self.path / "data.json"
+        stored = read_json(file).get("data.train") if self.checkpoints.steps() and file.is_file() else None
+        if isinstance(stored, dict) and stored.get("fingerprint") != stated["fingerprint"]:
+            raise UserError(
+                f"out: {self.path} was begun with other training images or annotations ({shown(stored.get('source'))}; "
+                f"now {stated['source']}); restore them to resume it, or give another out folder"
+            )
+        self.write("data.json", json.dumps({"data.train": stated}, indent=1) + "\n")
 
 
 class DetectionRun:
@@ -72,7 +84,7 @@ class DetectionRun:
 
     def begin(self, lock: Lock) -> None:
         """Makes the run folder ready and logs what is about to be run. Raises UserError where another process has the lock."""
-        self.processes.first_does(lambda: self.folder.start(self.recipe, lock))
+        self.processes.first_does(lambda: self.folder.begin(self.recipe, lock, self.images))
         if self.processes.is_first:
             self.log.open(self.folder.path, self.recipe.engine.trackers())
         trained = sum(parameter.numel() for parameter in self.detector.student.parameters() if parameter.requires_grad)
@@ -222,12 +234,14 @@ def _opened(recipe: DetectionRecipe, processes: Processes) -> tuple[InstanceSet,
     schedule, with_masks = recipe.schedule, recipe.detector.type == "mask_rcnn"
     problems += recipe.engine.missing_extras()
     tried("data", find_pycocotools)
-    train = tried("data.train", recipe.data.train.model_copy(update=_without_crowds(recipe)).build)
-    val = tried("data.val", partial(recipe.data.val.build, complete=True)) if recipe.data.val is not None else None
+    chosen = recipe.data.train.model_copy(update=_without_crowds(recipe))
+    train = tried("data.train", partial(chosen.build, "masks" if with_masks else "boxes"))
+    val = tried("data.val", partial(recipe.data.val.build, "score")) if recipe.data.val is not None else None
     model = tried("model", partial(formats.read, recipe.model))
     feed = tried("schedule.batch_size", partial(Feed, schedule.image_size, schedule.batch_size, 0, processes.rank, processes.world_size))
     if feed is not None and len(feed.share(schedule.batch_size)) % recipe.engine.accumulate:
-        problems.append(f"engine.accumulate: {recipe.engine.accumulate} does not divide the images of a process; take a divisor of them")
+        count = len(feed.share(schedule.batch_size))
+        problems.append(f"engine.accumulate: {recipe.engine.accumulate} does not divide the {count} images of a process; take a divisor")
     if train is not None:
         tried("", partial(check_objects, train, "data.train", with_masks))
     if train is not None and val is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import UserError, brief, shown
-from ...files import LARGEST_ANNOTATIONS, read_json, user_path
+from ...files import LARGEST_ANNOTATIONS, read_json, unusable, user_path
 from ...labelled.annotations import Problems, WrongError, field, raise_all, within
 from ...labelled.classification import spread
 from ...labelled.paired_files import image_size
@@ -44,8 +44,8 @@ def read_conversations(settings: ConversationsSettings) -> list[Sample]:
     if not samples:
         raise UserError(f"{shown(file)}: there is no conversation in it; give a list of samples in LLaVA's layout")
     for image in dict.fromkeys(sample.image for sample in samples if sample.image is not None):
-        if not (folder / image).is_file():
-            problems.add("", f"its image {shown(folder / image)} is not there; give the folder of its images")
+        if problem := unusable(folder / image):
+            problems.add("", f"its image {shown(folder / image)} {problem}; give the folder of its images")
     problems.refuse()
     images = [sample.image for sample in samples if sample.image is not None]
 

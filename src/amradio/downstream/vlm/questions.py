@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import UserError, brief, shown
-from ...files import LARGEST_ANNOTATIONS, read_json, read_lines
+from ...files import LARGEST_ANNOTATIONS, read_json, read_lines, unusable
 from ...labelled.annotations import Id, Problems, WrongError, entries, field, identifier, plain_text, whole_number, within
 from ...labelled.paired_files import image_size
 
@@ -120,8 +120,8 @@ def _read(file: Path, images: Path, rows: Iterable[tuple[str, Any]], id_key: str
     if not questions:
         raise UserError(f"{shown(file)}: there is no question in it; give the official file")
     for image in dict.fromkeys(question.image for question in questions):
-        if not (images / image).is_file():
-            problems.add("", f"its image {shown(images / image)} is not there; give the folder of its images")
+        if problem := unusable(images / image):
+            problems.add("", f"its image {shown(images / image)} {problem}; give the folder of its images")
             continue
         try:
             image_size(images / image)

@@ -52,7 +52,7 @@ class CocoDetectionSettings(EvaluationSettings):
 
     def build(self) -> "CocoDetection":
         """Opens the data; raises UserError where they are missing or damaged."""
-        return CocoDetection(self, self.data.build(complete=True))
+        return CocoDetection(self, self.data.build("score"))
 
 
 class CocoDetection(Evaluation):
@@ -61,7 +61,7 @@ class CocoDetection(Evaluation):
     is_shared = True
 
     def __init__(self, settings: CocoDetectionSettings, images: InstanceSet):
-        """images: a complete set (`InstancesSettings.build`)."""
+        """images: a set for the score (`InstancesSettings.build`)."""
         self.settings, self.images = settings, images
         self.detector: Detector | None = None
 

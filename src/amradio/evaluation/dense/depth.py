@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ...config import Positive, Seed
+from ...config import Seed, Width
 from ...labelled.geometry import AnyDepth
 from ..base import Bench, EvaluationSettings, Framing, Metric, Sizes
 from .augmentation import ShortSchedule
@@ -35,7 +35,7 @@ class DepthSettings(EvaluationSettings):
     """published: 10 passes over the training images. short: for small sets and a quick look."""
     align: Alignment = "none"
     """none: m count. scale_shift: predictions are first scaled and shifted to the truth of each image, as AM-RADIO reports NAVI."""
-    bins: Positive = 256
+    bins: Width = 256
     """Depths, evenly spaced, of which a prediction is the mean."""
     seed: Seed = 0
     """Of the head's weights, the order and the flips."""

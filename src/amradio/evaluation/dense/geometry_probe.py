@@ -20,7 +20,7 @@ from ...model import Model
 from ..base import Bench, Evaluation, Metric, Predict, Predictors, Result
 from ..predictors import Joint, Predictor, inputs_of
 from .augmentation import ShortSchedule
-from .geometry_floors import constant_answers
+from .geometry_floors import NOTHING_KNOWN, constant_answers
 from .geometry_heads import NUM_BLOCKS, DptHeadSettings, LinearHeadSettings, block_numbers, seeded
 from .linear_segmentation import with_maps
 from .mean_iou import upsample
@@ -130,8 +130,8 @@ class GeometryProbe(Evaluation):
             predict = with_blocks(student_with_blocks(predict, bench, self.target.name), predict)
         else:
             predict = with_maps(predict, bench.device, self.target.name)
-        probes = fit(self._batches(predict, bench), self._training())
         answers = constant_answers(self.train, self.target.prepare)
+        probes = fit(self._batches(predict, bench), self._training())
 
         def measure(window: list[Sample]) -> list[Scores]:
             return [scores for batch in by_size(window) for scores in self._scores(batch, predict, probes, answers)]
@@ -140,7 +140,7 @@ class GeometryProbe(Evaluation):
         parts, digest = score_windows(self.test, title, bench, measure)
         images = [scores for part in parts for scores in part]
         if not images:
-            raise UserError(f"{self.test.describe()}: no pixel of any of them has {self.target.name} that is known; nothing can be scored")
+            raise UserError(f"{self.test.describe()}: {NOTHING_KNOWN}; nothing can be scored")
         means = _means([scores.models for scores in images])
         trivial = _means([scores.trivial for scores in images])
         best = {metric.name: max if metric.better == "higher" else min for metric in self.target.metrics}

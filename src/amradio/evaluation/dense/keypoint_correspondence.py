@@ -90,9 +90,7 @@ class KeypointCorrespondence(Evaluation):
     def _measure(self, pair: KeypointPair, first: np.ndarray, second: np.ndarray, predict: Predict, bench: Bench) -> _Pair:
         content = (first, second, pair.first_points, pair.second_points)
         digest = hashlib.sha256(b"".join(part.tobytes() for part in content)).digest()
-        images = [
-            to_float(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].to(bench.device)) for image in (first, second)
-        ]
+        images = [to_float(torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(bench.device)) for image in (first, second)]
         points = torch.from_numpy(pair.first_points)
         sizes = [torch.tensor([image.shape[1], image.shape[0]]) for image in (first, second)]
         right: dict[str, list[bool]] = {}

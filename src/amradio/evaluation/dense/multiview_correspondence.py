@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -99,7 +98,8 @@ class MultiviewCorrespondence(Evaluation):
         every = [pair for window in bench.share.collect(measure, len(windows)) for pair in window]
         measured = [pair for pair in every if pair.recalls]
         if not measured:
-            raise UserError(f"{self.pairs.describe()}: no pair shows the object in both views; nothing can be matched")
+            nothing = "no pair shows the object in both views, so nothing can be matched; look at the files, or lower stride"
+            raise UserError(f"{self.pairs.describe()}: {nothing}")
         empty = len(every) - len(measured)
         return Result(
             METRICS,
@@ -183,7 +183,7 @@ def _chance(first: Tensor, second: Tensor, pair: ViewPair) -> dict[str, float]:
 
 
 def _image(view: PosedView) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
+    return torch.from_numpy(view.image.transpose(2, 0, 1).copy())
 
 
 def _means(pairs: Sequence[Mapping[str, float]]) -> dict[str, float]:
