@@ -496,3 +496,12 @@ def test_the_doctor_fits_a_page(capsys):
     printed = capsys.readouterr().out
     assert max(len(line.rstrip()) for line in printed.splitlines()) <= 80
     assert "processes\n    found: 1\n" in printed
+
+
+def test_one_recipe_as_json_is_its_content_and_what_the_listing_has(capsys):
+    assert main(["recipes", "starter", "--json"]) == 0
+    one = json.loads(capsys.readouterr().out)
+    assert one["content"]["student"] == parse_yaml(Path(one["path"]).read_text(encoding="utf-8"), "starter")["student"]
+    assert main(["recipes", "--json"]) == 0
+    (listed,) = (entry for entry in json.loads(capsys.readouterr().out) if entry["name"] == "starter")
+    assert listed == {key: value for key, value in one.items() if key != "content"}

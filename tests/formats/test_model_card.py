@@ -27,6 +27,25 @@ def test_the_header_is_yaml_with_licence_library_and_results(model, tmp_path):
     assert metrics == [{"type": "standardized_cosine", "name": "clip/summary against its teacher", "value": 0.5}]
 
 
+@pytest.mark.parametrize(
+    ("train", "names"),
+    [
+        ("{type: huggingface, path: owner/pictures}", ["owner/pictures"]),
+        (
+            "{type: mixture, sources: {a: {type: huggingface, path: o/a}, b: {type: folder, path: x}, c: {type: huggingface, path: o/c}}}",
+            ["o/a", "o/c"],
+        ),
+        ("{type: huggingface, path: /data/pictures}", None),
+        ("{type: folder, path: photos/train}", None),
+        ("[", None),
+    ],
+)
+def test_the_header_names_data_sets_of_the_hub(model, train, names):
+    facts = TrainingFacts(step=7, num_steps=9, data="some", recipe=f"data: {{train: {train}}}")
+    text = card(model.config.model_copy(update={"training": facts}), model.network, {})
+    assert parse_yaml(text.split("---\n")[1], "README.md").get("datasets") == names
+
+
 def test_the_sections_that_a_reader_looks_for(model, tmp_path):
     text = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     titles = [line for line in text.splitlines() if line.startswith("## ")]

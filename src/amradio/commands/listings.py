@@ -9,6 +9,7 @@ from ..config import Settings
 from ..console import columns, command_text, print_text
 from ..errors import UserError, nearest
 from ..recipes import shipped
+from ..yaml12 import parse_yaml
 
 GAP = "  "
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -75,6 +76,8 @@ def list_students(as_json: bool = False) -> None:
 def list_recipes(name: str | None = None, as_json: bool = False) -> None:
     """Prints the files that come with the package, with their command, cost and result; or the file `name`, below a line for editors.
 
+    as_json: one document for programs in place of it; of one file with its `content`.
+
     Raises UserError where there is none of this name.
     """
     entries = shipped()
@@ -82,9 +85,13 @@ def list_recipes(name: str | None = None, as_json: bool = False) -> None:
         one = next((entry for entry in entries if entry.name == name.removesuffix(".yaml")), None)
         if one is None:
             raise UserError(f"there is no recipe '{name}'; {nearest(name, [entry.name for entry in entries])}")
+        text = one.path.read_text(encoding="utf-8")
+        if as_json:
+            print(json.dumps(one._asdict() | {"path": str(one.path), "content": parse_yaml(text, one.name)}, indent=1))
+            return
         schema = "recipe" if one.kind == "part" else one.kind
         print(f"# yaml-language-server: $schema={schema}.schema.json  (beside this file: amradio schema {schema} > {schema}.schema.json)")
-        print(one.path.read_text(encoding="utf-8"), end="")
+        print(text, end="")
     elif as_json:
         print(json.dumps([entry._asdict() | {"path": str(entry.path)} for entry in entries], indent=1))
     else:

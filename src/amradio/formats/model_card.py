@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 
+from ..errors import UserError
 from ..licences import RESTRICTED, UNKNOWN, front_matter
+from ..names import recognise
 from ..network import Network, NetworkConfig, TrainingFacts
 from ..students.base import CLIP_MEAN, CLIP_STD
+from ..yaml12 import parse_yaml
 
 LIBRARIES = {"transformers": "transformers", "timm": "timm", "onnx": "onnx"}
 """Format -> the library that the front matter names; amradio for the others."""
@@ -71,8 +74,22 @@ def _front_matter(config: NetworkConfig, loading: Mapping[str, str]) -> str:
     library = next((LIBRARIES[name] for name in loading if name in LIBRARIES), "amradio")
     tags = "[image-feature-extraction, distillation, am-radio, amradio]"
     lines = [f"library_name: {library}", "pipeline_tag: image-feature-extraction", f"tags: {tags}", *front_matter(config.distilled_from)]
+    lines += _datasets(config.training.recipe) if config.training and config.training.recipe else []
     lines += _model_index(config.training) if config.training and config.training.agreement else []
     return "\n".join(["---", *lines, "---"])
+
+
+def _datasets(recipe: str) -> list[str]:
+    """The data sets of the hub that a recipe trains on; folders and shards of a machine have no name there."""
+    try:
+        content = parse_yaml(recipe, "recipe")
+    except UserError:  # of a folder that was written by hand
+        return []
+    train = content.get("data", {}).get("train", {}) if isinstance(content, dict) and isinstance(content.get("data"), dict) else {}
+    sources = [train, *train.get("sources", {}).values()] if isinstance(train, dict) else []
+    paths = [str(source.get("path")) for source in sources if isinstance(source, dict) and source.get("type") == "huggingface"]
+    names = dict.fromkeys(path for path in paths if recognise(path).kind == "hub")
+    return ["datasets:", *(f"- {name}" for name in names)] if names else []
 
 
 def _model_index(training: TrainingFacts) -> list[str]:
