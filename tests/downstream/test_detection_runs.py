@@ -75,7 +75,7 @@ def test_lines_of_the_page_on_detection_run(trained: Path, student: Path, tmp_pa
     names: dict = {}
     for text in re.findall(r"^```python\n(.*?)^```", page, re.S | re.M):
         exec(text, names)
-    assert names["found"].keys() >= {"boxes", "scores", "labels"}
+    assert names["objects"].keys() >= {"boxes", "scores", "labels"}
 
 
 def test_event_files_have_the_numbers(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:

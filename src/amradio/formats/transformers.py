@@ -186,8 +186,8 @@ class Transformers(Format):
                 f'model = AutoModel.from_pretrained("{target}").eval()',
                 f"# do_resize brings any image to {size} x {size} px; without it images keep their size, which the model must take",
                 'pixels = processor(images=image, do_resize=True, return_tensors="pt").pixel_values  # [B, 3, H, W] in [0, 1]',
-                "found = model(pixel_values=pixels)",
-                "found.summary, found.features  # [B, D], [B, H * W, D], patches row by row",
+                "outputs = model(pixel_values=pixels)",
+                "outputs.summary, outputs.features  # [B, D], [B, H * W, D], patches row by row",
             )
         )
 
