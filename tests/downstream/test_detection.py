@@ -1,11 +1,13 @@
 """Detection: one run in full, resume and processes, levels of all students, views, scores, and bad input."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import amradio
 from amradio.__main__ import main
@@ -37,6 +39,15 @@ def test_a_run_leaves_scores_and_a_detector_that_is_read_back(trained: Path) -> 
     assert any("lora_a" in name for name in stored)
     assert not any("lora_a" in name for name in state)
     assert torch.equal(state["roi_heads.box_head.fc6.weight"], stored["roi_heads.box_head.fc6.weight"])
+
+
+def test_a_detector_of_weights_that_are_no_numbers_is_refused(trained: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained / "model", tmp_path / "model")
+    tensors = load_file(folder / "detector.safetensors")
+    tensors["rpn.head.cls_logits.bias"][0] = float("nan")
+    save_file(tensors, folder / "detector.safetensors")
+    with pytest.raises(UserError, match=r"weights that are no finite numbers \(rpn\.head\.cls_logits\.bias\)"):
+        load_detector(folder)
 
 
 @pytest.mark.slow
@@ -157,6 +168,9 @@ def test_perfect_boxes_score_100_and_a_shifted_one_less() -> None:
     shifted = found | {"bbox": [20.0, 10.0, 40.0, 40.0]}  # IoU 0.6: right at 0.5, 0.55 and 0.6
     assert coco_scores(Predictions([image], [truth], [shifted]), ["a"], backend="pycocotools")["box_ap"] == pytest.approx(30)
     assert coco_scores(Predictions([image], [truth], []), ["a"])["box_ap"] == 0
+    for annotations in ([], [truth | {"iscrowd": 1}]):
+        with pytest.raises(UserError, match="no object with a category in these images, crowds aside"):
+            coco_scores(Predictions([image], annotations, []), ["a"])
 
 
 def test_a_complete_set_has_all_images_crowds_and_boxes_without_a_mask(tmp_path: Path) -> None:
@@ -186,6 +200,10 @@ def test_a_complete_set_has_all_images_crowds_and_boxes_without_a_mask(tmp_path:
     assert boxes.read(0).boxes.tolist() == [[5, 5, 15, 25]]
     with pytest.raises(UserError, match="there is no annotation with a box in it, crowds left out"):
         settings.model_copy(update={"crowds": False}).build("boxes")
+    nothing = {key: value for key, value in boxed.items() if key != "bbox"}
+    (tmp_path / "a.json").write_text(json.dumps(content | {"annotations": [nothing]}))
+    with pytest.raises(UserError, match="it lacks 'bbox' and 'segmentation'"):
+        settings.build("boxes")
     for box, message in (([5, 5, 0, 20], "there is no annotation with a box in it;"), ([5, 5, 1], "expected \\[x, y, width, height\\]")):
         (tmp_path / "a.json").write_text(json.dumps(content | {"annotations": [boxed | {"bbox": box}]}))
         for purpose in ("boxes", "score"):

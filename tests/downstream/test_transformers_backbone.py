@@ -98,6 +98,12 @@ def test_what_a_student_does_not_have_is_said(tmp_path: Path) -> None:
         backbone_config(model, ["stride64"])
     with pytest.raises(UserError, match="it has no backbone of amradio"):
         take_weights(torch.nn.Linear(1, 1), model)
+    for stages in ("stride8", []):
+        with pytest.raises(UserError, match="give a list of stages, such as"):
+            backbone_config(model, stages)
+    deeper = small_model(VIT.model_copy(update={"depth": 3}), tmp_path / "deeper")
+    with pytest.raises(UserError, match=r"model: not the student that the detector was built for: not known: blocks\.2\.norm1\.weight"):
+        take_weights(AmradioBackbone(backbone_config(model, ["map"])), deeper)
     backbone = AmradioBackbone(backbone_config(model, ["map"]))
     with pytest.raises(UserError, match="takes no images of 60x64 px; let the image processor resize and pad to 64x64 px"):
         backbone(torch.rand(1, 3, 60, 64))

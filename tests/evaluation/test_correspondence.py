@@ -303,6 +303,13 @@ def test_annotations_that_are_not_of_their_photograph(spair, changes, message):
         SpairSettings(path=str(spair)).build()
 
 
+def test_a_damaged_photograph_of_several_pairs_is_named_once(spair):
+    (spair / "JPEGImages" / "cat" / "a.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"cat/a\.jpg: the image cannot be read \(an empty file\)") as caught:
+        SpairSettings(path=str(spair)).build()
+    assert len(caught.value.problems) == 1
+
+
 def test_key_points_may_be_on_the_edge_and_sizes_unsaid(spair):
     file = min((spair / "PairAnnotation" / "test").iterdir())
     content = {key: value for key, value in json.loads(file.read_text()).items() if "imsize" not in key}

@@ -61,6 +61,7 @@ def raise_all(checks: Iterable[Callable[[], None]], where: str) -> None:
             check()
         except UserError as error:
             problems.extend(error.problems)
+    problems = list(dict.fromkeys(problems))  # a file may belong to several entries
     if problems:
         more = len(problems) - PROBLEMS_SHOWN
         tail = (f"{where}: and {more} more such problems",) if more > 0 else ()

@@ -57,6 +57,8 @@ def read_annotation(entry: Mapping[str, Any], height: int, width: int, boxes_suf
         return number
 
     box = optional(entry, "bbox", lambda value: _box(value, height, width))
+    if boxes_suffice and box is None and entry.get("segmentation") is None:
+        raise WrongError("it lacks 'bbox' and 'segmentation'; expected one of them at least")
     is_without_mask = boxes_suffice and box is not None and entry.get("segmentation") is None
     mask = Polygons([]) if is_without_mask else field(entry, "segmentation", lambda value: read_mask(value, height, width))
     return Annotation(mask, optional(entry, "area", area), box, optional(entry, "category_id", identifier), is_crowd(entry))

@@ -161,4 +161,7 @@ def _check_images(pair: KeypointPair) -> None:
                 "take photographs and annotations of one archive"
             )
     if pair.reach > (1 + 2 * BEYOND) * max(size):
-        raise UserError(f"{pair.key}: the box around the second object is {pair.reach:g} px long and its photograph {max(size)} px")
+        raise UserError(
+            f"{pair.key}: the box around the second object is {pair.reach:g} px long and its photograph {max(size)} px; "
+            "take photographs and annotations of one archive"
+        )

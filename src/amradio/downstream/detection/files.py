@@ -61,4 +61,9 @@ def load_detector(path: str | Path) -> Detector:
     detector = Detector(formats.read(folder).network, config.detector, config.classes, config.image_size)
     weights = {name: tensor for name, tensor in detector.state_dict().items() if name.startswith(OF_STUDENT)}
     load_exactly(detector, weights | read_tensors(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
+    wrong = [name for name, parameter in detector.named_parameters() if not parameter.isfinite().all()]
+    if wrong:
+        raise UserError(
+            f"{shown(folder)}: there are weights that are no finite numbers ({wrong[0]}); train it again from an earlier checkpoint"
+        )
     return detector.eval().requires_grad_(False)

@@ -154,8 +154,8 @@ def coco_scores(
     predictions: of all images. bins: px of a side, below the first small, from the second on large. Raises UserError where there is no
     object.
     """
-    if not predictions.annotations:
-        raise UserError("there is no object with a category in these images, so nothing can be measured; give others")
+    if all(annotation["iscrowd"] for annotation in predictions.annotations):
+        raise UserError("there is no object with a category in these images, crowds aside, so nothing can be measured; give others")
     coco_class, evaluator_class = find_backend(backend or default_backend())
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(classes)]
     numbered = [annotation | {"id": number} for number, annotation in enumerate(predictions.annotations, 1)]

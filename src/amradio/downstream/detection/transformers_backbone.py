@@ -13,9 +13,9 @@ from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
 from ...config import validate
-from ...errors import UserError
+from ...errors import UserError, brief
 from ...model import Model
-from ...network import NetworkConfig
+from ...network import NetworkConfig, misfits
 from .pyramid import STRIDES, SimplePyramid, stride_of_map
 
 MAP = "map"
@@ -156,8 +156,10 @@ def backbone_config(model: Model, out_features: Sequence[str], channels: int = 2
         out_features: stages, finest first: `stride8`, `stride16`, `stride32`, ..., or `map` of a student with one map.
         channels: of the stages of a ViT's pyramid; a student with levels and `map` have their own.
 
-    Raises UserError for a stage that the student does not have.
+    Raises UserError for a stage that the student does not have, and where there is none.
     """
+    if isinstance(out_features, str) or not out_features:
+        raise UserError(f"out_features: found {brief(out_features)}; give a list of stages, such as ['stride8', 'stride16', 'stride32']")
     student = model.network.student
     if student.pyramid:
         stages = {f"stride{stride}": dim for stride, dim in student.pyramid.items()}
@@ -174,12 +176,20 @@ def backbone_config(model: Model, out_features: Sequence[str], channels: int = 2
 def take_weights(detector: nn.Module, model: Model) -> None:
     """Copies the weights of a model into the backbone of a detector that was built with its `backbone_config`, in place.
 
-    Raises UserError where the detector has no such backbone.
+    Raises UserError where the detector has no such backbone, or it was built for another student.
     """
     backbones = [module for module in detector.modules() if isinstance(module, AmradioBackbone)]
     if not backbones:
         raise UserError("detector: it has no backbone of amradio; build it with backbone_config=backbone_config(model, ...)")
     for backbone in backbones:
-        backbone.student.load_state_dict(model.network.student.state_dict())
+        weights = model.network.student.state_dict()
+        problems = misfits(
+            backbone.student.state_dict(),
+            {name: tensor.shape for name, tensor in weights.items()},
+            "model: not the student that the detector was built for",
+        )
+        if problems:
+            raise UserError(*problems)
+        backbone.student.load_state_dict(weights)
         if backbone.rotation is not None and model.network.rotation is not None:
             backbone.rotation.load_state_dict(model.network.rotation.state_dict())
