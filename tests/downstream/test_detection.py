@@ -1,5 +1,6 @@
 """Detection: one run in full, resume and processes, levels of all students, views, scores, and bad input."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ import amradio
 from amradio.__main__ import main
 from amradio.downstream.detection.detector import Detector
 from amradio.downstream.detection.examples import View, boxes_on, lay_out
-from amradio.downstream.detection.files import load_detector
+from amradio.downstream.detection.files import load_detector, write_detector
 from amradio.downstream.detection.sampling import ImageSampler, numbers_of
 from amradio.downstream.detection.scoring import Predictions, coco_scores, predict
 from amradio.downstream.detection.settings import DetectionRecipe, FasterRcnnSettings
@@ -48,6 +49,24 @@ def test_a_detector_of_weights_that_are_no_numbers_is_refused(trained: Path, tmp
     save_file(tensors, folder / "detector.safetensors")
     with pytest.raises(UserError, match=r"weights that are no finite numbers \(rpn\.head\.cls_logits\.bias\)"):
         load_detector(folder)
+
+
+@pytest.mark.parametrize("module", ["amradio.formats.model_folder", "amradio.downstream.detection.files"])
+def test_a_full_disk_leaves_whole_files_alone(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """Half-written files would keep the space that is needed."""
+    folder, config, detector = shutil.copytree(trained / "model", tmp_path / "model"), amradio.load(trained).config, load_detector(trained)
+    before = {path.name for path in folder.iterdir()}
+
+    def filling(tensors: object, path: Path, *rest: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(f"{module}.write_tensors", filling)
+    with pytest.raises(OSError, match="No space left"):
+        write_detector(folder, config, detector, {"step": 1, "num_steps": 1, "data": "nothing"})
+    assert {path.name for path in folder.iterdir()} == before
+    monkeypatch.undo()
+    assert load_detector(folder).classes == detector.classes
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..config import validate
 from ..errors import UserError
 from ..features import Features
-from ..files import read_json
+from ..files import aside, read_json
 from ..licences import Ancestor
 from ..network import Network, NetworkConfig, TrainingFacts
 from ..students.base import Student
@@ -149,9 +150,8 @@ def _write_model(folder: Path, config: NetworkConfig, network: Network, texts: M
     """texts: files beside weights and config, by name."""
     metadata = ancestry(config) | ({"step": str(config.training.step)} if config.training else {})
     texts = {CONFIG_FILE: json.dumps(config.without_start().model_dump(mode="json"), indent=1) + "\n", **(texts or {})}
-    asides = {name: folder / f".{name}.part" for name in (WEIGHTS_FILE, *texts)}
-    write_tensors(network.state_dict(), asides[WEIGHTS_FILE], metadata)
-    for name, text in texts.items():
-        asides[name].write_text(text, encoding="utf-8")
-    for name, aside in asides.items():
-        aside.replace(folder / name)
+    with ExitStack() as files:  # renamed when all are written, the one that was opened last first
+        unfinished = {name: files.enter_context(aside(folder / name)) for name in (*texts, WEIGHTS_FILE)}
+        write_tensors(network.state_dict(), unfinished[WEIGHTS_FILE], metadata)
+        for name, text in texts.items():
+            unfinished[name].write_text(text, encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Literal
 from ... import formats
 from ...config import Pixels, Settings, validate
 from ...errors import UserError, shown
-from ...files import read_json, user_path, write_aside
+from ...files import aside, read_json, user_path, write_aside
 from ...formats.model_folder import folder_of, write_folder
 from ...network import Network, NetworkConfig, load_exactly
 from ...students.finetuning import merged
@@ -40,9 +40,8 @@ def write_detector(folder: Path, config: NetworkConfig, detector: Detector, note
     network = Network(merged(detector.student), {}, bare.summary_slots, Normalizers(detector.rotation, None))
     write_folder(folder, bare, network, notes)
     weights = {name: tensor for name, tensor in detector.state_dict().items() if not name.startswith(OF_STUDENT)}
-    aside = folder / f".{WEIGHTS_FILE}.part"
-    write_tensors(weights, aside)
-    aside.replace(folder / WEIGHTS_FILE)
+    with aside(folder / WEIGHTS_FILE) as unfinished:
+        write_tensors(weights, unfinished)
     stated = DetectorConfig(detector=detector.settings, classes=list(detector.classes), image_size=detector.image_size)
     write_aside(folder / CONFIG_FILE, (json.dumps(stated.model_dump(mode="json"), indent=1) + "\n").encode())
 

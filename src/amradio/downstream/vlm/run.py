@@ -21,7 +21,7 @@ from ...engine.folder import FREE_KEYS, Folder
 from ...engine.lock import Lock
 from ...engine.log import Log
 from ...errors import UserError
-from ...files import disk_errors, gone_on_failure, user_path
+from ...files import aside, disk_errors, gone_on_failure, user_path
 from ...interruption import Stop
 from ...model import load
 from ...teachers.loading import quiet
@@ -154,9 +154,8 @@ class VlmRun:
         def keep() -> None:
             with disk_errors(stage_folder):
                 stage_folder.mkdir(parents=True, exist_ok=True)
-                aside = stage_folder / f".{PROJECTOR}.part"
-                write_tensors({name: tensor.cpu() for name, tensor in projector.state_dict().items()}, aside)
-                aside.replace(stage_folder / PROJECTOR)
+                with aside(stage_folder / PROJECTOR) as unfinished:
+                    write_tensors({name: tensor.cpu() for name, tensor in projector.state_dict().items()}, unfinished)
             for checkpoint in stage_folder.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint, ignore_errors=True)
 
@@ -164,11 +163,11 @@ class VlmRun:
 
     def _write(self) -> None:
         """The model folder, complete or not there; then no checkpoint is needed any more."""
-        aside = self.folder.path / ".model.part"
-        shutil.rmtree(aside, ignore_errors=True)
-        with disk_errors(self.folder.path), gone_on_failure(aside):
-            write_vlm(self.vlm, aside, _about(self.recipe, self.stages))
-            aside.replace(self.folder.model)
+        unfinished = self.folder.path / ".model.part"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with disk_errors(self.folder.path), gone_on_failure(unfinished):
+            write_vlm(self.vlm, unfinished, _about(self.recipe, self.stages))
+            unfinished.replace(self.folder.model)
         shutil.rmtree(self.folder.path / INSTRUCTION, ignore_errors=True)
         self.log.say(f"{self.num_steps} steps; model: {self.folder.model}. Next: amradio report {self.folder.path}")
 
