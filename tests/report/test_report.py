@@ -14,7 +14,8 @@ from amradio.commands.report import report
 from amradio.data.folder import FolderSettings
 from amradio.environment import commit
 from amradio.image_input import one_picture
-from amradio.report.charts import line_chart, nice_ticks, styles
+from amradio.report.charts import COLOURS, line_chart, nice_ticks, styles
+from amradio.report.page import STYLE
 from amradio.run_folder import RunFolder, Series
 from made_runs import make_run
 
@@ -186,6 +187,20 @@ def test_a_chart_is_xml_with_a_title_units_and_finite_points_inside_its_frame():
     assert line_chart("x", "y", {"none": Series([1], [float("inf")])}) == ""
     many = ET.fromstring(line_chart("x", "y", {"a": Series(list(range(5000)), [1.0] * 5000)}))
     assert len(next(many.iter("polyline")).attrib["points"].split()) == 300
+
+
+def test_lines_of_charts_stand_out_from_light_and_dark_cards():
+    """WCAG 1.4.11: graphics have a contrast of 3:1 or more."""
+
+    def luminance(colour):
+        parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = map(luminance, re.findall(r"--card:(#[0-9a-f]{6})", STYLE))
+    for colour in COLOURS:
+        assert (light + 0.05) / (luminance(colour) + 0.05) >= 3, f"{colour} on a light page"
+        assert (luminance(colour) + 0.05) / (dark + 0.05) >= 3, f"{colour} on a dark page"
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 60), (1, 1_700), (50, 300_000), (0, 12_345_678)])

@@ -12,7 +12,7 @@ POINTS = 1.0
 """Points (of %, or hundredths of a cosine) that a difference must reach on average to count; fixed before anything was measured. Twice the
 standard error of an accuracy of 80 % over 5,000 images."""
 FEW_SEEDS = 3
-"""Seeds below which a warning says that chance is not known."""
+"""Seeds below which a warning says that a gain may be chance."""
 
 
 class Baseline(NamedTuple):
