@@ -1,7 +1,7 @@
 """Stored curves: what 20 steps on a CPU in float32 gave when they were recorded, for each student type and each way to run.
 
-A change of structure must leave them as they are. `AMRADIO_RECORD_CURVES=1 pytest tests/test_curves.py` records them again: after a
-change that is meant to change numbers, with the reason in the commit.
+A change of structure must leave them as they are. `AMRADIO_RECORD_CURVES=1 pytest tests/training/test_curves.py` records them again: after
+a change that is meant to change numbers, with the reason in the commit.
 """
 
 import hashlib

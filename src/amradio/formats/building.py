@@ -1,9 +1,12 @@
 """From a configuration and weights to a network: compared first, without allocating anything, then built and filled."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..errors import UserError
 from ..libraries import first_line
@@ -49,6 +52,37 @@ def filled(
 ) -> Network:
     """The network of `config` with these weights, under our names; errors as of `check_fits`."""
     check_fits(config, {key: tensor.shape for key, tensor in weights.items()}, where, name, custom_student)
-    network = config.without_start().build(custom_student)
+    with _without_values():
+        network = config.without_start().build(custom_student)
+    _give_memory(network)
     load_exactly(network, weights, where, name)
     return network
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Parameters that modules register within it are on the meta device: drawing their first values, which a file replaces, takes most of
+    the time of building a large network. Buffers are as usual, those that no file holds among them."""
+
+    def registered(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return None
+        return nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(registered)  # type: ignore[arg-type]  # its stub forgets the result
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _give_memory(network: nn.Module) -> None:
+    """Puts parameters of the meta device where torch puts new tensors; their values are undefined."""
+    device, given = torch.get_default_device(), dict[nn.Parameter, nn.Parameter]()
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if parameter.is_meta:
+                if parameter not in given:
+                    given[parameter] = nn.Parameter(torch.empty_like(parameter, device=device), parameter.requires_grad)
+                setattr(module, name, given[parameter])
+    assert not any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers()))
