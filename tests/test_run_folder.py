@@ -268,6 +268,23 @@ def test_damaged_lines_of_the_numbers_are_set_aside_with_a_warning(again, tmp_pa
     assert (file.parent / "metrics.damaged.txt").read_bytes() == damage
 
 
+def test_other_images_than_before_are_named_and_a_damaged_record_is_written_anew(again, tmp_path):
+    file = tmp_path / "run" / "data.json"
+    facts = json.loads(file.read_text())
+    code, output, _ = again()
+    assert (code, "not those of before" in output) == (0, False)
+    file.write_text(json.dumps(facts | {"data.train": {"source": "12 images in photos", "fingerprint": "0123456789abcdef"}}))
+    code, output, _ = again()
+    assert code == 0
+    assert (
+        f"warning: data.train: the images are not those of before (12 images in photos; now {facts['data.train']['source']})"
+        in output.replace("\n", " ")
+    )
+    file.write_text("{")
+    assert again()[0] == 0
+    assert json.loads(file.read_text()) == facts
+
+
 def test_a_last_line_that_a_kill_cut_is_dropped(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')

@@ -8,6 +8,7 @@ import torch
 
 from ..data import Feed, describe
 from ..devices import in_hardware
+from ..errors import UserError
 from .setup import Context
 
 LOADING_TRIAL = 32
@@ -40,8 +41,9 @@ def introduce(context: Context, notes: Iterable[str]) -> None:
         with log.phase("opening the data and measuring how fast they are read"):
             description = f"data: {context.feeds.description}, {_loading_speed(context):.0f} images/s a core"
         log.say(description)
-        text = json.dumps(_data(context), indent=1) + "\n"
-        context.folder.write("data.json", text)
+        facts = _data(context)
+        _warn_of_other_data(context, facts)
+        context.folder.write("data.json", json.dumps(facts, indent=1) + "\n")
 
 
 def _data(context: Context) -> dict[str, dict[str, str]]:
@@ -50,6 +52,23 @@ def _data(context: Context) -> dict[str, dict[str, str]]:
     sources = {key: data.source(settings) for key, settings in recipe.sources().items()}
     sources |= {"data.hold_out": data.val()} if recipe.data.hold_out is not None else {}
     return {key: {"source": describe(source), "fingerprint": source.fingerprint()} for key, source in sources.items()}
+
+
+def _warn_of_other_data(context: Context, facts: dict[str, dict[str, str]]) -> None:
+    """Names each source of a resumed run whose images are not those of before."""
+    if not context.folder.checkpoints.steps():
+        return
+    try:
+        stored = context.folder.data()
+    except UserError:  # damaged; it is written anew
+        return
+    for key, fact in facts.items():
+        before = stored.get(key)
+        if before is not None and before["fingerprint"] != fact["fingerprint"]:
+            context.log.warn(
+                f"{key}: the images are not those of before ({before['source']}; now {fact['source']}), so what follows is not what "
+                "the run would have been without a stop; restore them where that matters"
+            )
 
 
 def _word(dtype: torch.dtype) -> str:
