@@ -364,9 +364,10 @@ def test_parts_of_a_student_that_was_started_from_weights(recipe, finished, tmp_
 
 # other students and other formats
 
+NARROW = "type: eradio, dim: 8, stem_dim: 8, depths: [1, 1, 1, 1], num_heads: [2, 2], window_size: 2, cpb_hidden_dim: 8"
 OTHERS = {
-    "eradio": "student={type: eradio, size: xxxtiny, summaries: per_teacher}",
-    "eradio shared": "student={type: eradio, size: xxxtiny}",
+    "eradio": f"student={{{NARROW}, summaries: per_teacher}}",
+    "eradio shared": f"student={{{NARROW}}}",
     "timm": "student={type: timm, model: vit_tiny_patch16_224, image_size: 32, summaries: per_teacher}",
     "timm shared": "student={type: timm, model: test_convnext}",
 }
