@@ -43,7 +43,7 @@ def memory_errors() -> Iterator[None]:
         if not isinstance(error, MemoryError) and not re.search(r"out of memory|can't allocate memory|not enough memory", text):
             raise
         asked = re.search(r"allocate ([\d.,]+ ?(?:[KMGTPE]iB|bytes))", text)
-        amount = gib(int(asked[1].split()[0])) if asked and asked[1].endswith("bytes") else asked[1] if asked else ""
+        amount = gib(float(asked[1].split()[0].replace(",", ""))) if asked and asked[1].endswith("bytes") else asked[1] if asked else ""
         where = "the GPU has" if "CUDA" in text else "this machine has"
         fix = "take smaller images, fewer images at once or a smaller model, or see what else uses it"
         raise UserError(f"{where} not enough memory left{f': {amount} were asked for' if amount else ''}; {fix}") from error
