@@ -15,8 +15,6 @@ WORDS = (
     "engine={device: cpu, precision: float32, log_every: 1, checkpoint_every: 2}",
     MASKS,
 )
-PARTS = ("backbone=lora", "drop_path=0.5")
-"""What is trained of the student, and how, where a test does not say it."""
 VIT = VitSettings(dim=32, depth=2, num_heads=2, patch_size=8, max_image_size=64)
 
 

@@ -3,8 +3,9 @@
 import json
 import math
 import stat
+import threading
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -151,19 +152,48 @@ class TooManyError(Exception):
     """More parameters were built than were allowed."""
 
 
+class _Building(threading.local):
+    """What is done in this thread to each parameter that a module registers: watchers, the first one first."""
+
+    watchers: tuple[Callable[[nn.Parameter], nn.Parameter], ...] = ()
+
+
+_building = _Building()
+
+
+def _registered(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    if parameter is not None:
+        for watcher in _building.watchers:
+            parameter = watcher(parameter)
+    return parameter
+
+
+# One for good: torch has one list of such hooks for all threads, and others may be building modules, which run over it.
+register_module_parameter_registration_hook(_registered)  # type: ignore[arg-type]  # its stub forgets the result
+
+
+@contextmanager
+def watching(watcher: Callable[[nn.Parameter], nn.Parameter]) -> Iterator[None]:
+    """Within it modules that this thread builds register what `watcher` returns for each of their parameters."""
+    before = _building.watchers
+    _building.watchers = (*before, watcher)
+    try:
+        yield
+    finally:
+        _building.watchers = before
+
+
 @contextmanager
 def at_most(parameters: int) -> Iterator[None]:
     """Within it the building of modules ends with TooManyError as soon as they have more parameters than this."""
     count = 0
 
-    def registered(_: nn.Module, __: str, parameter: nn.Parameter | None) -> None:
+    def counted(parameter: nn.Parameter) -> nn.Parameter:
         nonlocal count
-        count += parameter is not None
+        count += 1
         if count > parameters:
             raise TooManyError
+        return parameter
 
-    handle = register_module_parameter_registration_hook(registered)
-    try:
+    with watching(counted):
         yield
-    finally:
-        handle.remove()

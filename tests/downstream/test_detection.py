@@ -24,7 +24,7 @@ from amradio.network import NetworkConfig
 from amradio.students.drop_path import add_drop_path
 from amradio.students.eradio_settings import EradioSettings
 from amradio.students.timm_settings import TimmSettings
-from detectors import PARTS, SMALL, VIT, WORDS, weights
+from detectors import SMALL, VIT, WORDS, weights
 
 pytest.importorskip("pycocotools")
 
@@ -84,7 +84,7 @@ def test_it_resumes_bit_for_bit(trained: Path, student: Path, tmp_path: Path, mo
 
             os.kill(os.getpid(), signal.SIGTERM)
 
-    words = ["detect", "train", f"model={student}", *WORDS, *PARTS, f"out={tmp_path / 'run'}"]
+    words = ["detect", "train", f"model={student}", *WORDS, "backbone=lora", f"out={tmp_path / 'run'}"]
     monkeypatch.setattr(Monitor, "take", stopping)
     assert main(words) == 143
     monkeypatch.undo()

@@ -13,7 +13,7 @@ from amradio.downstream.detection.files import load_detector
 from amradio.downstream.detection.settings import DetectionRecipe
 from amradio.recipes import shipped
 from amradio.yaml12 import parse_yaml, write_yaml
-from detectors import PARTS, SMALL, WORDS, weights
+from detectors import SMALL, WORDS, weights
 from processes import start_several
 from runs import metrics
 
@@ -26,7 +26,7 @@ SHIPPED = [entry.name for entry in shipped() if entry.kind == "detection"]
 def test_two_processes_train_the_detector_of_one(trained: Path, student: Path, tmp_path: Path) -> None:
     """Images have different numbers of objects, so that the means of the two processes are over different numbers of them."""
     out = tmp_path / "two"
-    words = ("detect", "train", f"model={student}", *WORDS, *PARTS, f"out={out}")
+    words = ("detect", "train", f"model={student}", *WORDS, "backbone=lora", f"out={out}")
     ended = [process.wait() for process in start_several(2, *words, folder=tmp_path / "printed")]
     assert [process.code for process in ended] == [0, 0], [process.errors for process in ended]
     assert ended[1].output == "", "only the first process prints"

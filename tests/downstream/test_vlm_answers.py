@@ -100,7 +100,7 @@ def coco_name(number: int) -> str:
     ("read", "content", "message"),
     [
         (read_gqa, {"1": {"imageId": "a", "question": "Q"}}, "question '1': it lacks 'answer'"),
-        (read_gqa, {"1": {"imageId": "b", "question": "Q", "answer": "a"}}, r"its image .*b\.jpg is not there"),
+        (read_gqa, {"1": {"imageId": "b", "question": "Q", "answer": "a"}}, r"its image .*b\.jpg is missing"),
         (read_gqa, {"1": {"imageId": "../b", "question": "Q", "answer": "a"}}, "expected the path of a file below"),
         (read_gqa, {"1": [1]}, r"question '1': \[1\]; expected an object"),
         (read_gqa, {}, "there is no question in it"),

@@ -1,5 +1,6 @@
 """What reading a model does not do: it draws no weights that the file then replaces."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,26 @@ def test_weights_and_buffers_are_those_of_the_written_network(settings: StudentS
         one, other = dict(getattr(written, kind)()), dict(getattr(read, kind)())
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) and one[name].requires_grad == other[name].requires_grad for name in one)
+
+
+@pytest.mark.slow
+def test_threads_read_models_beside_one_another_and_beside_new_ones(tmp_path: Path) -> None:
+    """What keeps weights from being drawn is of the thread that reads."""
+    config = NetworkConfig(student=vit(3), num_summaries=1)
+    write_folder(tmp_path / "model", config, config.build(), NOTES)
+    problems: list[str] = []
+
+    def read() -> None:
+        for _ in range(8):
+            if any(tensor.is_meta for tensor in formats.read(tmp_path / "model").network.state_dict().values()):
+                problems.append("read")
+
+    def build() -> None:
+        for _ in range(30):
+            if any(tensor.is_meta for tensor in config.build().state_dict().values()):
+                problems.append("built")
+
+    with ThreadPoolExecutor(3) as pool:
+        for future in [pool.submit(work) for work in (read, build, read)]:
+            future.result()
+    assert problems == []

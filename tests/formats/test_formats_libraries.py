@@ -124,8 +124,8 @@ def test_transformers_alone_says_the_same_of_a_picture(tmp_path: Path) -> None:
     for variant, model in models.items():
         (tmp_path / variant).mkdir()
         snippet = FORM["transformers"].snippet(written(FORM["transformers"], model, tmp_path / variant), ExportSettings(()))
-        program += [snippet, f"numpy.save('resized_{variant}', found.features)", snippet.replace("do_resize=True, ", "")]
-        program += [f"numpy.save('summary_{variant}', found.summary), numpy.save('spatial_{variant}', found.features)"]
+        program += [snippet, f"numpy.save('resized_{variant}', outputs.features)", snippet.replace("do_resize=True, ", "")]
+        program += [f"numpy.save('summary_{variant}', outputs.summary), numpy.save('spatial_{variant}', outputs.features)"]
     found = apart("\n".join(program), tmp_path)
     for variant, model in models.items():
         expected = said(model, torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)["backbone"]

@@ -1,18 +1,16 @@
 """From a configuration and weights to a network: compared first, without allocating anything, then built and filled."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..errors import UserError
 from ..libraries import first_line
 from ..network import Network, NetworkConfig, load_exactly, misfits
 from ..students.base import Student
-from ..tensors import TooManyError, at_most
+from ..tensors import TooManyError, at_most, watching
 
 SURVEYS = 8
 """How often a student may be built before its weights are: timm's are tried out first."""
@@ -52,28 +50,19 @@ def filled(
 ) -> Network:
     """The network of `config` with these weights, under our names; errors as of `check_fits`."""
     check_fits(config, {key: tensor.shape for key, tensor in weights.items()}, where, name, custom_student)
-    with _without_values():
+    with watching(_without_value):
         network = config.without_start().build(custom_student)
     _give_memory(network)
     load_exactly(network, weights, where, name)
     return network
 
 
-@contextmanager
-def _without_values() -> Iterator[None]:
-    """Parameters that modules register within it are on the meta device: drawing their first values, which a file replaces, takes most of
-    the time of building a large network. Buffers are as usual, those that no file holds among them."""
+def _without_value(parameter: nn.Parameter) -> nn.Parameter:
+    """The same on the meta device: drawing first values, which a file replaces, takes most of the time of building a large network.
 
-    def registered(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        if parameter is None or parameter.is_meta:
-            return None
-        return nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
-
-    handle = register_module_parameter_registration_hook(registered)  # type: ignore[arg-type]  # its stub forgets the result
-    try:
-        yield
-    finally:
-        handle.remove()
+    Buffers are as usual, those that no file holds among them.
+    """
+    return parameter if parameter.is_meta else nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
 
 
 def _give_memory(network: nn.Module) -> None:
