@@ -115,6 +115,10 @@ Momentum = Annotated[float, pydantic.Field(ge=0, lt=1)]
 """The decay of a running average."""
 Factor = Annotated[float, pydantic.Field(gt=0, le=1000)]
 """A ratio of sizes."""
+Probability = Annotated[float, pydantic.Field(ge=0, lt=1)]
+"""A probability, or a deviation, below 1."""
+WindowSide = Annotated[int, pydantic.Field(ge=2, le=1024)]
+"""Patches along the side of a window."""
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 """A probability or a share."""
 Weight = Annotated[float, pydantic.Field(ge=0, le=1e6)]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-import pydantic
-
-from ..config import Momentum, Settings, one_of
+from ..config import Momentum, Probability, Settings, one_of
 
 if TYPE_CHECKING:
     from .weighting import Balance
@@ -66,7 +64,7 @@ class TeacherDroppingSettings(BalanceSettings):
     """For each image, each teacher but the one with the largest loss is left out at random (UNIC, arXiv 2408.05088)."""
 
     type: Literal["teacher_dropping"] = "teacher_dropping"
-    probability: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.5
+    probability: Probability = 0.5
     """Of leaving one out (UNIC: 0.5); 0 is `fixed`."""
 
     def build(self, weights: Weights) -> Balance:

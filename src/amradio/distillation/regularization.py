@@ -4,12 +4,7 @@ from typing import Annotated
 
 import pydantic
 
-from ..config import Positive, Settings
-
-Side = Annotated[int, pydantic.Field(ge=2, le=1024)]
-"""Patches along the side of a window."""
-Probability = Annotated[float, pydantic.Field(ge=0, lt=1)]
-"""A probability, or a deviation, below 1."""
+from ..config import Depth, Positive, Probability, Settings, WindowSide
 
 
 class SelfDistillationSettings(Settings):
@@ -25,13 +20,13 @@ class WindowsSettings(Settings):
     """In some steps the patches of the student see one another within windows only, but for a few blocks (ViTDet), so that the model can be
     run in that mode at high resolution. For ViTs."""
 
-    sizes: Annotated[list[Side], pydantic.Field(min_length=1, max_length=100)] = pydantic.Field(
+    sizes: Annotated[list[WindowSide], pydantic.Field(min_length=1, max_length=100)] = pydantic.Field(
         default_factory=lambda: [6, 7, 8, 9, 12, 16, 18, 24, 32]
     )
     """Patches along the side of a window; each step draws one of those that divide the map and are smaller (C-RADIOv4: 6 to 32)."""
     probability: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.5
     """Of windows in a step; not stated in the papers."""
-    num_global: Annotated[int, pydantic.Field(ge=1, le=256)] = 4
+    num_global: Depth = 4
     """Blocks in which all patches see one another, the last one among them (RADIOv2.5, C-RADIOv4: 4)."""
 
 

@@ -118,7 +118,8 @@ class Detector(nn.Module):
     def forward(self, examples: Examples) -> Losses:
         """The losses of a batch: `objectness` and `rpn_box` of the proposals, `class`, `box` and (Mask R-CNN) `mask` of the detections."""
         images = self.canvas(examples.images, examples.sizes)
-        self.student.take_draws(numbers_of(examples.seeds).to(images.device))
+        if self.student.drop_paths:
+            self.student.take_draws(numbers_of(examples.seeds).to(images.device))
         maps = self.maps(images)
         with torch.autocast(images.device.type, enabled=False):  # boxes of several hundred px need more than the 8 bits of bfloat16
             for sampler in self.samplers:

@@ -45,8 +45,7 @@ class DetectionFolder(Folder):
     recipe_type = DetectionRecipe
 
     def begin(self, recipe: DetectionRecipe, lock: Lock, images: InstanceSet) -> None:
-        """`start`, with data.json. Raises UserError where a run with a checkpoint began with other training images."""
-        self.start(recipe, lock)
+        """`start`, with data.json. Raises UserError, before anything is written, where a run with a checkpoint began with other images."""
         stated, file = {"source": images.describe(), "fingerprint": images.fingerprint()}, self.path / "data.json"
         stored = read_json(file).get("data.train") if self.checkpoints.steps() and file.is_file() else None
         if isinstance(stored, dict) and stored.get("fingerprint") != stated["fingerprint"]:
@@ -54,6 +53,7 @@ class DetectionFolder(Folder):
                 f"out: {self.path} was begun with other training images or annotations ({shown(stored.get('source'))}; "
                 f"now {stated['source']}); restore them to resume it, or give another out folder"
             )
+        self.start(recipe, lock)
         self.write("data.json", json.dumps({"data.train": stated}, indent=1) + "\n")
 
 

@@ -13,12 +13,14 @@ from ...config import (
     Natural,
     Pixels,
     Positive,
+    Probability,
     ReadingProcesses,
     Seed,
     Settings,
     Share,
     UserPath,
     Width,
+    WindowSide,
     defaults,
     one_of,
     validate,
@@ -41,9 +43,9 @@ else:
 class AttentionWindowsSettings(Settings):
     """Windowed attention of a ViT in training and in use: patches see one another within windows in all but a few blocks (ViTDet)."""
 
-    size: Annotated[int, pydantic.Field(ge=2, le=1024)] = 16
+    size: WindowSide = 16
     """Patches along the side of a window; it divides the side of the map (ViTDet pads for its 14)."""
-    num_global: Annotated[int, pydantic.Field(ge=1, le=256)] = 4
+    num_global: Depth = 4
     """Blocks in which all patches see one another, evenly spread, the last one among them (ViTDet: 4)."""
 
 
@@ -185,7 +187,7 @@ class DetectionRecipe(Settings):
     """The run folder. The same command resumes what is there."""
     backbone: AnyBackbone = FrozenSettings()
     """Which part of the student is trained."""
-    drop_path: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
+    drop_path: Probability = 0.0
     """Probability that an image goes without a residual branch of the student's last block in training; it falls to 0 at the first
     (ViTDet: 0.1 for B, 0.4 for L, 0.5 for H)."""
     detector: AnyDetector = FasterRcnnSettings()
