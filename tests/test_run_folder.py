@@ -272,12 +272,12 @@ def test_other_images_than_before_are_named_and_a_damaged_record_is_written_anew
     file = tmp_path / "run" / "data.json"
     facts = json.loads(file.read_text())
     code, output, _ = again()
-    assert (code, "not those of before" in output) == (0, False)
+    assert (code, "changed since the run was stopped" in output) == (0, False)
     file.write_text(json.dumps(facts | {"data.train": {"source": "12 images in photos", "fingerprint": "0123456789abcdef"}}))
     code, output, _ = again()
     assert code == 0
     assert (
-        f"warning: data.train: the images are not those of before (12 images in photos; now {facts['data.train']['source']})"
+        f"warning: data.train: the images changed since the run was stopped (12 images in photos; now {facts['data.train']['source']})"
         in output.replace("\n", " ")
     )
     file.write_text("{")

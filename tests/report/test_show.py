@@ -183,6 +183,23 @@ def test_masks_bear_the_name_of_the_text_that_they_fit_best():
     assert expected.tobytes() != plain[0].picture.tobytes()
 
 
+def test_a_mask_without_a_pixel_is_said_to_be_empty(monkeypatch):
+    model = load("embedded/quickstart")
+    image, prompts = torch.rand(3, 64, 64), Prompts((), [(20, 20)])
+    (drawn,) = (panel for panel in panels(model, image, {}, prompts) if panel.row == "masks")
+    assert "no pixel" not in drawn.title
+    decoder = type(model.masks("sam"))
+    decode = decoder.__call__
+
+    def empty(*args, **words):
+        found = decode(*args, **words)
+        return found._replace(masks=torch.zeros_like(found.masks))
+
+    monkeypatch.setattr(decoder, "__call__", empty)
+    (drawn,) = (panel for panel in panels(model, image, {}, prompts) if panel.row == "masks")
+    assert drawn.title.endswith("by head sam; no pixel is in it")
+
+
 def test_names_in_one_place_stand_below_one_another():
     masks = torch.zeros(3, 64, 64, dtype=torch.bool)
     masks[:2, 20:40, 20:40] = True  # the third is empty

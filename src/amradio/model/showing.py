@@ -211,7 +211,9 @@ def _masks(model: ShownModel, image: Tensor, teachers: Mapping[str, Teacher], pr
         names = _names(model, image, teachers, prompts.texts, masks, size)
         if names:
             label(picture, masks, names, scale)
-        drawn.append(Panel("masks", f"{title} by head {head}{'; names: the text that fits best' if names else ''}", picture))
+        is_empty = len(masks) and not masks.any()
+        remark = "; no pixel is in it" if is_empty else "; names: the text that fits best" if names else ""
+        drawn.append(Panel("masks", f"{title} by head {head}{remark}", picture))
 
     if prompts.points:
         best = decoder(encoded, points=[list(point) for point in prompts.points])

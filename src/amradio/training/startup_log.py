@@ -55,7 +55,7 @@ def _data(context: Context) -> dict[str, dict[str, str]]:
 
 
 def _warn_of_other_data(context: Context, facts: dict[str, dict[str, str]]) -> None:
-    """Names each source of a resumed run whose images are not those of before."""
+    """Names each source of a resumed run whose images changed since it was stopped."""
     if not context.folder.checkpoints.steps():
         return
     try:
@@ -66,8 +66,8 @@ def _warn_of_other_data(context: Context, facts: dict[str, dict[str, str]]) -> N
         before = stored.get(key)
         if before is not None and before["fingerprint"] != fact["fingerprint"]:
             context.log.warn(
-                f"{key}: the images are not those of before ({before['source']}; now {fact['source']}), so what follows is not what "
-                "the run would have been without a stop; restore them where that matters"
+                f"{key}: the images changed since the run was stopped ({before['source']}; now {fact['source']}), so the result differs "
+                "from that of an uninterrupted run; restore them if that matters"
             )
 
 
